@@ -1,0 +1,83 @@
+"""From a YAML file and overrides to a checked RunConfig, and back to YAML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from afd_scale.config.run import RunConfig
+
+
+class ConfigError(ValueError):
+    """One line: field (value), rule, reason."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read one run.
+
+    Args:
+        path: YAML file of a RunConfig.
+        overrides: `section.key=value`, values in YAML syntax; later ones win.
+    Raises:
+        ConfigError: the file is absent or no YAML mapping, a key is unknown, a value breaks a rule.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"config ({path}) must be a readable YAML file: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config ({path}) must be YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config ({path}) must be a mapping of sections, it holds {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from error
+    if config.requires and not config.requires.is_absolute():
+        config = config.model_copy(update={"requires": path.parent / config.requires})
+    return config
+
+
+def resolved_yaml(config: RunConfig) -> str:
+    """Every field with its value, as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise ConfigError(f"override ({override}) must be section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override ({override}) must have a YAML value: {' '.join(str(error).split())}") from error
+    *sections, last = key.split(".")
+    for section in sections:
+        node = tree.setdefault(section, {})
+        if isinstance(node, str):  # `method: sft` is short for `method: {name: sft}`
+            node = tree[section] = {"name": node}
+        if not isinstance(node, dict):
+            raise ConfigError(f"override ({override}) must name a key of a section: {section} is a value")
+        tree = node
+    tree[last] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first problem as `field (value), rule`; our own rules already read so."""
+    problem = error.errors()[0]
+    # A tagged union puts its tag into the location; it is no part of the key that the user wrote.
+    tags = {"afd", "sft", "conv", "latent"}
+    field = ".".join(str(part) for part in problem["loc"] if part not in tags)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{field} ({problem['input']}) is not a known key: see the sections in afd_scale/config{more}"
+    if problem["type"] == "missing":
+        return f"{field} must be given: it has no default{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{field}.{message}{more}" if field else f"{message}{more}"
+    return f"{field} ({problem['input']}): {message[0].lower()}{message[1:]}{more}"

@@ -1,0 +1,34 @@
+"""From the discriminator's logits to the weights of AFD's loss.
+
+Rewards of one prompt's rollouts stand together: (P, G), P prompts of this rank by G rollouts. Batch statistics span all
+data ranks, so they take `mean`, an average over ranks of the shares' means (equal shares).
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+RankMean = Callable[[Tensor], Tensor]
+
+
+def centre(reward: Tensor, baseline: str, mean: RankMean) -> Tensor:
+    """(P, G) rewards minus the batch mean, or minus the mean of their prompt's group."""
+    if baseline == "group":
+        return reward - reward.mean(dim=1, keepdim=True)
+    return reward - mean(reward.mean())
+
+
+def divide_by_spread(centred: Tensor, spread: str, floor: float, mean: RankMean) -> Tensor:
+    """(P, G) centred rewards over their root mean square in the group or the batch, at least `floor`."""
+    if spread == "none":
+        return centred
+    if spread == "group":
+        square = centred.square().mean(dim=1, keepdim=True)
+    else:
+        square = mean(centred.square().mean())
+    return centred / square.sqrt().clamp(min=floor)
+
+
+def weight_from_advantage(advantage: Tensor, clip: float) -> Tensor:
+    """w = clamp(r / (2 clip) + 1/2, 0, 1): an advantage clipped to +-clip, mapped to [0, 1]."""
+    return (advantage / (2 * clip) + 0.5).clamp(0, 1)

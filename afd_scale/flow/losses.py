@@ -1,0 +1,87 @@
+"""AFD's losses as pure functions. Policy losses return one value a sample (B,), so that the caller averages."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afd_scale.flow.process import x0_from_velocity
+
+NORMALISER_FLOOR = 1e-5  # DiffusionNFT's smallest x0 error to divide by
+
+
+def per_sample_mean(x: Tensor) -> Tensor:
+    """(B, ...) -> (B,)."""
+    return x.flatten(1).mean(1)
+
+
+def bradley_terry_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """-log sigmoid(D(x_T, y) - D(x_S, y)), averaged over pairs of the same prompt."""
+    return -F.logsigmoid(teacher_logits - student_logits).mean()
+
+
+def softplus_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """The non-saturating GAN loss of a discriminator that scores each video by itself."""
+    return F.softplus(-teacher_logits).mean() + F.softplus(student_logits).mean()
+
+
+def finite_difference_penalty(logits: Tensor, perturbed_logits: Tensor, deviation: float) -> Tensor:
+    """R1 or R2 without double backward: the squared slope between a sample and its perturbed copy.
+
+    Args:
+        logits, perturbed_logits: (B,) of x and of x + deviation * noise.
+    Source: the finite-difference penalty of APT, arXiv:2501.08316, sec. 3.3, divided by the squared step.
+    """
+    return ((perturbed_logits - logits) / deviation).square().mean()
+
+
+def policy_loss(
+    velocity: Tensor, old_velocity: Tensor, noisy: Tensor, x0: Tensor, sigma: Tensor, weight: Tensor,
+    *, policy_mix: float, clip: float, normalise: bool,
+) -> Tensor:  # fmt: skip
+    """The forward-process policy loss of AFD on the student's own samples.
+
+    With v+ = (1-b) v_old + b v and v- = (1+b) v_old - b v it weighs their clean predictions' errors by w and 1 - w, so
+    that at v = v_old the gradient is proportional to (1 - 2w): towards good samples, away from bad ones.
+
+    Args:
+        velocity, old_velocity: (B, F, C, H, W) of the student (with gradient) and of the sampling policy.
+        noisy, x0, sigma: the sample x_S noised to (B, F) levels, and itself.
+        weight: (B,) in [0, 1].
+        normalise: divide each error by its own stop-gradient mean (x0 space); otherwise the plain velocity error.
+    Returns:
+        (B,) losses, scaled by clip / b.
+    Source: DiffusionNFT, arXiv:2509.16117, eq. 8 and its released normalisation.
+    """
+    positive = (1 - policy_mix) * old_velocity + policy_mix * velocity
+    negative = (1 + policy_mix) * old_velocity - policy_mix * velocity
+    if normalise:
+        errors = [_normalised_x0_error(v, noisy, x0, sigma) for v in (positive, negative)]
+    else:
+        target = (noisy - x0) / sigma.clamp(min=1e-3)[..., None, None, None]
+        errors = [per_sample_mean((v - target).square()) for v in (positive, negative)]
+    return (weight * errors[0] + (1 - weight) * errors[1]) * clip / policy_mix
+
+
+def _normalised_x0_error(velocity: Tensor, noisy: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    difference = x0_from_velocity(noisy, velocity, sigma) - x0
+    with torch.no_grad():
+        normaliser = per_sample_mean(difference.abs()).clamp(min=NORMALISER_FLOOR)
+    return per_sample_mean(difference.square()) / normaliser
+
+
+def prior_loss(velocity: Tensor, reference_velocity: Tensor) -> Tensor:
+    """(B,) mean squared distance to the frozen reference's velocity."""
+    return per_sample_mean((velocity - reference_velocity).square())
+
+
+def flow_matching_loss(velocity: Tensor, x0: Tensor, noise: Tensor, sigma: Tensor, *, space: str) -> Tensor:
+    """(B,) flow-matching errors.
+
+    Args:
+        space: `velocity`, or `x0`, the same error times sigma squared, for a network that predicts x0.
+    Source: Flow Matching, arXiv:2210.02747.
+    """
+    error = velocity - (noise - x0)
+    if space == "x0":
+        error = error * sigma[..., None, None, None]
+    return per_sample_mean(error.square())

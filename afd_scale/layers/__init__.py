@@ -1,0 +1,1 @@
+"""Building blocks of the models; scale enters a model only through `ModelOps`."""

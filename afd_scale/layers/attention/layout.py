@@ -1,0 +1,111 @@
+"""Which latent frames see which: the block-causal layout as one object.
+
+Every pass of a causal student is a list of segments: one chunk of queries and the ranges of keys that it sees. Ranges
+count latent frames until `token_segments` scales them; nothing here knows how many tokens a frame has.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Queries [start, stop) that see the keys of `keys`, ranges in rising order that do not touch."""
+
+    query: Range
+    keys: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Segments over `query_frames` queries and `key_frames` keys, both in latent frames."""
+
+    query_frames: int
+    key_frames: int
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def full(cls, query_frames: int, key_frames: int | None = None) -> "AttentionLayout":
+        """Every query sees every key."""
+        key_frames = query_frames if key_frames is None else key_frames
+        return cls(query_frames, key_frames, (Segment((0, query_frames), ((0, key_frames),)),))
+
+    @classmethod
+    def block_causal(
+        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0
+    ) -> "AttentionLayout":
+        """Chunk i sees chunks <= i; with a window, the sink and the newest frames of it, itself included."""
+        segments = tuple(
+            Segment((start, start + chunk_frames), _visible(start + chunk_frames, window_frames, sink_frames))
+            for start in _chunk_starts(frames, chunk_frames)
+        )
+        return cls(frames, frames, segments)
+
+    @classmethod
+    def teacher_forcing(
+        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0
+    ) -> "AttentionLayout":
+        """Noisy chunk i sees clean chunks < i (keys [0, frames)) and itself (keys [frames, 2 frames))."""
+        segments = []
+        for start in _chunk_starts(frames, chunk_frames):
+            stop = start + chunk_frames
+            past = tuple(
+                (a, min(b, start)) for a, b in _visible(stop, window_frames, sink_frames) if a < min(b, start)
+            )
+            segments.append(Segment((start, stop), _merge((*past, (frames + start, frames + stop)))))
+        return cls(frames, 2 * frames, tuple(segments))
+
+    @cached_property
+    def is_full(self) -> bool:
+        return self.segments == AttentionLayout.full(self.query_frames, self.key_frames).segments
+
+    def token_segments(self, tokens_per_frame: int) -> tuple[Segment, ...]:
+        """The segments with ranges in tokens."""
+
+        def scale(r: Range) -> Range:
+            return r[0] * tokens_per_frame, r[1] * tokens_per_frame
+
+        return tuple(Segment(scale(s.query), tuple(scale(k) for k in s.keys)) for s in self.segments)
+
+    def dense_mask(self, tokens_per_frame: int) -> Tensor:
+        """(query tokens, key tokens) bool, True where a query sees a key: the definition that kernels are tested by."""
+        mask = torch.zeros(self.query_frames * tokens_per_frame, self.key_frames * tokens_per_frame, dtype=torch.bool)
+        for segment in self.token_segments(tokens_per_frame):
+            for start, stop in segment.keys:
+                mask[segment.query[0] : segment.query[1], start:stop] = True
+        return mask
+
+    def pairs(self, tokens_per_frame: int) -> int:
+        """Query-key pairs that are computed: attention costs 4 x pairs x width FLOPs forward."""
+        frames = sum((s.query[1] - s.query[0]) * sum(b - a for a, b in s.keys) for s in self.segments)
+        return frames * tokens_per_frame**2
+
+
+def _chunk_starts(frames: int, chunk_frames: int) -> range:
+    if frames % chunk_frames:
+        raise ValueError(f"frames ({frames}) must be a multiple of chunk_frames ({chunk_frames})")
+    return range(0, frames, chunk_frames)
+
+
+def _visible(stop: int, window_frames: int | None, sink_frames: int) -> tuple[Range, ...]:
+    """Frames that the chunk ending at `stop` sees."""
+    if window_frames is None or stop <= window_frames:
+        return ((0, stop),)
+    recent = (stop - (window_frames - sink_frames), stop)
+    return _merge(((0, sink_frames), recent)) if sink_frames else (recent,)
+
+
+def _merge(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
+    """Join neighbours, so that a contiguous range of keys stays one view."""
+    merged = [ranges[0]]
+    for start, stop in ranges[1:]:
+        if start == merged[-1][1]:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return tuple(merged)

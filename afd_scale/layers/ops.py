@@ -1,0 +1,51 @@
+"""What a model takes from outside: its linears, its attention, and how its tokens are spread over ranks.
+
+These are the plain operations of one device. `afd_scale.parallel` and precision layers subclass them; a model never
+knows which it was given.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from afd_scale.layers.attention import AttentionLayout, attend
+from afd_scale.layers.kv_cache import CleanPast, Past
+
+
+class ModelOps:
+    """Plain torch on one device."""
+
+    def linear(self, in_features: int, out_features: int) -> nn.Module:
+        """A linear layer with bias: q, k, v, o and feed-forward of a block."""
+        return nn.Linear(in_features, out_features)
+
+    def attention(
+        self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, layout: AttentionLayout, past: Past | None
+    ) -> tuple[Tensor, CleanPast]:
+        """Self-attention of the current tokens over the past and themselves.
+
+        Returns:
+            The output (B, L, N, D), and the current keys and values as a later pass may see them.
+        """
+        current = CleanPast(k_BLND, v_BLND)
+        if past is not None:
+            k_BLND, v_BLND = past.extend(k_BLND, v_BLND)
+        return attend(q_BLND, k_BLND, v_BLND, layout), current
+
+    def split_tokens(self, x_BLE: Tensor) -> Tensor:
+        """This rank's share of the tokens (B, L / P, E)."""
+        return x_BLE
+
+    def gather_tokens(self, x_BLE: Tensor) -> Tensor:
+        """All tokens again (B, L, E)."""
+        return x_BLE
+
+    def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
+        """A transformer block, its activations stored or recomputed in the backward pass."""
+        if not (recompute and torch.is_grad_enabled()):
+            return block(*arguments)
+        # ZeRO-3 empties a parameter between forward and recomputation, which the metadata check takes for an error.
+        return checkpoint(block, *arguments, use_reentrant=False, determinism_check="none")

@@ -1,0 +1,287 @@
+"""Causal Wan: the Wan 2.1 transformer with block-causal, teacher-forcing and KV-cached passes. Plain torch.
+
+Reading order: `WanTrunk` embeds latents, time and text and runs the blocks; `CausalWan` adds the head and is the
+student; `Block` is one layer. Parameter names are those of original Wan and Self-Forcing checkpoints.
+
+Three passes, one set of weights (`CausalWan.forward`):
+    block-causal      forward(noisy, timestep, text)                chunk i sees chunks <= i
+    teacher forcing   forward(noisy, timestep, text, clean=clean)   chunk i sees clean chunks < i and itself
+    cached            forward(chunk, timestep, text, cache=cache)   one chunk sees the cached ones and itself
+
+Shape suffixes: B batch, F latent frames, C channels, H rows, W columns, L tokens, E width, N heads, D head width,
+T text rows.
+
+Sources: Wan, arXiv:2503.20314; Self-Forcing, arXiv:2506.08009.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from afd_scale.config.models import StudentConfig, WanArchitecture
+from afd_scale.layers.attention import AttentionLayout, attend_all
+from afd_scale.layers.kv_cache import CleanPast, KVCache, Past
+from afd_scale.layers.ops import ModelOps
+from afd_scale.layers.rope import Rotation
+
+X0_SIGMA_FLOOR = 1e-3  # an x0-predicting network's velocity is (x_sigma - x0) / max(sigma, floor)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over all heads together; computed in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its kernel, computed as one matrix product."""
+
+    def __init__(self, channels: int, width: int, patch: Sequence[int]):
+        super().__init__()
+        self.patch = tuple(patch)
+        like = nn.Conv3d(channels, width, self.patch, self.patch)
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, x_BFCHW: Tensor) -> Tensor:
+        _, p, q = self.patch
+        x = x_BFCHW.unflatten(4, (-1, q)).unflatten(3, (-1, p))  # (B, F, C, H/p, p, W/q, q)
+        x = x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+class Attention(nn.Module):
+    """Projections and query-key norms that self- and cross-attention have in common."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float, ops: ModelOps):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (ops.linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim, eps), RMSNorm(dim, eps)
+
+    def project(self, x_BLE: Tensor, source_BLE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys and values of the source, (B, L, N, D) each."""
+        heads = (self.num_heads, -1)
+        return (
+            self.norm_q(self.q(x_BLE)).unflatten(-1, heads),
+            self.norm_k(self.k(source_BLE)).unflatten(-1, heads),
+            self.v(source_BLE).unflatten(-1, heads),
+        )
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; modulated by each latent frame's time."""
+
+    def __init__(self, config: WanArchitecture, ops: ModelOps):
+        super().__init__()
+        dim, eps = config.dim, config.eps
+        self.ops = ops
+        self.norm1 = LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attn = Attention(dim, config.num_heads, eps, ops)
+        self.norm3 = LayerNorm(dim, eps)
+        self.cross_attn = Attention(dim, config.num_heads, eps, ops)
+        self.norm2 = LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(
+            ops.linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), ops.linear(config.ffn_dim, dim)
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self, x_BLE: Tensor, time_BF6E: Tensor, text_BTE: Tensor, rotation: Rotation, layout: AttentionLayout,
+        past: Past | None,
+    ) -> tuple[Tensor, CleanPast]:  # fmt: skip
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time_BF6E).unbind(2)
+        q, k, v = self.self_attn.project(*(modulate(self.norm1(x_BLE), shift1, scale1),) * 2)
+        attended, keys_values = self.ops.attention(rotation(q), rotation(k), v, layout, past)
+        x_BLE = x_BLE + gate(self.self_attn.o(attended.flatten(2)), gate1)
+
+        q, k, v = self.cross_attn.project(self.norm3(x_BLE), text_BTE)
+        x_BLE = x_BLE + self.cross_attn.o(attend_all(q, k, v).flatten(2))
+
+        return x_BLE + gate(self.ffn(modulate(self.norm2(x_BLE), shift2, scale2)), gate2), keys_values
+
+
+class Head(nn.Module):
+    """Modulated norm and projection to a patch of latents."""
+
+    def __init__(self, config: WanArchitecture):
+        super().__init__()
+        _, p, q = config.patch
+        self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.head = nn.Linear(config.dim, p * q * config.latent_channels)
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+
+    def forward(self, x_BLE: Tensor, time_BFE: Tensor) -> Tensor:
+        shift, scale = (self.modulation + time_BFE[:, :, None]).unbind(2)
+        return self.head(modulate(self.norm(x_BLE), shift, scale))
+
+
+class WanTrunk(nn.Module):
+    """Everything up to the head."""
+
+    def __init__(self, config: WanArchitecture, ops: ModelOps, activation_checkpointing: bool = False):
+        super().__init__()
+        self.config, self.ops, self.activation_checkpointing = config, ops, activation_checkpointing
+        dim = config.dim
+        self.patch_embedding = PatchEmbedding(config.latent_channels, dim, config.patch)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.num_layers))
+        self.apply(_initialise)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.time_projection[1].weight.dtype
+
+    def embed_text(self, text_BTE: Tensor) -> Tensor:
+        """(B, text_length, E): zero rows to text_length *before* the text MLP, as Wan does; all are attended."""
+        rows = self.config.text_length - text_BTE.shape[1]
+        if rows < 0:
+            raise ValueError(f"text rows ({text_BTE.shape[1]}) must be at most text_length ({self.config.text_length})")
+        return self.text_embedding(F.pad(text_BTE.to(self.dtype), (0, 0, 0, rows)))
+
+    def embed_time(self, timestep_BF: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, E) time embedding and (B, F, 6, E) modulation of the blocks."""
+        half = self.config.freq_dim // 2
+        exponent = -torch.arange(half, dtype=torch.float64, device=timestep_BF.device) / half
+        angle = timestep_BF.double()[..., None] * 10000.0**exponent
+        time_BFE = self.time_embedding(torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.dtype))
+        return time_BFE, self.time_projection(time_BFE).unflatten(-1, (6, -1))
+
+    def run_blocks(
+        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, layout: AttentionLayout,
+        pasts: Sequence[Past] | None = None, first_frame: int = 0,
+    ) -> tuple[Tensor, list[CleanPast]]:  # fmt: skip
+        """Patch embedding and all blocks.
+
+        Returns:
+            (B, L, E) tokens, and each layer's keys and values.
+        """
+        x = self.ops.split_tokens(self.patch_embedding(latents_BFCHW.to(self.dtype)))
+        rotation = Rotation(self.grid(latents_BFCHW), self.config.dim // self.config.num_heads, x.device, first_frame)
+        keys_values = []
+        for index, block in enumerate(self.blocks):
+            past = None if pasts is None else pasts[index]
+            x, kv = self.ops.run_block(
+                block, x, time_BF6E, text_BTE, rotation, layout, past, recompute=self.activation_checkpointing
+            )
+            keys_values.append(kv)
+        return self.ops.gather_tokens(x), keys_values
+
+    def grid(self, latents_BFCHW: Tensor) -> tuple[int, int, int]:
+        """Tokens along frames, rows and columns."""
+        _, p, q = self.config.patch
+        return latents_BFCHW.shape[1], latents_BFCHW.shape[3] // p, latents_BFCHW.shape[4] // q
+
+
+class CausalWan(WanTrunk):
+    """The student: from noisy latents to velocities."""
+
+    config: StudentConfig
+
+    def __init__(self, config: StudentConfig, ops: ModelOps | None = None):
+        super().__init__(config, ops or ModelOps(), config.activation_checkpointing)
+        self.head = Head(config)
+        nn.init.zeros_(self.head.head.weight)
+
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, text: Tensor,
+        *, clean: Tensor | None = None, clean_gradient: bool = True, cache: KVCache | None = None,
+        bidirectional: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Velocity of noisy latents.
+
+        Args:
+            noisy: (B, F, C, H, W) latents; a chunk with `cache`.
+            timestep: (B, F) in [0, 1000], equal inside a chunk.
+            text: (B, T, text_dim) embeddings, T <= text_length. With `clean`, of its B / S rows.
+            clean: (B / S, F, C, H, W) clean latents that the chunks are conditioned on (teacher forcing). Each row
+                serves the S noised states that stand side by side in `noisy`, at the price of one pass.
+            clean_gradient: let gradients flow through the clean pass.
+            cache: of a rollout; `noisy` is its current chunk.
+            bidirectional: every frame sees every frame, as in original Wan.
+        Returns:
+            (B, F, C, H, W) velocity noise - x0, in the dtype of `noisy`.
+        """
+        config, frames = self.config, noisy.shape[1]
+        text_BTE = self.embed_text(text)
+        window = (config.chunk_frames, config.window_frames, config.sink_frames)
+        pasts: Sequence[Past] | None = None
+        if cache is not None:
+            pasts, layout = cache.layers, AttentionLayout.full(frames, cache.visible_frames)
+        elif clean is not None:
+            with torch.set_grad_enabled(clean_gradient and torch.is_grad_enabled()):
+                pasts = self._encode_clean(clean, text_BTE, AttentionLayout.block_causal(frames, *window))
+            layout = AttentionLayout.teacher_forcing(frames, *window)
+            text_BTE = text_BTE.repeat_interleave(noisy.shape[0] // clean.shape[0], dim=0)
+        elif bidirectional:
+            layout = AttentionLayout.full(frames)
+        else:
+            layout = AttentionLayout.block_causal(frames, *window)
+
+        time_BFE, time_BF6E = self.embed_time(timestep)
+        first_frame = cache.first_frame if cache is not None else 0
+        x, _ = self.run_blocks(noisy, time_BF6E, text_BTE, layout, pasts, first_frame)
+        prediction = self._unpatchify(self.head(x, time_BFE), self.grid(noisy)).to(noisy.dtype)
+        return prediction if config.prediction == "velocity" else velocity_from_x0(noisy, prediction, timestep)
+
+    def new_cache(self, frames: int) -> KVCache:
+        """An empty cache for a rollout of so many latent frames."""
+        config = self.config
+        return KVCache(config.num_layers, frames, config.chunk_frames, config.window_frames, config.sink_frames)
+
+    def _encode_clean(self, clean: Tensor, text_BTE: Tensor, layout: AttentionLayout) -> list[CleanPast]:
+        _, time_BF6E = self.embed_time(clean.new_zeros(clean.shape[:2]))
+        return self.run_blocks(clean, time_BF6E, text_BTE, layout)[1]
+
+    def _unpatchify(self, x_BLE: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """(B, L, p q C) -> (B, F, C, H, W)."""
+        frames, rows, columns = grid
+        _, p, q = self.config.patch
+        x = x_BLE.unflatten(2, (p, q, -1)).unflatten(1, (frames, rows, columns))  # (B, F, h, w, p, q, C)
+        return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def velocity_from_x0(noisy: Tensor, x0: Tensor, timestep: Tensor) -> Tensor:
+    """(x_sigma - x0) / max(sigma, floor)."""
+    sigma = (timestep / 1000).clamp(min=X0_SIGMA_FLOOR).to(noisy.dtype)
+    return (noisy - x0) / sigma[..., None, None, None]
+
+
+def modulate(x_BLE: Tensor, shift_BFE: Tensor, scale_BFE: Tensor) -> Tensor:
+    """x (1 + scale) + shift, with one shift and scale for all tokens of a latent frame."""
+    frames = x_BLE.unflatten(1, (shift_BFE.shape[1], -1))
+    return torch.addcmul(shift_BFE[:, :, None], frames, 1 + scale_BFE[:, :, None]).flatten(1, 2)
+
+
+def gate(x_BLE: Tensor, gate_BFE: Tensor) -> Tensor:
+    return (x_BLE.unflatten(1, (gate_BFE.shape[1], -1)) * gate_BFE[:, :, None]).flatten(1, 2)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Wan's initialisation: Xavier for linears and patches, small for text and time."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, PatchEmbedding):
+        nn.init.xavier_uniform_(module.weight.flatten(1))
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,26 @@
+"""The few data classes that cross packages."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts with one teacher video each; this rank's share of a step.
+
+    Attributes:
+        prompts, prompt_ids: B strings.
+        samples: B positions in the dataset; they key the randomness of a sample, whatever rank holds it.
+        text: (B, T, E) text embeddings.
+        latents: (B, F, C, H, W) clean latents of the teacher's videos.
+    """
+
+    prompts: tuple[str, ...]
+    prompt_ids: tuple[str, ...]
+    samples: tuple[int, ...]
+    text: Tensor
+    latents: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)

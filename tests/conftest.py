@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-dir", type=Path, default=GOLDEN, help="folder of golden .safetensors files to check")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_file" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("golden_dir")
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise pytest.UsageError(f"--golden-dir ({folder}) must hold .safetensors files")
+        metafunc.parametrize("golden_file", files, ids=lambda path: path.stem, indirect=True)
