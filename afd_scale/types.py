@@ -1,7 +1,8 @@
 """The few data classes that cross packages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,9 @@ class Batch:
     samples: tuple[int, ...]
     text: Tensor
     latents: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return replace(self, text=self.text.to(device), latents=self.latents.to(device))
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -67,6 +67,8 @@ class AfdConfig(Section):
     """Noise levels of the forward process on the student's own samples."""
     states_per_rollout: PositiveInt = 1
     """Noised states drawn from one rollout; they share one pass over the clean context."""
+    context_gradient: bool = False
+    """Let gradients flow through the pass over the clean context."""
     old_policy_decay: float = Field(default=0.99, ge=0, lt=1)
     """v_old <- decay v_old + (1 - decay) v after each step."""
     old_policy_warmup: NonNegativeFloat = 0.0

@@ -17,18 +17,13 @@ class Past(Protocol):
 
 @dataclass(frozen=True)
 class CleanPast:
-    """One layer's keys and values of the clean chunks, for teacher forcing; functional.
-
-    Several noised states may share it: then the current batch holds the states of each of its rows side by side.
-    """
+    """One layer's keys and values of the clean chunks, for teacher forcing; functional."""
 
     k_BLND: Tensor
     v_BLND: Tensor
 
     def extend(self, k_BLND: Tensor, v_BLND: Tensor) -> tuple[Tensor, Tensor]:
-        repeats = k_BLND.shape[0] // self.k_BLND.shape[0]
-        k, v = (x if repeats == 1 else x.repeat_interleave(repeats, dim=0) for x in (self.k_BLND, self.v_BLND))
-        return torch.cat([k, k_BLND], dim=1), torch.cat([v, v_BLND], dim=1)
+        return torch.cat([self.k_BLND, k_BLND], dim=1), torch.cat([self.v_BLND, v_BLND], dim=1)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from afd_scale.layers.attention import AttentionLayout, attend
-from afd_scale.layers.kv_cache import CleanPast, Past
+from afd_scale.layers.kv_cache import Past
 
 
 class ModelOps:
@@ -24,16 +24,14 @@ class ModelOps:
 
     def attention(
         self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, layout: AttentionLayout, past: Past | None
-    ) -> tuple[Tensor, CleanPast]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Self-attention of the current tokens over the past and themselves.
 
         Returns:
             The output (B, L, N, D), and the current keys and values as a later pass may see them.
         """
-        current = CleanPast(k_BLND, v_BLND)
-        if past is not None:
-            k_BLND, v_BLND = past.extend(k_BLND, v_BLND)
-        return attend(q_BLND, k_BLND, v_BLND, layout), current
+        keys, values = (k_BLND, v_BLND) if past is None else past.extend(k_BLND, v_BLND)
+        return attend(q_BLND, keys, values, layout), k_BLND, v_BLND
 
     def split_tokens(self, x_BLE: Tensor) -> Tensor:
         """This rank's share of the tokens (B, L / P, E)."""

@@ -1,5 +1,7 @@
 """3D rotary position embedding of Wan 2.1: head_dim / 2 complex pairs split over (frame, row, column)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,22 +12,23 @@ class Rotation:
     """Angles of one grid of tokens.
 
     Args:
-        grid: (frames, rows, columns) of tokens.
-        head_dim: width of a head; its pairs split (c - 2 (c // 3), c // 3, c // 3) with c = head_dim / 2.
-        first_frame: absolute position of the first frame.
+        frames: absolute position of each latent frame.
+        rows, columns: of tokens in a frame.
+        head_dim: width of a head; its c = head_dim / 2 pairs split (c - 2 (c // 3), c // 3, c // 3).
     """
 
-    def __init__(self, grid: tuple[int, int, int], head_dim: int, device: torch.device, first_frame: int = 0):
+    def __init__(self, frames: Sequence[int], rows: int, columns: int, head_dim: int, device: torch.device):
         pairs = head_dim // 2
         spatial = pairs // 3
-        positions = [torch.arange(size, dtype=torch.float64, device=device) for size in grid]
-        positions[0] += first_frame
+        grid = (len(frames), rows, columns)
+        positions = (frames, range(rows), range(columns))
         angles = []
         for axis, count in enumerate((pairs - 2 * spatial, spatial, spatial)):
             frequency = BASE ** -(torch.arange(count, dtype=torch.float64, device=device) / max(count, 1))
+            position = torch.tensor(positions[axis], dtype=torch.float64, device=device)
             shape = [1, 1, 1, count]
             shape[axis] = grid[axis]
-            angles.append((positions[axis][:, None] * frequency).view(shape).expand(*grid, count))
+            angles.append((position[:, None] * frequency).view(shape).expand(*grid, count))
         angle = torch.cat(angles, dim=-1).flatten(0, 2)[None, :, None, :]  # (1, L, 1, head_dim / 2)
         self.cos, self.sin = angle.cos().float(), angle.sin().float()
 

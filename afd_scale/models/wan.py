@@ -56,8 +56,8 @@ class PatchEmbedding(nn.Module):
     def __init__(self, channels: int, width: int, patch: Sequence[int]):
         super().__init__()
         self.patch = tuple(patch)
-        like = nn.Conv3d(channels, width, self.patch, self.patch)
-        self.weight, self.bias = like.weight, like.bias
+        self.weight = nn.Parameter(torch.empty(width, channels, *patch))
+        self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_BFCHW: Tensor) -> Tensor:
         _, p, q = self.patch
@@ -105,16 +105,21 @@ class Block(nn.Module):
     def forward(
         self, x_BLE: Tensor, time_BF6E: Tensor, text_BTE: Tensor, rotation: Rotation, layout: AttentionLayout,
         past: Past | None,
-    ) -> tuple[Tensor, CleanPast]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """The tokens after this layer, and its keys and values (plain tensors: ZeRO-3 hooks what a module returns)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time_BF6E).unbind(2)
         q, k, v = self.self_attn.project(*(modulate(self.norm1(x_BLE), shift1, scale1),) * 2)
-        attended, keys_values = self.ops.attention(rotation(q), rotation(k), v, layout, past)
+        attended, k, v = self.ops.attention(rotation(q), rotation(k), v, layout, past)
         x_BLE = x_BLE + gate(self.self_attn.o(attended.flatten(2)), gate1)
 
-        q, k, v = self.cross_attn.project(self.norm3(x_BLE), text_BTE)
-        x_BLE = x_BLE + self.cross_attn.o(attend_all(q, k, v).flatten(2))
+        read = attend_all(*self.cross_attn.project(self.norm3(x_BLE), text_BTE))
+        x_BLE = x_BLE + self.cross_attn.o(read.flatten(2))
 
-        return x_BLE + gate(self.ffn(modulate(self.norm2(x_BLE), shift2, scale2)), gate2), keys_values
+        return x_BLE + gate(self.ffn(modulate(self.norm2(x_BLE), shift2, scale2)), gate2), k, v
+
+
+class OutputLinear(nn.Linear):
+    """Starts at zero, so that an untrained student predicts nothing."""
 
 
 class Head(nn.Module):
@@ -124,7 +129,7 @@ class Head(nn.Module):
         super().__init__()
         _, p, q = config.patch
         self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.head = nn.Linear(config.dim, p * q * config.latent_channels)
+        self.head = OutputLinear(config.dim, p * q * config.latent_channels)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x_BLE: Tensor, time_BFE: Tensor) -> Tensor:
@@ -146,7 +151,6 @@ class WanTrunk(nn.Module):
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.num_layers))
-        self.apply(_initialise)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -169,28 +173,39 @@ class WanTrunk(nn.Module):
 
     def run_blocks(
         self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, layout: AttentionLayout,
-        pasts: Sequence[Past] | None = None, first_frame: int = 0,
-    ) -> tuple[Tensor, list[CleanPast]]:  # fmt: skip
-        """Patch embedding and all blocks.
+        frames: Sequence[int], pasts: Sequence[Past] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Patch embedding and all blocks; `frames` are the positions of the latent frames. Returns (B, L, E) tokens."""
+        return self._run(latents_BFCHW, time_BF6E, text_BTE, layout, frames, pasts, None)
 
-        Returns:
-            (B, L, E) tokens, and each layer's keys and values.
-        """
+    def collect_past(
+        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, layout: AttentionLayout, frames: Sequence[int]
+    ) -> list[CleanPast]:
+        """The same pass for each layer's keys and values."""
+        pasts: list[CleanPast] = []
+        self._run(latents_BFCHW, time_BF6E, text_BTE, layout, frames, None, pasts)
+        return pasts
+
+    def _run(
+        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, layout: AttentionLayout,
+        frames: Sequence[int], pasts: Sequence[Past] | None, collected: list[CleanPast] | None,
+    ) -> Tensor:  # fmt: skip
         x = self.ops.split_tokens(self.patch_embedding(latents_BFCHW.to(self.dtype)))
-        rotation = Rotation(self.grid(latents_BFCHW), self.config.dim // self.config.num_heads, x.device, first_frame)
-        keys_values = []
+        head_dim = self.config.dim // self.config.num_heads
+        rotation = Rotation(frames, *self.token_grid(latents_BFCHW), head_dim, x.device)
         for index, block in enumerate(self.blocks):
             past = None if pasts is None else pasts[index]
-            x, kv = self.ops.run_block(
+            x, k, v = self.ops.run_block(
                 block, x, time_BF6E, text_BTE, rotation, layout, past, recompute=self.activation_checkpointing
             )
-            keys_values.append(kv)
-        return self.ops.gather_tokens(x), keys_values
+            if collected is not None:
+                collected.append(CleanPast(k, v))
+        return self.ops.gather_tokens(x)
 
-    def grid(self, latents_BFCHW: Tensor) -> tuple[int, int, int]:
-        """Tokens along frames, rows and columns."""
+    def token_grid(self, latents_BFCHW: Tensor) -> tuple[int, int]:
+        """Rows and columns of tokens in a frame."""
         _, p, q = self.config.patch
-        return latents_BFCHW.shape[1], latents_BFCHW.shape[3] // p, latents_BFCHW.shape[4] // q
+        return latents_BFCHW.shape[3] // p, latents_BFCHW.shape[4] // q
 
 
 class CausalWan(WanTrunk):
@@ -201,7 +216,7 @@ class CausalWan(WanTrunk):
     def __init__(self, config: StudentConfig, ops: ModelOps | None = None):
         super().__init__(config, ops or ModelOps(), config.activation_checkpointing)
         self.head = Head(config)
-        nn.init.zeros_(self.head.head.weight)
+        self.apply(initialise)
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, text: Tensor,
@@ -223,25 +238,17 @@ class CausalWan(WanTrunk):
             (B, F, C, H, W) velocity noise - x0, in the dtype of `noisy`.
         """
         config, frames = self.config, noisy.shape[1]
-        text_BTE = self.embed_text(text)
         window = (config.chunk_frames, config.window_frames, config.sink_frames)
-        pasts: Sequence[Past] | None = None
         if cache is not None:
-            pasts, layout = cache.layers, AttentionLayout.full(frames, cache.visible_frames)
+            layout = AttentionLayout.full(frames, cache.visible_frames)
+            prediction = self._predict(noisy, timestep, text, layout, range(cache.first_frame, cache.first_frame + frames),
+                                       cache.layers)  # fmt: skip
         elif clean is not None:
-            with torch.set_grad_enabled(clean_gradient and torch.is_grad_enabled()):
-                pasts = self._encode_clean(clean, text_BTE, AttentionLayout.block_causal(frames, *window))
-            layout = AttentionLayout.teacher_forcing(frames, *window)
-            text_BTE = text_BTE.repeat_interleave(noisy.shape[0] // clean.shape[0], dim=0)
-        elif bidirectional:
-            layout = AttentionLayout.full(frames)
+            prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, clean_gradient)
         else:
-            layout = AttentionLayout.block_causal(frames, *window)
-
-        time_BFE, time_BF6E = self.embed_time(timestep)
-        first_frame = cache.first_frame if cache is not None else 0
-        x, _ = self.run_blocks(noisy, time_BF6E, text_BTE, layout, pasts, first_frame)
-        prediction = self._unpatchify(self.head(x, time_BFE), self.grid(noisy)).to(noisy.dtype)
+            layout = AttentionLayout.full(frames) if bidirectional else AttentionLayout.block_causal(frames, *window)
+            prediction = self._predict(noisy, timestep, text, layout, range(frames))
+        prediction = prediction.to(noisy.dtype)
         return prediction if config.prediction == "velocity" else velocity_from_x0(noisy, prediction, timestep)
 
     def new_cache(self, frames: int) -> KVCache:
@@ -249,13 +256,47 @@ class CausalWan(WanTrunk):
         config = self.config
         return KVCache(config.num_layers, frames, config.chunk_frames, config.window_frames, config.sink_frames)
 
-    def _encode_clean(self, clean: Tensor, text_BTE: Tensor, layout: AttentionLayout) -> list[CleanPast]:
-        _, time_BF6E = self.embed_time(clean.new_zeros(clean.shape[:2]))
-        return self.run_blocks(clean, time_BF6E, text_BTE, layout)[1]
+    def _predict(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, layout: AttentionLayout, frames: Sequence[int],
+        pasts: Sequence[Past] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """What the network outputs, (B, F, C, H, W): velocity or x0."""
+        time_BFE, time_BF6E = self.embed_time(timestep)
+        x = self.run_blocks(latents, time_BF6E, self.embed_text(text), layout, frames, pasts)
+        return self._unpatchify(self.head(x, time_BFE), latents.shape[1], *self.token_grid(latents))
 
-    def _unpatchify(self, x_BLE: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def _predict_teacher_forcing(
+        self, noisy: Tensor, timestep: Tensor, text: Tensor, clean: Tensor, clean_gradient: bool
+    ) -> Tensor:
+        """The states of a row stand one after the other along the frames, so that they share its text and clean past.
+
+        With gradient the clean frames run along in the same pass: ZeRO-3 meets each module once. Without, a pass of
+        their own leaves keys and values, and no activations.
+        """
+        config, (rows, frames) = self.config, clean.shape[:2]
+        window = (config.chunk_frames, config.window_frames, config.sink_frames)
+        states = noisy.shape[0] // rows
+        latents, times = noisy.unflatten(0, (rows, states)).flatten(1, 2), timestep.reshape(rows, states * frames)
+        positions = list(range(frames)) * states
+        clean_time = times.new_zeros(rows, frames)
+        if clean_gradient and torch.is_grad_enabled():
+            layout = AttentionLayout.clean_and_noisy(frames, *window, num_states=states)
+            prediction = self._predict(
+                torch.cat([clean.to(latents), latents], dim=1), torch.cat([clean_time, times], dim=1), text, layout,
+                [*range(frames), *positions],
+            )[:, frames:]  # fmt: skip
+        else:
+            with torch.no_grad():
+                _, time_BF6E = self.embed_time(clean_time)
+                pasts = self.collect_past(
+                    clean, time_BF6E, self.embed_text(text), AttentionLayout.block_causal(frames, *window), range(frames)
+                )
+            layout = AttentionLayout.teacher_forcing(frames, *window, num_states=states)
+            prediction = self._predict(latents, times, text, layout, positions, pasts)
+        return prediction.unflatten(1, (states, frames)).flatten(0, 1)
+
+    def _unpatchify(self, x_BLE: Tensor, frames: int, rows: int, columns: int) -> Tensor:
         """(B, L, p q C) -> (B, F, C, H, W)."""
-        frames, rows, columns = grid
         _, p, q = self.config.patch
         x = x_BLE.unflatten(2, (p, q, -1)).unflatten(1, (frames, rows, columns))  # (B, F, h, w, p, q, C)
         return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
@@ -277,9 +318,12 @@ def gate(x_BLE: Tensor, gate_BFE: Tensor) -> Tensor:
     return (x_BLE.unflatten(1, (gate_BFE.shape[1], -1)) * gate_BFE[:, :, None]).flatten(1, 2)
 
 
-def _initialise(module: nn.Module) -> None:
-    """Wan's initialisation: Xavier for linears and patches, small for text and time."""
-    if isinstance(module, nn.Linear):
+def initialise(module: nn.Module) -> None:
+    """Xavier for linears and patches, zero for the output; for `Module.apply`, which also works under zero.Init."""
+    if isinstance(module, OutputLinear):
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
     elif isinstance(module, PatchEmbedding):

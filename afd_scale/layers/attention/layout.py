@@ -48,17 +48,33 @@ class AttentionLayout:
 
     @classmethod
     def teacher_forcing(
-        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0
+        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0, num_states: int = 1
     ) -> "AttentionLayout":
-        """Noisy chunk i sees clean chunks < i (keys [0, frames)) and itself (keys [frames, 2 frames))."""
+        """Noisy chunk i sees clean chunks < i and itself, for several noised states of one video.
+
+        Queries are the states one after the other, keys the clean frames [0, frames) and then the states.
+        """
         segments = []
-        for start in _chunk_starts(frames, chunk_frames):
-            stop = start + chunk_frames
-            past = tuple(
-                (a, min(b, start)) for a, b in _visible(stop, window_frames, sink_frames) if a < min(b, start)
-            )
-            segments.append(Segment((start, stop), _merge((*past, (frames + start, frames + stop)))))
-        return cls(frames, 2 * frames, tuple(segments))
+        for state in range(num_states):
+            offset = state * frames
+            for start in _chunk_starts(frames, chunk_frames):
+                stop = start + chunk_frames
+                visible = _visible(stop, window_frames, sink_frames)
+                past = tuple((a, min(b, start)) for a, b in visible if a < min(b, start))
+                own = (frames + offset + start, frames + offset + stop)
+                segments.append(Segment((offset + start, offset + stop), _merge((*past, own))))
+        return cls(num_states * frames, (1 + num_states) * frames, tuple(segments))
+
+    @classmethod
+    def clean_and_noisy(
+        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0, num_states: int = 1
+    ) -> "AttentionLayout":
+        """Teacher forcing in one pass: queries and keys are the clean frames, block-causal, and then the states."""
+        window = (window_frames, sink_frames)
+        clean = cls.block_causal(frames, chunk_frames, *window)
+        noisy = cls.teacher_forcing(frames, chunk_frames, *window, num_states)
+        shifted = tuple(Segment((s.query[0] + frames, s.query[1] + frames), s.keys) for s in noisy.segments)
+        return cls(noisy.key_frames, noisy.key_frames, (*clean.segments, *shifted))
 
     @cached_property
     def is_full(self) -> bool:

@@ -1,0 +1,146 @@
+"""Wan transformers as diffusers keeps them: `WanTransformer3DModel` folders, read and written without diffusers.
+
+diffusers names the norm before cross-attention norm2 and the one before the feed-forward norm3; original Wan, and we,
+the other way round. Source: WanTransformer3DModel of diffusers 0.39.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from afd_scale.checkpoint.formats.wan import WanSizes, weight_shapes
+from afd_scale.checkpoint.weights import read_config, read_shards, write_shards, written_whole
+from afd_scale.config.models import StudentConfig, WanArchitecture
+
+CONFIG_NAME = "config.json"
+SIDECAR_NAME = "afd_scale.json"  # the StudentConfig: diffusers' has no field for chunk, steps, warp, window, prediction
+STEM = "diffusion_pytorch_model"
+MAX_SHARD_BYTES = 10_000_000_000
+
+_MODULES = {
+    "patch_embedding": "patch_embedding",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "head.head": "proj_out",
+}
+_BLOCK_MODULES = {
+    **{f"self_attn.{side}": f"attn1.to_{side}" for side in "qkv"},
+    "self_attn.o": "attn1.to_out.0",
+    "self_attn.norm_q": "attn1.norm_q",
+    "self_attn.norm_k": "attn1.norm_k",
+    **{f"cross_attn.{side}": f"attn2.to_{side}" for side in "qkv"},
+    "cross_attn.o": "attn2.to_out.0",
+    "cross_attn.norm_q": "attn2.norm_q",
+    "cross_attn.norm_k": "attn2.norm_k",
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+}
+
+
+def diffusers_key(key: str) -> str:
+    """diffusers' name of one of our keys."""
+    block = re.match(r"blocks\.\d+\.", key)
+    prefix = block[0] if block else ""
+    module, _, parameter = key.removeprefix(prefix).rpartition(".")
+    if parameter == "modulation":
+        return f"{prefix}scale_shift_table"
+    return f"{prefix}{(_BLOCK_MODULES if block else _MODULES)[module]}.{parameter}"
+
+
+def diffusers_config(config: WanArchitecture) -> dict[str, Any]:
+    """`config.json` of the WanTransformer3DModel with these weights."""
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "_diffusers_version": "0.39.0",
+        "added_kv_proj_dim": None,
+        "attention_head_dim": config.dim // config.num_heads,
+        "cross_attn_norm": True,
+        "eps": config.eps,
+        "ffn_dim": config.ffn_dim,
+        "freq_dim": config.freq_dim,
+        "image_dim": None,
+        "in_channels": config.latent_channels,
+        "num_attention_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "out_channels": config.latent_channels,
+        "patch_size": list(config.patch),
+        "pos_embed_seq_len": None,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024,
+        "text_dim": config.text_dim,
+    }
+
+
+def to_diffusers(state: dict[str, Tensor], config: WanArchitecture) -> dict[str, Tensor]:
+    """Rename our tensors; none is copied. `state` must hold exactly the weights of `config`."""
+    return {diffusers_key(key): state[key] for key in weight_shapes(WanSizes.of_config(config))}
+
+
+def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename diffusers' tensors to ours; a name we have none for stays, for `check_state` to report."""
+    ours = {theirs: key for key, theirs in _MODULES.items()}
+    block_ours = {theirs: key for key, theirs in _BLOCK_MODULES.items()}
+
+    def our_key(key: str) -> str:
+        block = re.match(r"blocks\.\d+\.", key)
+        prefix = block[0] if block else ""
+        module, _, parameter = key.removeprefix(prefix).rpartition(".")
+        if parameter == "scale_shift_table" and not module:
+            return f"{prefix}modulation" if block else "head.modulation"
+        known = block_ours if block else ours
+        return f"{prefix}{known[module]}.{parameter}" if module in known else key
+
+    return {our_key(key): tensor for key, tensor in state.items()}
+
+
+def write_diffusers_folder(state: Iterable[tuple[str, Tensor]], folder: Path, config: StudentConfig) -> None:
+    """Write what `WanTransformer3DModel.from_pretrained` reads, and the sidecar that says the rest.
+
+    Args:
+        state: our names and tensors, one by one.
+    Raises:
+        ValueError: the folder exists.
+    """
+    with written_whole(folder) as partial:
+        partial.mkdir()
+        write_shards(((diffusers_key(key), tensor) for key, tensor in state), partial, STEM, MAX_SHARD_BYTES)
+        (partial / CONFIG_NAME).write_text(json.dumps(diffusers_config(config), indent=2) + "\n")
+        (partial / SIDECAR_NAME).write_text(config.model_dump_json(indent=2))
+
+
+def read_diffusers_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a folder of ours or a plain Wan from the hub.
+
+    Returns:
+        The StudentConfig fields it states (all, with our sidecar), and the state dict with our keys.
+    Raises:
+        ValueError: a file is missing or damaged, or the network is no text-to-video Wan 2.1.
+    """
+    return _stated_fields(folder), from_diffusers(read_shards(folder, STEM))
+
+
+def _stated_fields(folder: Path) -> dict[str, Any]:
+    if (folder / SIDECAR_NAME).is_file():
+        return read_config(folder / SIDECAR_NAME).model_dump()
+    path = folder / CONFIG_NAME
+    said = json.loads(path.read_text())
+    rules = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "image_dim": None, "added_kv_proj_dim": None,
+             "out_channels": said["in_channels"]}  # fmt: skip
+    for field, needed in rules.items():
+        if said.get(field, needed) != needed:
+            raise ValueError(f"weights ({path}) must have {field} {needed}, it has {said[field]}: "
+                             "only text-to-video Wan 2.1 is supported")  # fmt: skip
+    return {
+        "dim": said["num_attention_heads"] * said["attention_head_dim"], "num_heads": said["num_attention_heads"],
+        "ffn_dim": said["ffn_dim"], "num_layers": said["num_layers"], "freq_dim": said["freq_dim"],
+        "text_dim": said["text_dim"], "latent_channels": said["in_channels"], "patch": tuple(said["patch_size"]),
+        "eps": said["eps"], "prediction": "velocity",
+    }  # fmt: skip

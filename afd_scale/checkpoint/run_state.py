@@ -1,0 +1,111 @@
+"""Save and resume a whole run: every sharded network, the step and the position in the data.
+
+A checkpoint is written to a hidden partial folder and renamed when all ranks are done, so a folder `step_XXXXXXXX` is
+complete by existing. Sharded engine states are DeepSpeed's own files, written and read by the same job; what others
+load (`student/`) is safetensors.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from afd_scale.checkpoint.weights import save_weights
+from afd_scale.config.models import StudentConfig
+
+log = logging.getLogger(__name__)
+
+
+class Checkpointed(Protocol):
+    """A network that saves and loads this rank's part of it."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+class RunCheckpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+        folder: `<run>/checkpoints`.
+        is_main, size, barrier: of the ranks.
+        keep: newest complete checkpoints that stay.
+    """
+
+    def __init__(self, folder: Path, *, is_main: bool, size: int, barrier: Callable[[], None], keep: int):
+        self.folder, self.is_main, self.size, self.barrier, self.keep = folder, is_main, size, barrier, keep
+
+    def save(
+        self, step: int, networks: Mapping[str, Checkpointed], data: Mapping[str, Any],
+        weights: Iterable[tuple[str, Tensor]], student: StudentConfig,
+    ) -> Path:  # fmt: skip
+        """Write the checkpoint of a finished step; on all ranks together.
+
+        Args:
+            networks: by name, each with this rank's part.
+            data: position in the data, JSON-serialisable.
+            weights: the student's whole weights, streamed; written as safetensors by the main rank.
+        """
+        partial, complete = self.folder / f".{_name(step)}.partial", self.folder / _name(step)
+        if self.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.barrier()
+        for name, network in networks.items():
+            network.save(partial / name)
+        if self.is_main:
+            save_weights(weights, partial / "student", student)
+            state = {"step": step, "ranks": self.size, "data": dict(data)}
+            (partial / "state.json").write_text(json.dumps(state, indent=1))
+        else:
+            for _ in weights:  # gathering a weight takes all ranks
+                pass
+        self.barrier()
+        if self.is_main:
+            if complete.exists():
+                shutil.rmtree(complete)
+            partial.rename(complete)
+            latest = self.folder / ".latest.partial"
+            latest.write_text(complete.name)
+            os.replace(latest, self.folder / "latest")
+            for old in complete_checkpoints(self.folder)[: -self.keep]:
+                shutil.rmtree(old)
+        self.barrier()
+        return complete
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest complete checkpoint's state, with its folder under `folder`; None where there is none.
+
+        Raises:
+            ValueError: it was written by another number of ranks.
+        """
+        checkpoints = complete_checkpoints(self.folder)
+        if not checkpoints:
+            return None
+        state = json.loads((checkpoints[-1] / "state.json").read_text())
+        if state["ranks"] != self.size:
+            raise ValueError(
+                f"ranks ({self.size}) must be {state['ranks']}, as when {checkpoints[-1]} was written: its optimizer "
+                "states are sharded by rank; start with as many, or with train.resume=false in a new `out`"
+            )
+        return {**state, "folder": checkpoints[-1]}
+
+    def load(self, folder: Path, networks: Mapping[str, Checkpointed]) -> None:
+        """Restore every network; on all ranks together."""
+        for name, network in networks.items():
+            network.load(folder / name)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(folder.glob("step_" + "[0-9]" * 8))
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"

@@ -1,0 +1,188 @@
+"""The student's own weight folder: safetensors shards, their index, and `student.json`.
+
+Keys are those of `CausalWan.state_dict()`, which are original Wan's. Everything is written under a temporary name and
+renamed when complete, so that a folder with its final name is whole.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from afd_scale.config.models import StudentConfig
+
+CONFIG_NAME = "student.json"
+FOLDER_NAME = "student"
+STEM = "model"
+
+
+def save_weights(
+    state: Iterable[tuple[str, Tensor]], folder: Path, config: StudentConfig, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Write a student folder; at most one shard is held in memory.
+
+    Args:
+        state: names and tensors, one by one. Each is copied before the next is asked for, so a tensor gathered from
+            ZeRO-3 shards may vanish then.
+        folder: `<checkpoint>/student`.
+    Raises:
+        ValueError: the folder exists.
+    """
+    with written_whole(folder) as partial:
+        partial.mkdir()
+        write_shards(state, partial, STEM, max_shard_bytes)
+        (partial / CONFIG_NAME).write_text(config.model_dump_json(indent=2))
+
+
+def load_weights(folder: Path) -> tuple[StudentConfig, dict[str, Tensor]]:
+    """Read a student folder.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    return read_config(folder / CONFIG_NAME), read_shards(folder, STEM)
+
+
+def find_weights(path: Path) -> Path:
+    """The student folder of a run folder (its newest complete checkpoint), a checkpoint folder or a student folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not path.exists():
+        raise ValueError(f"weights ({path}) must exist: there is no such file or folder")
+    checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    pointer = checkpoints / "latest"
+    if pointer.is_file():
+        path = checkpoints / pointer.read_text().strip()
+        if path.parent != checkpoints or not path.is_dir():
+            raise ValueError(f"weights ({pointer}) must name a checkpoint beside it: there is no {path.name!r}")
+    elif checkpoints != path:
+        raise ValueError(f"weights ({path}) must hold a complete checkpoint: {pointer} is not there yet")
+    folder = path / FOLDER_NAME if (path / FOLDER_NAME).is_dir() else path
+    if any(name.startswith(".") and name.endswith(".partial") for name in (folder.name, folder.parent.name)):
+        raise ValueError(f"weights ({path}) must be complete: a checkpoint of this name is still being written")
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"weights ({path}) must be a run, checkpoint or student folder: it holds no {CONFIG_NAME}")
+    return folder
+
+
+def read_config(path: Path) -> StudentConfig:
+    """A StudentConfig from its JSON file; ValueError in one line."""
+    try:
+        return StudentConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"weights ({path}) must be readable: {error.strerror}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise ValueError(f"weights ({path}) must describe a student: {field or 'file'}: {problem['msg']}") from error
+
+
+def write_shards(state: Iterable[tuple[str, Tensor]], folder: Path, stem: str, max_shard_bytes: int) -> None:
+    """Write `stem.safetensors`, or numbered shards and an index when it would grow beyond `max_shard_bytes`.
+
+    The names are Hugging Face's, which transformers and diffusers read. A tensor larger than the limit gets a shard
+    of its own.
+    """
+    shards: list[tuple[Path, list[str]]] = []
+    shard: dict[str, Tensor] = {}
+    shard_bytes = total_bytes = 0
+
+    def close_shard() -> None:
+        path = folder / f"{stem}.{len(shards)}.unnumbered"  # the count is known only at the end
+        _save(shard, path)
+        shards.append((path, list(shard)))
+        shard.clear()
+
+    for name, tensor in state:
+        if shard and shard_bytes + tensor.nbytes > max_shard_bytes:
+            close_shard()
+            shard_bytes = 0
+        shard[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        shard_bytes += tensor.nbytes
+        total_bytes += tensor.nbytes
+    close_shard()
+
+    if len(shards) == 1:
+        shards[0][0].rename(folder / f"{stem}.safetensors")
+        return
+    weight_map = {}
+    for number, (path, names) in enumerate(shards, start=1):
+        target = path.rename(folder / f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors")
+        weight_map.update(dict.fromkeys(names, target.name))
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    _index(folder, stem).write_text(json.dumps(index, indent=2))
+
+
+def read_shards(folder: Path, stem: str) -> dict[str, Tensor]:
+    """Every tensor that `write_shards`, or Hugging Face's libraries, wrote.
+
+    Raises:
+        ValueError: a file is missing or damaged, or a shard lacks a tensor that the index promises.
+    """
+    index = _index(folder, stem)
+    if not index.is_file():
+        return read_safetensors(folder / f"{stem}.safetensors")
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"weights ({index}) must be an index of shards: it holds no weight_map") from error
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(weight_map.values())):
+        state.update(read_safetensors(folder / name))
+    if absent := sorted(weight_map.keys() - state.keys()):
+        raise ValueError(f"weights ({folder}) must hold every tensor of its index: {absent[0]} is missing")
+    return state
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """One safetensors file; ValueError in one line."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"weights ({path}) must exist: there is no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights ({path}) must be a whole safetensors file: {error}") from error
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write, a file or a folder; renamed to `path` on success, removed on failure.
+
+    Raises:
+        ValueError: `path` exists.
+    """
+    if path.exists():
+        raise ValueError(f"output ({path}) must not exist: nothing is overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)  # of a killed attempt
+    try:
+        yield partial
+    except BaseException:
+        _remove(partial)
+        raise
+    partial.rename(path)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})  # Hugging Face's loaders insist on the format
+
+
+def _index(folder: Path, stem: str) -> Path:
+    return folder / f"{stem}.safetensors.index.json"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"""What a dataset of prompts and teacher videos holds: MDS columns, and the facts beside their index.
+
+A folder is `shard.*.mds[.zstd]` and `index.json` (MosaicML Streaming), `prompts.jsonl` (one line a distinct prompt) and
+`dataset.json`. The last is written last: where it is, the dataset is complete.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afd_scale.config import ConfigError
+
+SCHEMA_VERSION = 1
+INDEX_FILE = "index.json"
+FACTS_FILE = "dataset.json"
+PROMPTS_FILE = "prompts.jsonl"
+HASH = "xxh64"
+
+COLUMNS = {
+    "prompt": "str",
+    "prompt_id": "str",
+    "text_embedding": "ndarray:float16",  # (T, E)
+    "latents": "ndarray:float16",  # (F, C, H, W)
+    "teacher": "str",
+    "fps": "float64",
+    "meta": "json",
+}
+
+
+@dataclass(frozen=True)
+class TeacherSample:
+    """One video of the teacher with its prompt.
+
+    Attributes:
+        prompt, prompt_id: what was asked; equal ids share a prompt.
+        text_embedding: (T, E) float16.
+        latents: (F, C, H, W) float16.
+        teacher: who made the video.
+        fps: frames a second of the video, not of its latents.
+        meta: anything JSON holds.
+    """
+
+    prompt: str
+    prompt_id: str
+    text_embedding: NDArray[np.float16]
+    latents: NDArray[np.float16]
+    teacher: str
+    fps: float
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What holds for every sample of a dataset.
+
+    Attributes:
+        latent_shape: (F, C, H, W).
+        text_shape: (T, E).
+        codec: what turned frames into latents.
+        teacher: who made the videos.
+        num_samples: videos.
+        provenance: settings of the source, for people and for making it again.
+        schema_version: of the columns and of this file.
+    """
+
+    latent_shape: tuple[int, ...]
+    text_shape: tuple[int, ...]
+    codec: str
+    teacher: str
+    num_samples: int
+    provenance: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+    def save(self, folder: Path) -> None:
+        (folder / FACTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, field: str) -> "DatasetFacts":
+        """Read `dataset.json`.
+
+        Args:
+            folder: of the dataset.
+            field: the user's setting that names the folder, for the error.
+        Raises:
+            ConfigError: the file is absent, no JSON, of another schema version, or lacks a fact.
+        """
+        path = folder / FACTS_FILE
+        try:
+            facts = json.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"{field} ({folder}) must hold {FACTS_FILE}, which is written last: {error.strerror}; "
+                              "the dataset is not complete, make it again") from error  # fmt: skip
+        except ValueError as error:
+            raise ConfigError(f"{field} ({path}) must be JSON: {' '.join(str(error).split())}") from error
+        version = facts.get("schema_version") if isinstance(facts, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ConfigError(f"{field} ({path}) must have schema_version {SCHEMA_VERSION}: it has {version}; "
+                              "this version of afd_scale reads no other, make the dataset again")  # fmt: skip
+        names = {item.name for item in fields(cls)}
+        if set(facts) != names:
+            raise ConfigError(f"{field} ({path}) must have exactly the keys {sorted(names)}: "
+                              f"{sorted(names ^ set(facts))} differ")  # fmt: skip
+        for name in ("latent_shape", "text_shape"):
+            facts[name] = _shape(facts[name], f"{field} ({path})", name)
+        if not isinstance(facts["num_samples"], int) or facts["num_samples"] < 1:
+            raise ConfigError(f"{field} ({path}) must have a positive num_samples: it has {facts['num_samples']}")
+        return cls(**facts)
+
+
+@dataclass(frozen=True)
+class PromptEntry:
+    """A distinct prompt of a dataset.
+
+    Attributes:
+        prompt_id, prompt: as in its samples.
+        sample: position of the first of them.
+    """
+
+    prompt_id: str
+    prompt: str
+    sample: int
+
+
+def save_prompts(folder: Path, prompts: Sequence[PromptEntry]) -> None:
+    """Write `prompts.jsonl`."""
+    lines = (json.dumps(asdict(prompt)) + "\n" for prompt in prompts)
+    (folder / PROMPTS_FILE).write_text("".join(lines))
+
+
+def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
+    """Read `prompts.jsonl`, sorted by prompt_id: the same order for every dataset of the same prompts.
+
+    Raises:
+        ConfigError: the file is absent or damaged.
+    """
+    path = folder / PROMPTS_FILE
+    try:
+        entries = [PromptEntry(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{field} ({path}) must list the dataset's prompts, a JSON object a line: "
+                          f"{' '.join(str(error).split())}") from error  # fmt: skip
+    return tuple(sorted(entries, key=lambda entry: entry.prompt_id))
+
+
+def _shape(value: Any, where: str, name: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(isinstance(size, int) for size in value):
+        raise ConfigError(f"{where} must have a list of integers as {name}: it has {value}")
+    return tuple(value)

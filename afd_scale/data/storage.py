@@ -1,0 +1,196 @@
+"""Where a dataset's files are, and how `streaming` opens them on this rank."""
+
+import hashlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.distributed as dist
+from filelock import FileLock
+
+from afd_scale.config import ConfigError, RunConfig
+from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE
+from afd_scale.data.torchvision_ops import define_torchvision_ops
+
+if TYPE_CHECKING:
+    from streaming import Stream, StreamingDataset
+    from streaming.base.format.base.reader import Reader
+
+FIELD = "data.shards"
+_SHUFFLE_BLOCK = 1 << 18  # fixed: the order depends on it
+_DOWNLOAD_TIMEOUT_SECONDS = 600.0
+
+
+def is_remote(shards: str) -> bool:
+    return "://" in shards
+
+
+def dataset_folder(config: RunConfig) -> Path:
+    """Where the dataset's files are on this machine: the folder itself, or the remote one's cache."""
+    shards = config.data.shards
+    if not is_remote(shards):
+        return Path(shards)
+    cache = config.data.cache or config.out / "shard_cache"
+    return cache / hashlib.blake2b(shards.encode(), digest_size=8).hexdigest()
+
+
+def _location(config: RunConfig) -> dict[str, Any]:
+    """Where `streaming` finds the dataset and how it gets there."""
+    remote = config.data.shards.removeprefix("file://") if is_remote(config.data.shards) else None
+    return {
+        "remote": remote,
+        "local": str(dataset_folder(config)),
+        "download_retry": 2,
+        "download_timeout": _DOWNLOAD_TIMEOUT_SECONDS,
+        "validate_hash": HASH if remote else None,
+        "keep_zip": remote is None,
+    }
+
+
+def open_stream(config: RunConfig, batch: int) -> "StreamingDataset":
+    """Open the dataset to iterate over this rank's samples; a collective.
+
+    Args:
+        config: names the dataset and its order.
+        batch: samples of a step on this rank.
+    Returns:
+        Yields dicts of the schema's columns and `sample`, the position in the dataset.
+    Raises:
+        ConfigError: the machines do not fit the canonical nodes, or run different numbers of ranks.
+    """
+    define_torchvision_ops()
+    from streaming import StreamingDataset
+
+    class NumberedDataset(StreamingDataset):
+        """Adds to each sample its position in the dataset."""
+
+        def __getitem__(self, at: Any) -> Any:
+            return {**super().__getitem__(at), "sample": int(at)}
+
+    rank, ranks, local_ranks = _ranks()
+    nodes, canonical = ranks // local_ranks, config.data.canonical_nodes
+    if nodes % canonical and canonical % nodes:
+        raise ConfigError(f"data.canonical_nodes ({canonical}) must divide the number of machines ({nodes}) or be a "
+                          "multiple of it: each machine reads whole parts of the data; 1 suits any number")  # fmt: skip
+    location = _location(config)
+    if location["remote"]:
+        _release_cache(Path(location["local"]))
+    with _world_in_environment(rank, ranks, local_ranks):
+        return NumberedDataset(
+            **location,
+            # A local dataset is looked through at once, so the threads that do it end; a remote one in time.
+            predownload=8 * batch if location["remote"] else sys.maxsize,
+            num_canonical_nodes=canonical,
+            batch_size=batch,
+            shuffle=True,
+            shuffle_seed=config.seed,
+            shuffle_block_size=_SHUFFLE_BLOCK,
+        )
+
+
+def _ranks() -> tuple[int, int, int]:
+    """Rank, ranks, and ranks on this machine."""
+    if not dist.is_initialized():
+        return 0, 1, 1
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    counts = {host: hosts.count(host) for host in hosts}
+    if len(set(counts.values())) > 1:
+        raise ConfigError(f"hosts ({counts}) must run the same number of ranks each: samples are dealt to hosts first")
+    return dist.get_rank(), dist.get_world_size(), counts[socket.gethostname()]
+
+
+@contextmanager
+def _world_in_environment(rank: int, ranks: int, local_ranks: int) -> Iterator[None]:
+    """Tell `streaming` who we are while it opens a dataset.
+
+    It reads RANK, WORLD_SIZE and LOCAL_WORLD_SIZE and nothing else. The deepspeed launcher and srun do not set the
+    last, and every rank would then take itself for the first of its machine. Goes when streaming (0.13) takes ranks as
+    arguments.
+    """
+    world = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(local_ranks)}
+    before = {name: os.environ.get(name) for name in world}
+    os.environ.update(world)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _release_cache(cache: Path) -> None:
+    """Release the cache from a killed run, as the end of that run would have.
+
+    A killed run leaves its claim on the cache folder in shared memory, and streaming (0.13) then refuses the folder to
+    the run that resumes. Its own clean-up also unlinks what other jobs on the machine are using.
+    """
+    for claim in sorted(Path("/dev/shm").glob("[0-9]*_locals")):
+        try:
+            with claim.open("r+b") as memory:
+                # A claim is its length (int32), the folder, and a number, both as text.
+                if memory.read()[4:].split(b"\0")[0] == os.path.abspath(cache).encode():
+                    memory.seek(0)
+                    memory.write(np.int32(0).tobytes())
+        except OSError:  # another user's, or gone meanwhile
+            continue
+
+
+def open_shards(config: RunConfig) -> tuple["Stream", list["Reader"]]:
+    """Open the dataset to look samples up; it shares no state with other processes.
+
+    Returns:
+        What prepares a shard (downloads and unpacks it), and the shards in order.
+    """
+    define_torchvision_ops()
+    from streaming import Stream
+    from streaming.base.world import World
+
+    stream = Stream(**_location(config))
+    return stream, stream.get_shards(World(num_nodes=1, ranks_per_node=1, workers_per_rank=1, worker=0), False)
+
+
+def fetch_facts(config: RunConfig, *, again: bool = True) -> None:
+    """Download what lies beside a remote dataset's shards; nothing for a local one.
+
+    Args:
+        config: names the dataset.
+        again: even if it is here, for it may be of an older dataset.
+    Raises:
+        ConfigError: it cannot be downloaded.
+    """
+    if not is_remote(config.data.shards):
+        return
+    define_torchvision_ops()
+    from streaming.base.storage import CloudDownloader
+
+    remote, folder = _location(config)["remote"], dataset_folder(config)
+    try:
+        with download_lock(config):
+            downloader = CloudDownloader.get(remote)
+            for name in (INDEX_FILE, PROMPTS_FILE, FACTS_FILE):
+                if again:
+                    (folder / name).unlink(missing_ok=True)
+                downloader.download(f"{remote.rstrip('/')}/{name}", str(folder / name), _DOWNLOAD_TIMEOUT_SECONDS)
+    except Exception as error:  # every storage has its own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{FIELD} ({remote}) must be a readable MDS dataset with {FACTS_FILE}: {reason}") from error
+
+
+@contextmanager
+def download_lock(config: RunConfig) -> Iterator[None]:
+    """Let one process at a time write to a remote dataset's cache."""
+    if not is_remote(config.data.shards):
+        yield
+        return
+    folder = dataset_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield

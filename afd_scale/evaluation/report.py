@@ -1,0 +1,282 @@
+"""The report of a run: one HTML file that needs nothing else, and the table of its metrics.
+
+Everything is read from the run folder (`config.yaml`, `metrics.jsonl`, `summary.json`, `samples/`); what is
+not there yet is left out, so a report can be written at any time.
+"""
+
+import base64
+import importlib.metadata
+import io
+import json
+import math
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import yaml
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from afd_scale.evaluation.video import read_title
+
+Better = Literal["lower", "higher", "teacher"]
+
+REPORT_NAME = "report.html"
+POLICIES = ("base", "student", "teacher")
+VERSIONED = (
+    "afd-scale",
+    "torch",
+    "deepspeed",
+    "diffusers",
+    "transformers",
+    "numpy",
+    "mosaicml-streaming",
+    "av",
+)
+
+# Stand-in colours of the curves, replaced by what the page's light or dark theme gives.
+CURVE_COLOURS = {"#010203": "currentColor", "#040506": "var(--accent)", "#070809": "var(--rule)"}
+INK, LINE, RULE = CURVE_COLOURS
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How to read one evaluation metric."""
+
+    label: str
+    better: Better | None
+    """`teacher`: the closer to the teacher's value, the better; None where that is not known."""
+    meaning: str
+
+
+METRICS = {
+    "trajectory_fd": Metric("Trajectory distance", "lower", "Fréchet distance of paths to the teacher's"),
+    "dynamic_degree": Metric("Dynamic degree", "teacher", "mean speed over the teacher's"),
+    "moving_fraction": Metric("Moving", "higher", "share of clips at 60 % or more of the speed asked for"),
+    "prompt_accuracy": Metric("Prompt right", "higher", "share of clips with every attribute as asked"),
+    "physics_strict": Metric("Strict physics", "higher", "share of clips on a path of the prompt's physics"),
+    "all_in_one": Metric("All in one", "higher", "share of clips moving, prompt right, physics plausible"),
+    "acceleration_residual": Metric("Acceleration residual", "lower", "free flight against the asked gravity"),
+    "mass_error": Metric("Mass error", "lower", "relative change of the ball's summed brightness"),
+    "sharpness": Metric("Sharpness", "teacher", "edge energy over the teacher's; far above is noise"),
+}  # fmt: skip
+
+
+def provenance_header(ranks: int) -> str:
+    """`# key: value` lines that open a run's config.yaml: date, commit, ranks, versions."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        commit = found.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "not a git checkout"
+    facts = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "git_commit": commit, "ranks": str(ranks)}
+    installed = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name in VERSIONED}
+    facts |= {name: installed[name] for name in VERSIONED if name in installed}
+    return "".join(f"# {key}: {value}\n" for key, value in facts.items())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics.jsonl; a last line that a dying run cut short is left out.
+
+    Raises:
+        ValueError: another line is no JSON object.
+    """
+    lines = path.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return [json.loads(line) for line in lines]
+
+
+def metric_table(summary: Mapping[str, Any]) -> str:
+    """The metrics of a summary.json as aligned plain text, a line a metric, a column a policy."""
+    policies = _policies(summary)
+    header = ["", "better", *policies]
+    rows = [[row["label"], row["better"], *row["values"]] for row in _metric_rows(summary)]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width)
+                  for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in [header, *rows]
+    ]  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` into a run's folder and return its path.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    config_path, summary_path = run_folder / "config.yaml", run_folder / "summary.json"
+    if not config_path.is_file():
+        raise ValueError(f"run folder ({run_folder}) must hold config.yaml: every run writes it when it starts")
+    config_text = config_path.read_text()
+    config = yaml.safe_load(config_text)
+    facts = _header_facts(config_text)
+    summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
+    metrics_path = run_folder / "metrics.jsonl"
+    records = read_metrics(metrics_path) if metrics_path.is_file() else []
+
+    steps = summary.get("steps") or (records[-1]["step"] if records else 0)
+    title_facts = [
+        ("method", summary.get("method") or config["method"]["name"]),
+        ("steps", f"{steps:,}" if summary else f"{steps:,} of {config['train']['steps']:,}, not finished"),
+        *((label, facts.pop(key)) for key, label in
+          (("ranks", "ranks"), ("date", "date"), ("git_commit", "commit")) if key in facts),
+    ]  # fmt: skip
+    samples = _newest_samples(run_folder / "samples")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("afd_scale.evaluation", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    html = environment.get_template("report.html.j2").render(
+        name=config["name"],
+        title_facts=title_facts,
+        policies=_policies(summary),
+        metric_rows=_metric_rows(summary),
+        clips=[(read_title(path), _data_url(path, "video/mp4")) for path in samples if path.suffix == ".mp4"],
+        images=[(path.stem, _data_url(path, "image/png")) for path in samples if path.suffix == ".png"],
+        curve_groups=_curve_groups(records),
+        timings=_timings(summary.get("seconds", {})),
+        config_text=config_text,
+        versions=facts,
+    )
+    report = run_folder / REPORT_NAME
+    partial = report.with_name(f".{REPORT_NAME}.partial")
+    partial.write_text(html)
+    partial.replace(report)
+    return report
+
+
+def _header_facts(config_text: str) -> dict[str, str]:
+    """What `provenance_header` wrote."""
+    return dict(re.findall(r"^# ([\w.-]+): (.+)$", config_text, flags=re.MULTILINE))
+
+
+def _newest_samples(folder: Path) -> list[Path]:
+    """Sample files of the end of the run, else those of the newest step folder."""
+    for place in [folder, *sorted(folder.glob("*/"), reverse=True)]:
+        files = sorted(path for path in place.glob("[!.]*") if path.suffix in {".mp4", ".png"})
+        if files:
+            return files
+    return []
+
+
+def _data_url(path: Path, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _policies(summary: Mapping[str, Any]) -> list[str]:
+    measured = summary.get("metrics", {})
+    return [name for name in POLICIES if name in measured] + [name for name in measured if name not in POLICIES]
+
+
+def _metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each metric that any policy has, known ones first and in the order of METRICS."""
+    measured: dict[str, dict[str, float]] = summary.get("metrics", {})
+    names = dict.fromkeys([*METRICS, *(name for values in measured.values() for name in values)])
+    rows = []
+    for name in names:
+        values = {policy: float(measured[policy].get(name, math.nan)) for policy in _policies(summary)}
+        if not any(math.isfinite(value) for value in values.values()):
+            continue
+        metric = METRICS.get(name, Metric(name, None, ""))
+        rows.append({
+            "name": name,
+            "label": metric.label,
+            "better": metric.better or "",
+            "meaning": metric.meaning,
+            "values": _aligned(list(values.values())),
+            "ratio": _ratio(values),
+            "verdict": _verdict(metric.better, values),
+        })  # fmt: skip
+    return rows
+
+
+def _aligned(values: Sequence[float]) -> list[str]:
+    """Numbers of one row with equal decimals: three digits of the smallest, at most three decimals."""
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    decimals = min(3, max(0, 2 - math.floor(math.log10(min(sizes))))) if sizes else 0
+    return [f"{value:.{decimals}f}" if math.isfinite(value) else "-" for value in values]
+
+
+def _ratio(values: Mapping[str, float]) -> str:
+    """Student over base."""
+    base, student = values.get("base", math.nan), values.get("student", math.nan)
+    return f"{student / base:.2f}" if base and math.isfinite(student / base) else ""
+
+
+def _verdict(better: Better | None, values: Mapping[str, float]) -> str:
+    """Whether the student is `better` or `worse` than the base, where that is known."""
+    if better is None:
+        return ""
+    base, student, teacher = (values.get(policy, math.nan) for policy in POLICIES)
+    gain = {
+        "lower": base - student,
+        "higher": student - base,
+        "teacher": abs(base - teacher) - abs(student - teacher),
+    }[better]
+    return "better" if gain > 0 else "worse" if gain < 0 else ""
+
+
+def _curve_groups(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str, Markup]]]]:
+    """(group, [(metric, last value, svg)]), grouped by what stands before the "/"."""
+    groups: dict[str, list[tuple[str, str, Markup]]] = {}
+    for key in dict.fromkeys(key for record in records for key in record if key != "step"):
+        points = [(record["step"], record[key]) for record in records if key in record]
+        steps = [step for step, _ in points]
+        values = [math.nan if value is None else value for _, value in points]
+        group, _, name = key.rpartition("/")
+        groups.setdefault(group, []).append((name, f"{values[-1]:.4g}", _curve_svg(steps, values)))
+    # Timings of the machine interest last.
+    return sorted(groups.items(), key=lambda item: item[0] == "system")
+
+
+def _curve_svg(steps: Sequence[int], values: Sequence[float]) -> Markup:
+    """One small curve whose colours and font are those of the page."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "afd_scale"}):
+        figure = Figure(figsize=(3.4, 1.7))
+        axes = figure.add_axes((0.15, 0.15, 0.83, 0.78))
+        axes.patch.set_visible(False)
+        axes.plot(steps, values, color=LINE, linewidth=1.5, marker="o" if len(steps) < 3 else None, markersize=3)
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(RULE)
+        axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.margins(x=0.02, y=0.1)
+        buffer = io.StringIO()
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    svg = buffer.getvalue()
+    # Inside HTML the prologue and the namespaces have no use, and they hold the only URLs.
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])
+    for stand_in, colour in CURVE_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return Markup(svg)
+
+
+def _timings(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """(what, time in words, percent of the longest)."""
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [(name, _duration(value), 100 * value / longest) for name, value in seconds.items()]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02.0f} s"

@@ -1,0 +1,220 @@
+"""Sample videos: mp4s that every browser plays, and a film-strip grid of several policies."""
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+FrameArray = NDArray[np.uint8]
+
+# x264's constant quality; 16 cannot be told from the source by eye.
+CRF = "16"
+
+# Layout of grids and comparisons, in pixels. Toy clips are enlarged, Wan clips shrunk, by whole factors.
+STRIP_FRAME_SIZES = (48, 120)
+STRIP_WIDTH = 640
+COMPARISON_FRAME_SIZES = (240, 480)
+MARGIN, COLUMN_GAP, ROW_GAP, FRAME_GAP, CLIP_GAP = 28, 24, 16, 2, 10
+TITLE_HEIGHT, CAPTION_HEIGHT, LABEL_HEIGHT = 36, 24, 44
+# Dark, so that it suits light and dark pages alike.
+BACKGROUND, TITLE_COLOUR, CAPTION_COLOUR = (33, 37, 45), "#ffffff", "#b6bdc9"
+DOTS_PER_INCH = 100
+CHARACTER_WIDTH = 8.0
+
+_Label = tuple[float, float, str, float, str]  # x, baseline y from the top, text, points, colour
+
+
+def write_mp4(frames: FrameArray, path: Path, fps: float, scale: int = 1, title: str = "") -> None:
+    """Write one H.264 video (yuv420p); the file appears only when it is complete.
+
+    Args:
+        frames: uint8 (F, H, W) or (F, H, W, 3). An odd height or width gains one repeated row or column.
+        fps: frames per second.
+        scale: whole factor of nearest-neighbour enlargement.
+        title: kept in the file, `read_title` finds it.
+    """
+    video = _even(_scaled(_rgb(frames, 4), scale, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _complete(path) as partial, av.open(partial, "w", format="mp4") as container:
+        container.metadata["title"] = title
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": CRF})
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def read_title(path: Path) -> str:
+    """The title that `write_mp4` kept in the file, or an empty string."""
+    with av.open(path) as container:
+        return str(container.metadata.get("title", ""))
+
+
+def write_grid(columns: Mapping[str, FrameArray], captions: Sequence[str], path: Path) -> None:
+    """Write one png: a row for each prompt, in each column the film strip of one policy.
+
+    Args:
+        columns: name of the policy to its N clips, uint8 (N, F, H, W) or (N, F, H, W, 3), all of one shape.
+            Frames that do not fit into a strip are left out evenly.
+        captions: N prompts.
+    """
+    clips = _checked(columns, captions)
+    strips = {name: [_strip(clip) for clip in policy_clips] for name, policy_clips in clips.items()}
+    strip_height, strip_width = next(iter(strips.values()))[0].shape[:2]
+    row_height = CAPTION_HEIGHT + strip_height + ROW_GAP
+    width = 2 * MARGIN + len(strips) * (strip_width + COLUMN_GAP) - COLUMN_GAP
+    height = 2 * MARGIN + TITLE_HEIGHT + len(captions) * row_height - ROW_GAP
+    canvas = _canvas(height, width)
+    labels: list[_Label] = []
+    for row, caption in enumerate(captions):
+        top = MARGIN + TITLE_HEIGHT + row * row_height
+        short = textwrap.shorten(caption, int((width - 2 * MARGIN) / CHARACTER_WIDTH), placeholder=" ...")
+        labels.append((MARGIN, top + CAPTION_HEIGHT - 7, short, 10, CAPTION_COLOUR))
+        for column, policy_strips in enumerate(strips.values()):
+            left = MARGIN + column * (strip_width + COLUMN_GAP)
+            _paste(canvas, policy_strips[row], top + CAPTION_HEIGHT, left)
+    for column, name in enumerate(strips):
+        left = MARGIN + column * (strip_width + COLUMN_GAP)
+        labels.append((left, MARGIN + 14, name, 13, TITLE_COLOUR))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _complete(path) as partial:
+        _figure(canvas, labels).savefig(partial, format="png")
+
+
+def write_comparison_mp4(
+    columns: Mapping[str, FrameArray], captions: Sequence[str], folder: Path, fps: float = 8.0
+) -> list[Path]:
+    """Write one mp4 for each prompt, the policies side by side below their names.
+
+    Args:
+        columns: name of the policy to its N clips, uint8 (N, F, H, W) or (N, F, H, W, 3), all of one shape.
+        captions: N prompts; each is the title of its file and part of its name.
+        folder: gains `00_<prompt>.mp4` and so on.
+        fps: frames per second.
+    """
+    clips = {name: [_fit(clip, COMPARISON_FRAME_SIZES) for clip in policy_clips]
+             for name, policy_clips in _checked(columns, captions).items()}  # fmt: skip
+    num_frames, clip_height, clip_width = next(iter(clips.values()))[0].shape[:3]
+    step = clip_width + CLIP_GAP
+    labels = [
+        (column * step + 12.0, LABEL_HEIGHT - 14.0, name, 17.0, TITLE_COLOUR) for column, name in enumerate(clips)
+    ]
+    blank = _canvas(LABEL_HEIGHT + clip_height, len(clips) * step - CLIP_GAP)
+    labelled = _rendered(_figure(blank, labels))
+    paths = []
+    for row, caption in enumerate(captions):
+        video = np.repeat(labelled[None], num_frames, axis=0)
+        for column, policy_clips in enumerate(clips.values()):
+            video[:, LABEL_HEIGHT:, column * step : column * step + clip_width] = policy_clips[row]
+        name = re.sub(r"\W+", "-", caption.lower())[:60].strip("-")
+        paths.append(folder / f"{row:02d}_{name}.mp4")
+        write_mp4(video, paths[-1], fps, title=caption)
+    return paths
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` that takes its name when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _rgb(frames: FrameArray, ndim: int) -> FrameArray:
+    """Repeat grey frames into three channels; `ndim` counts the axes with the channels."""
+    if frames.dtype == np.uint8 and frames.size:
+        if frames.ndim == ndim - 1:
+            return np.repeat(frames[..., None], 3, axis=-1)
+        if frames.ndim == ndim and frames.shape[-1] == 3:
+            return frames
+    axes = ("N, " if ndim == 5 else "") + "F, H, W"
+    raise ValueError(
+        f"frames ({frames.dtype} {frames.shape}) must be uint8 ({axes}) or ({axes}, 3), not empty: "
+        "grey or RGB pixels are written"
+    )
+
+
+def _checked(columns: Mapping[str, FrameArray], captions: Sequence[str]) -> dict[str, FrameArray]:
+    """The columns as RGB, (N, F, H, W, 3) each."""
+    clips = {name: _rgb(frames, 5) for name, frames in columns.items()}
+    shapes = {name: frames.shape for name, frames in clips.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"columns ({shapes}) must be of one shape, at least one: their frames are set side by side")
+    if len(next(iter(clips.values()))) != len(captions):
+        raise ValueError(f"captions ({len(captions)}) must be as many as the clips of a column: one for each clip")
+    return clips
+
+
+def _scaled(frames: FrameArray, enlarge: int, shrink: int) -> FrameArray:
+    """Repeat each pixel `enlarge` times, or average `shrink` x `shrink` pixels; (F, H, W, 3)."""
+    if enlarge > 1:
+        return frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    if shrink > 1:
+        num_frames, height, width = frames.shape[0], frames.shape[1] // shrink, frames.shape[2] // shrink
+        squares = frames[:, : height * shrink, : width * shrink]
+        squares = squares.reshape(num_frames, height, shrink, width, shrink, 3)
+        return np.asarray(squares.mean(axis=(2, 4)).round(), dtype=np.uint8)
+    return frames
+
+
+def _fit(frames: FrameArray, sizes: tuple[int, int]) -> FrameArray:
+    """Scale so that the longer side lies between two sizes, as far as whole factors allow; (F, H, W, 3)."""
+    longer = max(frames.shape[1:3])
+    return _scaled(frames, enlarge=max(1, sizes[0] // longer), shrink=-(-longer // sizes[1]))
+
+
+def _even(frames: FrameArray) -> FrameArray:
+    """yuv420p halves the chroma planes: repeat the last row or column of an odd size; (F, H, W, 3)."""
+    height, width = frames.shape[1:3]
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _strip(clip: FrameArray) -> FrameArray:
+    """(F, H, W, 3) to (h, w, 3): frames from the first to the last, as many as fit, left to right."""
+    frames = _fit(clip, STRIP_FRAME_SIZES)
+    num_frames, height, width = frames.shape[:3]
+    shown = max(1, min(num_frames, (STRIP_WIDTH + FRAME_GAP) // (width + FRAME_GAP)))
+    strip = _canvas(height, shown * (width + FRAME_GAP) - FRAME_GAP)
+    for place, index in enumerate(np.linspace(0, num_frames - 1, shown).round().astype(int)):
+        _paste(strip, frames[index], 0, place * (width + FRAME_GAP))
+    return strip
+
+
+def _canvas(height: int, width: int) -> FrameArray:
+    return np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
+
+
+def _paste(canvas: FrameArray, image: FrameArray, top: int, left: int) -> None:
+    canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+
+
+def _figure(image: FrameArray, labels: Sequence[_Label]) -> Figure:
+    """A figure of exactly these pixels with text on it; no pyplot, so no global state."""
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(width / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
+    FigureCanvasAgg(figure)
+    figure.figimage(image, origin="upper")
+    for x, y, text, points, colour in labels:
+        # Prompts are plain text: a "$" in them starts no formula.
+        figure.text(x / width, 1 - y / height, text, fontsize=points, color=colour, parse_math=False)
+    return figure
+
+
+def _rendered(figure: Figure) -> FrameArray:
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3]

@@ -1,0 +1,1 @@
+"""Training methods: one file each, whose `train_step` reads top to bottom."""

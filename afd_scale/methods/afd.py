@@ -1,0 +1,170 @@
+"""On-Policy Adversarial Flow Distillation, arXiv:2605.26105. One step, in order:
+
+1. Rollout. The sampling policy v_old generates G videos x_S for each prompt y, few-step, chunk by chunk.
+2. Discriminator. D(video, y) -> logit learns to prefer the teacher's video of the same prompt (Bradley-Terry).
+3. Advantage. The logit of a rollout, centred on its group, becomes a weight w in [0, 1].
+4. Forward process. x_S is noised; the student's velocity is drawn towards what made good samples and pushed away from
+   what made bad ones (DiffusionNFT, arXiv:2509.16117). No teacher scores, latents or trajectories.
+5. Old policy. v_old follows the student.
+
+P prompts of this rank, G rollouts each, S noised states of a rollout: rows stand as (P, G, S).
+"""
+
+import torch
+from torch import Tensor
+
+from afd_scale.config.methods import AfdConfig
+from afd_scale.config.models import StudentConfig
+from afd_scale.flow import losses
+from afd_scale.flow.advantage import centre, divide_by_spread, weight_from_advantage
+from afd_scale.flow.process import add_noise
+from afd_scale.flow.randomness import Randomness
+from afd_scale.flow.schedule import TIMESTEPS, denoising_sigmas, draw_sigmas
+from afd_scale.methods.learning_rate import learning_rate
+from afd_scale.protocols import AveragedPolicy, Metrics, Policy, RankMean, TrainedPolicy, TrainedScorer
+from afd_scale.rollout.causal import rollout
+from afd_scale.types import Batch
+
+
+class Afd:
+    """Student against teacher through a prompt-paired discriminator."""
+
+    def __init__(
+        self, config: AfdConfig, student_config: StudentConfig, steps: int, randomness: Randomness,
+        student: TrainedPolicy, old_policy: AveragedPolicy, reference: Policy | None, discriminator: TrainedScorer,
+        mean_over_ranks: RankMean,
+    ):  # fmt: skip
+        self.config, self.student_config, self.steps, self.randomness = config, student_config, steps, randomness
+        self.student, self.old_policy, self.reference = student, old_policy, reference
+        self.discriminator, self.mean_over_ranks = discriminator, mean_over_ranks
+        self.warmup_steps = config.discriminator_warmup_steps
+        self.sigmas = denoising_sigmas(student_config.timesteps, student_config.timestep_shift)
+
+    def warmup_step(self, batch: Batch, step: int) -> Metrics:
+        """The discriminator alone, so that the student's first step already has a judge."""
+        return self._train_discriminator(batch, self._rollout(batch, step), step)
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        videos = self._rollout(batch, step)
+        discriminator_metrics = self._train_discriminator(batch, videos, step)
+        reward, weight = self._weigh(batch, videos)
+        student_metrics = self._train_student(batch, videos, weight, step)
+        self.old_policy.follow(self.student, self._old_policy_decay(step))
+        return {
+            **discriminator_metrics,
+            **student_metrics,
+            "rollout/reward_mean": reward.mean(),
+            "rollout/reward_group_std": reward.std(dim=1).mean() if reward.shape[1] > 1 else torch.zeros(()),
+            "rollout/weight_std": (weight - 0.5).square().mean().sqrt(),
+        }
+
+    def _rollout(self, batch: Batch, step: int) -> Tensor:
+        """(P G, F, C, H, W) clean latents of the sampling policy."""
+        shape, device, keys = tuple(batch.latents.shape[1:]), batch.latents.device, self._rollout_keys(batch)
+        noise = self.randomness.normal("rollout/noise", step, keys, shape, device)
+        renoise = self.randomness.normal("rollout/renoise", step, keys, (len(self.sigmas) - 1, *shape), device)
+        text = batch.text.repeat_interleave(self.config.rollouts_per_prompt, dim=0)
+        return rollout(self.old_policy, text, noise, renoise.transpose(0, 1), self.sigmas)
+
+    def _train_discriminator(self, batch: Batch, videos: Tensor, step: int) -> Metrics:
+        config, prompts = self.config, len(batch)
+        text = torch.cat([batch.text, batch.text.repeat_interleave(config.rollouts_per_prompt, dim=0)])
+        clean = torch.cat([batch.latents, videos])
+        logits = self.discriminator(clean, text)
+        teacher, student = logits[:prompts, None], logits[prompts:].unflatten(0, (prompts, -1))  # (P, 1), (P, G)
+        if config.discriminator_objective == "bradley_terry":
+            loss = losses.bradley_terry_loss(teacher, student)
+        else:
+            loss = losses.softplus_loss(teacher, student)
+        metrics = {"discriminator/loss": loss.detach()}
+        if config.r1_weight or config.r2_weight:
+            penalty = self._penalty(batch, clean, text, logits, step)
+            metrics["discriminator/penalty"] = penalty.detach()
+            loss = loss + penalty
+        self.discriminator.backward(loss)
+        gradient_norm = self.discriminator.step(
+            learning_rate(config.discriminator_optimizer, max(step, 1), self.steps)
+        )
+        return {
+            **metrics,
+            "discriminator/accuracy": (teacher > student).float().mean(),
+            "discriminator/margin": (teacher - student).mean().detach(),
+            "discriminator/gradient_norm": gradient_norm,
+        }
+
+    def _penalty(self, batch: Batch, clean: Tensor, text: Tensor, logits: Tensor, step: int) -> Tensor:
+        """R1 on the teacher's videos and R2 on the rollouts, by one more pass over perturbed copies."""
+        config, prompts = self.config, len(batch)
+        shape, device = tuple(clean.shape[1:]), clean.device
+        keys = [*batch.samples, *self._rollout_keys(batch)]
+        noise = torch.cat(
+            [self.randomness.normal("penalty/teacher", step, keys[:prompts], shape, device),
+             self.randomness.normal("penalty/student", step, keys[prompts:], shape, device)]
+        )  # fmt: skip
+        perturbed = self.discriminator(clean + config.penalty_deviation * noise, text)
+        teacher, student = (
+            losses.finite_difference_penalty(logits[rows], perturbed[rows], config.penalty_deviation)
+            for rows in (slice(prompts), slice(prompts, None))
+        )
+        return config.r1_weight * teacher + config.r2_weight * student
+
+    @torch.no_grad()
+    def _weigh(self, batch: Batch, videos: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, G) logits of the rollouts and their weights in [0, 1]."""
+        rule = self.config.advantage
+        text = batch.text.repeat_interleave(self.config.rollouts_per_prompt, dim=0)
+        reward = self.discriminator(videos, text).unflatten(0, (len(batch), -1))
+        centred = centre(reward, rule.baseline, self.mean_over_ranks)
+        advantage = divide_by_spread(centred, rule.spread, rule.spread_floor, self.mean_over_ranks)
+        return reward, weight_from_advantage(advantage, rule.clip)
+
+    def _train_student(self, batch: Batch, videos: Tensor, weight: Tensor, step: int) -> Metrics:
+        config, states = self.config, self.config.states_per_rollout
+        keys = [key * states + state for key in self._rollout_keys(batch) for state in range(states)]
+        x0 = videos.repeat_interleave(states, dim=0)
+        noise = self.randomness.normal("student/noise", step, keys, tuple(x0.shape[1:]), x0.device)
+        sigma = self._sigma(keys, step, x0)
+        noisy, timestep = add_noise(x0, noise, sigma), sigma * TIMESTEPS
+        text = batch.text.repeat_interleave(config.rollouts_per_prompt, dim=0)
+
+        with torch.no_grad():
+            old_velocity = self.old_policy(noisy, timestep, text, clean=videos)
+        velocity = self.student(noisy, timestep, text, clean=videos, clean_gradient=config.context_gradient)
+        loss = losses.policy_loss(
+            velocity, old_velocity, noisy, x0, sigma, weight.flatten().repeat_interleave(states),
+            policy_mix=config.policy_mix, clip=config.advantage.clip, normalise=config.normalise,
+        ).mean()  # fmt: skip
+        metrics = {
+            "student/loss": loss.detach(),
+            "student/old_policy_distance": (velocity - old_velocity).detach().square().mean().sqrt(),
+        }
+        if self.reference is not None:
+            with torch.no_grad():
+                reference_velocity = self.reference(noisy, timestep, text, clean=videos)
+            prior = losses.prior_loss(velocity, reference_velocity).mean()
+            metrics["student/reference_distance"] = prior.detach().sqrt()
+            loss = loss + config.prior_weight * prior
+        self.student.backward(loss)
+        metrics["student/gradient_norm"] = self.student.step(learning_rate(config.optimizer, step, self.steps))
+        return metrics
+
+    def _rollout_keys(self, batch: Batch) -> list[int]:
+        """One key for each rollout: its sample's position in the dataset and its number in the group."""
+        rollouts = self.config.rollouts_per_prompt
+        return [sample * rollouts + number for sample in batch.samples for number in range(rollouts)]
+
+    def _sigma(self, keys: list[int], step: int, x0: Tensor) -> Tensor:
+        """(B, F), equal inside a chunk."""
+        config, chunk_frames = self.config.sigma, self.student_config.chunk_frames
+        sigma = draw_sigmas(
+            self.randomness, "student/sigma", step, keys, x0.shape[1] // chunk_frames,
+            name=config.name, steps=self.sigmas, shift=self.student_config.timestep_shift,
+            mean=config.mean, deviation=config.deviation, device=x0.device,
+        )  # fmt: skip
+        return sigma.repeat_interleave(chunk_frames, dim=1)
+
+    def _old_policy_decay(self, step: int) -> float:
+        config = self.config
+        if config.old_policy_warmup:
+            return min(config.old_policy_warmup * step, config.old_policy_decay)
+        return config.old_policy_decay

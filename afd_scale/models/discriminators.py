@@ -1,0 +1,75 @@
+"""Prompt-paired scorers: clean latents and a prompt's text to one logit.
+
+Shape suffixes: B batch, F latent frames, C channels, H rows, W columns, T text rows, E width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig
+from afd_scale.layers.attention import AttentionLayout
+from afd_scale.layers.ops import ModelOps
+from afd_scale.models.wan import LayerNorm, WanTrunk, initialise
+
+
+class ConvDiscriminator(nn.Module):
+    """Three convolutions over a video's stacked frames, each modulated by the prompt (FiLM).
+
+    Args:
+        latent_frames, latent_channels, latent_size: F, C and (H, W) of the latents.
+        text_dim: width of a text embedding row.
+    """
+
+    def __init__(
+        self, config: ConvDiscriminatorConfig, latent_frames: int, latent_channels: int, latent_size: tuple[int, int],
+        text_dim: int,
+    ):  # fmt: skip
+        super().__init__()
+        self.frames, self.pixels = config.unpack
+        width = config.channels
+        images = latent_frames * latent_channels // self.pixels**2
+        self.convolutions = nn.ModuleList(
+            [
+                nn.Conv2d(images, width, 4, stride=2, padding=1),
+                nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+                nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            ]
+        )
+        self.film = nn.ModuleList(nn.Linear(2 * width, 2 * c.out_channels) for c in self.convolutions)
+        self.text = nn.Sequential(nn.Linear(text_dim, 2 * width), nn.SiLU())
+        height, breadth = (size * self.pixels // 4 for size in latent_size)
+        self.score = nn.Linear(2 * width * height * breadth, 1)
+
+    def forward(self, latents_BFCHW: Tensor, text_BTE: Tensor) -> Tensor:
+        """(B,) logits; text rows of zeros (padding) do not count."""
+        x = self._stack_frames(latents_BFCHW.to(self.score.weight.dtype))
+        rows = text_BTE.abs().sum(-1).gt(0).sum(1, keepdim=True).clamp(min=1)
+        prompt = self.text((text_BTE.sum(1) / rows.sqrt()).to(x.dtype))
+        for convolution, film in zip(self.convolutions, self.film, strict=True):
+            scale, shift = film(prompt)[..., None, None].chunk(2, dim=1)
+            x = F.leaky_relu(convolution(x) * (1 + scale) + shift, 0.2)
+        return self.score(x.flatten(1)).squeeze(1).float()
+
+    def _stack_frames(self, latents_BFCHW: Tensor) -> Tensor:
+        """(B, video frames x colours, video rows, video columns): undo the codec's space-to-depth."""
+        x = latents_BFCHW.flatten(1, 2)  # channels are (latent frame, frame, row in patch, column in patch)
+        return F.pixel_shuffle(x, self.pixels)
+
+
+class LatentDiscriminator(WanTrunk):
+    """A bidirectional Wan trunk over clean latents that cross-attends the prompt, and a score of its pooled tokens."""
+
+    def __init__(self, config: LatentDiscriminatorConfig, ops: ModelOps | None = None):
+        super().__init__(config, ops or ModelOps(), config.activation_checkpointing)
+        self.norm = LayerNorm(config.dim, config.eps)
+        self.score = nn.Linear(config.dim, 1)
+        self.apply(initialise)
+
+    def forward(self, latents_BFCHW: Tensor, text_BTE: Tensor) -> Tensor:
+        """(B,) logits."""
+        frames = latents_BFCHW.shape[1]
+        _, time_BF6E = self.embed_time(latents_BFCHW.new_zeros(latents_BFCHW.shape[:2]))
+        layout = AttentionLayout.full(frames)
+        x = self.run_blocks(latents_BFCHW, time_BF6E, self.embed_text(text_BTE), layout, range(frames))
+        return self.score(self.norm(x).mean(dim=1)).squeeze(1).float()

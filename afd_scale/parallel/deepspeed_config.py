@@ -1,0 +1,40 @@
+"""The DeepSpeed configuration of one network, generated from the run's config; an expert's raw keys go over it."""
+
+from typing import Any
+
+from afd_scale.config import RunConfig
+
+
+def deepspeed_config(config: RunConfig, *, gradient_norm: float = 0.0, frozen: bool = False) -> dict[str, Any]:
+    """ZeRO-3 for a network that is trained, or only sharded.
+
+    Args:
+        gradient_norm: the gradient is clipped to this global norm; 0 does not clip.
+        frozen: the network has no optimizer.
+    """
+    generated: dict[str, Any] = {
+        # Batches are ours: DeepSpeed only has to find its own accounting consistent.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": gradient_norm,
+        "steps_per_print": 10**12,
+        "zero_optimization": {
+            "stage": 3,
+            # A frozen network's shards are edited in place, so none may live as a whole copy beside its shard.
+            "stage3_param_persistence_threshold": 0 if frozen else config.engine.parameter_persistence,
+            "memory_efficient_linear": False,  # replaces torch.nn.functional.linear for the whole process
+        },
+        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": False},
+        # The optimizers are torch's own, chosen by us: DeepSpeed would compile one.
+        "zero_allow_untested_optimizer": True,
+    }
+    return merge(generated, config.engine.deepspeed)
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries merged key by key; `over` wins."""
+    merged = dict(under)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged

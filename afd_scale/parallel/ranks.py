@@ -1,0 +1,113 @@
+"""The processes of a run: who am I, on which device, and the few collectives the code outside engines needs."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run.
+
+    Attributes:
+        rank, size: among all processes.
+        local_size: processes on this machine.
+        device: where this rank computes.
+    """
+
+    rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """The rank that writes files and talks to the user."""
+        return self.rank == 0
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean of a tensor over the ranks, float32, on all of them."""
+        x = x.detach().float().to(self.device).clone()
+        dist.all_reduce(x)
+        return x / self.size
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """The main rank's picklable value, on all ranks."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows of all ranks in rank order, (size x B, ...), on all ranks; every rank holds as many."""
+        rows = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(rows, x.contiguous())
+        return torch.cat(rows)
+
+    def run_on_main(self, work: Any, *arguments: Any) -> Any:
+        """Run a function on the main rank only; all ranks get its result, or its ValueError."""
+        result: Any = None
+        if self.is_main:
+            try:
+                result = work(*arguments)
+            except ValueError as error:
+                result = error
+        result = self.broadcast(result)
+        if isinstance(result, ValueError):
+            raise result
+        return result
+
+
+@contextmanager
+def start_ranks(timeout_minutes: int) -> Iterator[Ranks]:
+    """Join the process group that python, torchrun, deepspeed or srun describes in the environment; leave it at the end.
+
+    The device and the backend follow from what is there: nccl with a GPU, gloo without.
+    """
+    import deepspeed
+
+    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", None),
+                          ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", None)):  # fmt: skip
+        # `python launch/train.py` is a run of one rank; streaming and DeepSpeed read these.
+        os.environ.setdefault(name, default or (_free_port() if name == "MASTER_PORT" else os.environ["WORLD_SIZE"]))
+    rank, size, local_rank, local_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        # Ranks of one machine share its cores; without this each takes all of them.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        # DeepSpeed would compile its shared-memory operator for a minute (FACTS: deepspeed 0.19).
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.init_distributed(
+        "nccl" if on_gpu else "gloo", auto_mpi_discovery=False, timeout=timedelta(minutes=timeout_minutes), verbose=False
+    )
+    try:
+        yield Ranks(rank, size, local_size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,0 +1,67 @@
+"""The few interfaces that cross packages: what a training method needs of engines and ranks, and a trainer of methods."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from afd_scale.types import Batch
+
+Metrics = Mapping[str, Tensor]  # scalars, left on their device until they are logged
+
+
+class Policy(Protocol):
+    """A velocity model: arguments and result as `afd_scale.models.wan.CausalWan.forward`."""
+
+    def __call__(self, noisy: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor: ...
+
+    def new_cache(self, frames: int) -> Any: ...
+
+
+class Scorer(Protocol):
+    """A discriminator: (B, F, C, H, W) clean latents and (B, T, E) text to (B,) logits."""
+
+    def __call__(self, latents: Tensor, text: Tensor) -> Tensor: ...
+
+
+class Trained(Protocol):
+    """What an engine adds to the network it trains; losses are means over this rank's share."""
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def step(self, learning_rate: float) -> Tensor:
+        """Update the weights from the gradients gathered so far; returns the gradient's global norm before clipping."""
+        ...
+
+
+class TrainedPolicy(Policy, Trained, Protocol):
+    """The student."""
+
+
+class TrainedScorer(Scorer, Trained, Protocol):
+    """The discriminator."""
+
+
+class AveragedPolicy(Policy, Protocol):
+    """A frozen policy that follows the student."""
+
+    def follow(self, student: Any, decay: float) -> None:
+        """weights <- decay weights + (1 - decay) student's, on local shards."""
+        ...
+
+
+class Method(Protocol):
+    """One training step; a method owns its backward passes, the trainer owns the rest."""
+
+    warmup_steps: int
+
+    def warmup_step(self, batch: Batch, step: int) -> Metrics:
+        """A step before the first, numbered 1 - warmup_steps to 0."""
+        ...
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        """Step 1, 2, ...; returns the metrics of this rank's share."""
+        ...
+
+
+RankMean = Callable[[Tensor], Tensor]  # mean of a tensor over the data ranks

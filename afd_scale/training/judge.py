@@ -1,0 +1,75 @@
+"""Looks at policies: generates clips of the data's prompts, measures them and writes what people see."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from afd_scale.config import RunConfig
+from afd_scale.data.reader import distinct_prompts
+from afd_scale.evaluation import toy
+from afd_scale.evaluation.generate import generate
+from afd_scale.evaluation.video import write_comparison_mp4, write_grid
+from afd_scale.flow.randomness import Randomness
+from afd_scale.flow.schedule import denoising_sigmas
+from afd_scale.parallel.ranks import Ranks
+from afd_scale.rollout.causal import CausalPolicy
+
+log = logging.getLogger(__name__)
+
+
+class Judge:
+    """Evaluation of one run. Every rank generates; the main rank measures and draws."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks):
+        self.config, self.ranks = config, ranks
+        self.samples = config.folder / "samples"
+        self.prompts = distinct_prompts(config)
+        self.base: toy.Frames | None = None
+
+    def keep_base(self, policy: CausalPolicy) -> None:
+        """The start policy's clips, before it is trained."""
+        if self._is_on:
+            self.base = toy.decode(self._generate(policy, self.config.evaluation.clips))
+
+    def sample(self, policy: CausalPolicy, step: int) -> None:
+        """A grid of the sample prompts in the middle of training."""
+        if self._is_on:
+            clips = toy.decode(self._generate(policy, len(self.prompts)))
+            if self.ranks.is_main:
+                self._draw({"student": clips}, step)
+
+    def compare(self, policy: CausalPolicy) -> dict[str, dict[str, float]]:
+        """Scores of base, student and teacher on the main rank; sample clips in the run folder."""
+        if not self._is_on:
+            return {}
+        student = toy.decode(self._generate(policy, self.config.evaluation.clips))
+        if not self.ranks.is_main:
+            return {}
+        clips = {} if self.base is None else {"base": self.base}
+        clips |= {"student": student, "teacher": toy.teacher_clips(self.prompts.prompts, len(student))}
+        self._draw(clips, self.config.train.steps)
+        return toy.measure(clips, self.prompts.prompts)
+
+    def _draw(self, clips: dict[str, toy.Frames], step: int) -> None:
+        """A grid and an mp4 a prompt: teacher, base and student, as far as they are there."""
+        count = min(self.config.evaluation.samples, len(self.prompts))
+        rows = [i * len(self.prompts) // count for i in range(count)]
+        columns = {name: clips[name][rows] for name in ("teacher", "base", "student") if name in clips}
+        captions = [self.prompts.prompts[row] for row in rows]
+        folder = self.samples / f"step_{step:08d}"
+        write_grid(columns, captions, folder / "grid.png")
+        write_comparison_mp4(columns, captions, folder)
+
+    @property
+    def _is_on(self) -> bool:
+        return self.config.evaluation.metrics == "toy"
+
+    def _generate(self, policy: CausalPolicy, clips: int) -> Tensor:
+        config, data, ranks = self.config, self.config.data, self.ranks
+        return generate(
+            policy, self.prompts.text.to(ranks.device),
+            (data.latent_frames, config.student.latent_channels, data.latent_height, data.latent_width),
+            denoising_sigmas(config.student.timesteps, config.student.timestep_shift), Randomness(config.seed),
+            clips=clips, batch=config.evaluation.batch, rank=ranks.rank, size=ranks.size, gather=ranks.gather,
+        )  # fmt: skip

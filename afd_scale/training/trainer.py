@@ -1,0 +1,180 @@
+"""The life of a run: prepare, build, resume, step, log, save, evaluate, report. What a step does is the method's."""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from afd_scale.checkpoint.run_state import RunCheckpoints
+from afd_scale.config import ConfigError, RunConfig, load_config
+from afd_scale.data.reader import TeacherStream, check_dataset, ensure_dataset
+from afd_scale.evaluation.report import metric_table, write_report
+from afd_scale.parallel.ranks import Ranks
+from afd_scale.protocols import Metrics
+from afd_scale.training.build import Run, build_run
+from afd_scale.training.judge import Judge
+from afd_scale.training.metrics import MetricsWriter, Progress
+from afd_scale.training.run_folder import prepare_folder
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, ranks: Ranks) -> None:
+    """Bring a run, and the one it requires, to completion; a complete run is left as it is.
+
+    Raises:
+        ConfigError: the config, the data, the start weights or the run folder cannot be used.
+    """
+    if config.requires is not None:
+        train(load_config(config.requires), ranks)
+    if ranks.run_on_main(_is_complete, config):
+        log.info("%s is complete: %s", config.name, config.folder / "report.html")
+        return
+    Trainer(config, ranks).run()
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each phase of this process."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+
+class Trainer:
+    """One run."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks):
+        self.config, self.ranks, self.clock = config, ranks, Clock()
+        with self.clock.phase("prepare"), _input_errors():
+            ranks.run_on_main(_prepare, config, ranks.size)
+            self.stream = TeacherStream(config)
+            self.built: Run = build_run(config, ranks)
+            self.checkpoints = RunCheckpoints(
+                config.folder / "checkpoints", is_main=ranks.is_main, size=ranks.size, barrier=ranks.barrier,
+                keep=config.train.keep_checkpoints,
+            )  # fmt: skip
+            self.judge = Judge(config, ranks)
+            self.step = self._resume()
+
+    def run(self) -> None:
+        with self.clock.phase("evaluate"):
+            if self.config.student.weights is not None:
+                self.judge.keep_base(self.built.exported)
+        with self.clock.phase("train"):
+            self._train()
+        with self.clock.phase("save"):
+            self._save()
+        with self.clock.phase("evaluate"):
+            metrics = self.judge.compare(self.built.exported)
+        if self.ranks.is_main:
+            self._finish(metrics)
+        self.ranks.barrier()
+
+    def _resume(self) -> int:
+        """The last finished step: 0 for a new run."""
+        state = self.checkpoints.newest()
+        if state is None:
+            return 0
+        log.info("%s resumes after step %d from %s", self.config.name, state["step"], state["folder"])
+        self.checkpoints.load(state["folder"], self.built.networks)
+        self.stream.load_state_dict(state["data"])
+        return state["step"]
+
+    def _train(self) -> None:
+        config, method, main = self.config, self.built.method, self.ranks.is_main
+        first = self.step + 1 if self.step else 1 - method.warmup_steps
+        with (
+            closing(MetricsWriter(config.folder, enabled=main, resume_step=self.step)) as writer,
+            closing(Progress(config.name, config.train.steps, main, self.step, config.train.log_every)) as progress,
+        ):
+            for step in range(first, config.train.steps + 1):
+                began = time.monotonic()
+                batch = next(self.stream).to(self.ranks.device)
+                if step < 1:
+                    method.warmup_step(batch, step)
+                    continue
+                metrics = method.train_step(batch, step)
+                self.step = step
+                if step % config.train.log_every == 0 or step == config.train.steps:
+                    values = self._reduce(metrics)
+                    values["system/step_seconds"] = time.monotonic() - began
+                    writer.write(step, values)
+                    progress.update(step, values)
+                else:
+                    progress.update(step)
+                if config.train.save_every and step % config.train.save_every == 0 and step < config.train.steps:
+                    self._save()
+                if config.train.sample_every and step % config.train.sample_every == 0 and step < config.train.steps:
+                    self.judge.sample(self.built.exported, step)
+
+    def _reduce(self, metrics: Metrics) -> dict[str, float]:
+        """Means over the ranks, in one collective."""
+        names = sorted(metrics)
+        values = torch.stack([metrics[name].float().to(self.ranks.device) for name in names])
+        return dict(zip(names, self.ranks.mean(values).tolist(), strict=True))
+
+    def _save(self) -> None:
+        path = self.checkpoints.save(
+            self.step, self.built.networks, self.stream.state_dict(), self.built.exported.full_weights(),
+            self.config.student,
+        )  # fmt: skip
+        log.info("%s saved %s", self.config.name, path)
+
+    def _finish(self, metrics: dict[str, dict[str, float]]) -> None:
+        """summary.json says that the run is complete, so it is the last file but the report that reads it."""
+        summary = {
+            "method": self.config.method.name,
+            "steps": self.step,
+            "ranks": self.ranks.size,
+            "metrics": metrics,
+            "seconds": {name: round(seconds, 2) for name, seconds in self.clock.seconds.items()},
+        }
+        path = _summary(self.config)
+        partial = path.with_name(".summary.partial")
+        partial.write_text(json.dumps(summary, indent=1) + "\n")
+        os.replace(partial, path)
+        report = write_report(self.config.folder)
+        if metrics:
+            log.info("%s\n%s", self.config.name, metric_table(summary))
+        log.info("%s is complete; look at %s", self.config.name, report)
+
+
+def _prepare(config: RunConfig, num_ranks: int) -> None:
+    prepare_folder(config, num_ranks)
+    ensure_dataset(config.data)
+    check_dataset(config)
+    if not config.train.resume:
+        shutil.rmtree(config.folder / "checkpoints", ignore_errors=True)
+
+
+def _is_complete(config: RunConfig) -> bool:
+    path = _summary(config)
+    return config.train.resume and path.exists() and json.loads(path.read_text())["steps"] == config.train.steps
+
+
+def _summary(config: RunConfig) -> Path:
+    return config.folder / "summary.json"
+
+
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    """What goes wrong before the first step is the user's input: one line, exit code 2."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,45 @@
+"""Train a run: `deepspeed --hostfile hosts launch/train.py --config FILE [section.key=value ...]`.
+
+The same file starts under python, torchrun, deepspeed and srun. Without --config it runs the embedded default, the toy
+world, which a CPU finishes in minutes. Exit codes: 0 done, 2 bad input (one line on stderr).
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from afd_scale.config import ConfigError, load_config
+
+DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "toy" / "afd.yaml"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, help=f"YAML of the run (default: {DEFAULT_CONFIG.name} of configs/toy)")
+    parser.add_argument("--local_rank", type=int, help="given by some launchers; the environment says the same")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="over the values of the YAML file")
+    options = parser.parse_intermixed_args()
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    logging.getLogger("afd_scale").setLevel(logging.INFO if is_main else logging.WARNING)
+    try:
+        config = load_config(options.config or DEFAULT_CONFIG, options.overrides)
+        if options.config is None and is_main:
+            logging.getLogger("afd_scale").info("no --config: running the embedded default, %s", DEFAULT_CONFIG)
+        # Heavy imports come after the config has been checked.
+        from afd_scale.parallel.ranks import start_ranks
+        from afd_scale.training.trainer import train
+
+        with start_ranks(config.engine.timeout_minutes) as ranks:
+            train(config, ranks)
+    except ConfigError as error:
+        if is_main:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

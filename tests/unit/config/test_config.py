@@ -1,0 +1,200 @@
+"""Configuration: every YAML of the project loads, and every mistake is one line that names field and value."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from afd_scale.config import ConfigError, load_config, resolved_yaml
+from afd_scale.config.methods import AfdConfig, SftConfig
+from afd_scale.config.models import LatentDiscriminatorConfig, StudentConfig
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+YAMLS = sorted(CONFIGS.rglob("*.yaml"))
+BASE, AFD = CONFIGS / "toy" / "base.yaml", CONFIGS / "toy" / "afd.yaml"
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name_of)
+def test_every_config_loads(path: Path) -> None:
+    config = load_config(path)
+    if config.requires is not None:
+        assert load_config(config.requires).folder == config.student.weights
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name_of)
+def test_resolved_config_reads_back(path: Path, tmp_path: Path) -> None:
+    config = load_config(path, ["train.steps=7", "data.cache=/data/cache"])
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(resolved_yaml(config))
+    assert load_config(resolved) == config
+
+
+def test_runs_have_their_own_folders() -> None:
+    folders = [load_config(path).folder for path in YAMLS]
+    assert len(set(folders)) == len(folders)
+
+
+def test_overrides_replace_values_and_the_last_one_wins() -> None:
+    config = load_config(
+        AFD,
+        [
+            "train.steps=5",
+            "train.steps=6",
+            "student.timesteps=[1000, 500]",
+            "method.optimizer.learning_rate=1e-4",  # YAML 1.1 reads this as a string
+            "data.cache=null",
+        ],
+    )
+    assert config.train.steps == 6
+    assert config.student.timesteps == (1000, 500)
+    assert isinstance(config.method, AfdConfig)
+    assert config.method.optimizer.learning_rate == 1e-4
+    assert config.method.optimizer.weight_decay == 0.0, "the rest of the section stays"
+    assert config.data.cache is None
+
+
+def test_method_may_be_a_bare_name(tmp_path: Path) -> None:
+    short = tmp_path / "short.yaml"
+    short.write_text("method: sft\n")
+    assert load_config(short).method == SftConfig()
+    config = load_config(short, ["method.ema_decay=0.9"])
+    assert isinstance(config.method, SftConfig)
+    assert config.method.ema_decay == 0.9
+
+
+def test_requires_is_relative_to_the_file(tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text("method: sft\nrequires: before.yaml\n")
+    assert load_config(run).requires == tmp_path / "before.yaml"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [("toy", (96, 384, 4, 3, 48)), ("wan-1.3b", (1536, 8960, 12, 30, 16)), ("wan-14b", (5120, 13824, 40, 40, 16))],
+)
+def test_architecture_presets(architecture: str, sizes: tuple[int, ...]) -> None:
+    student = StudentConfig.model_validate({"architecture": architecture})
+    assert (student.dim, student.ffn_dim, student.num_heads, student.num_layers, student.latent_channels) == sizes
+
+
+@pytest.mark.parametrize(
+    ("family", "chunk_frames", "shift"),
+    [("toy", 1, 3.0), ("self-forcing", 3, 5.0), ("causal-forcing", 3, 5.0), ("causal-forcing-framewise", 1, 5.0)],
+)
+def test_family_presets(family: str, chunk_frames: int, shift: float) -> None:
+    student = StudentConfig.model_validate({"family": family})
+    assert (student.chunk_frames, student.timestep_shift) == (chunk_frames, shift)
+    assert student.timesteps == (1000, 750, 500, 250)
+
+
+def test_a_field_overrides_its_preset() -> None:
+    student = StudentConfig.model_validate({"architecture": "wan-1.3b", "num_layers": 2})
+    assert (student.num_layers, student.num_heads) == (2, 12)
+
+
+def test_discriminator_variant_is_chosen_by_name() -> None:
+    config = load_config(
+        AFD, ["method.discriminator={name: latent, num_layers: 1}", "method.discriminator.num_heads=2"]
+    )
+    assert isinstance(config.method, AfdConfig)
+    assert isinstance(config.method.discriminator, LatentDiscriminatorConfig)
+    assert config.method.discriminator.num_heads == 2
+
+
+def test_config_is_frozen() -> None:
+    config = load_config(BASE)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.steps = 3  # type: ignore[misc]
+
+
+# Overrides of configs/toy/afd.yaml -> parts of the error. The first part is the field, the second its value.
+MISTAKES = {
+    "unknown key": (["train.stepz=3"], ["train.stepz", "(3)", "not a known key"]),
+    "unknown section": (["trian.steps=3"], ["trian", "steps", "not a known key"]),
+    "unknown key of a variant": (["method.rollouts=3"], ["method.rollouts", "(3)", "not a known key"]),
+    "unknown key, nested": (["method.advantage.klip=3"], ["method.advantage.klip", "(3)", "not a known key"]),
+    "wrong type": (["train.steps=many"], ["train.steps", "(many)", "integer"]),
+    "out of range": (["method.policy_mix=1.5"], ["method.policy_mix", "(1.5)", "less than or equal to 1"]),
+    "not finite": (["method.prior_weight=.nan"], ["method.prior_weight", "(nan)", "finite"]),
+    "wrong choice": (["precision=fp16"], ["precision", "(fp16)", "'fp32' or 'bf16'"]),
+    "wrong method": (["method={name: grpo}"], ["method", "grpo", "'afd', 'sft'"]),
+    "wrong preset": (["student.architecture=wan-2b"], ["student.architecture", "(wan-2b)", "wan-1.3b"]),
+    "wrong family": (["student.family=none"], ["student.family", "(none)", "self-forcing"]),
+    "heads": (["student.num_heads=5"], ["student.num_heads", "(5)", "must divide dim (96)"]),
+    "patch over frames": (["student.patch=[2, 2, 2]"], ["student.patch", "(2, 2, 2)", "must start with 1"]),
+    "timesteps rise": (["student.timesteps=[500, 1000]"], ["student.timesteps", "[500, 1000]", "must fall"]),
+    "sink without window": (["student.sink_frames=1"], ["student.sink_frames", "(1)", "needs window_frames"]),
+    "window of part of a chunk": (
+        ["student.chunk_frames=2", "student.window_frames=3"],
+        ["student.window_frames", "(3)", "multiple of chunk_frames (2)"],
+    ),
+    "window too small": (
+        ["student.window_frames=2", "student.sink_frames=2"],
+        ["student.window_frames", "(2)", "one chunk (1)"],
+    ),
+    "chunk does not divide": (["student.chunk_frames=3"], ["student.chunk_frames", "(3)", "data.latent_frames (4)"]),
+    "latent is no whole token": (["data.latent_width=5"], ["data.latent_width", "(5)", "multiple of student.patch"]),
+    "name": (["name=a/b"], ["name", "(a/b)", "folder"]),
+    "sequence": (["parallel.sequence=2"], ["parallel.sequence", "(2)", "must be 1"]),
+    "group of one": (["method.rollouts_per_prompt=1"], ["method.rollouts_per_prompt", "(1)", "at least 2"]),
+    "discriminator channels": (
+        ["method.discriminator={name: latent, latent_channels: 16}"],
+        ["method.discriminator.latent_channels", "(16)", "student.latent_channels (48)"],
+    ),
+    "discriminator unpack": (
+        ["method.discriminator.unpack=[5, 4]"],
+        ["method.discriminator.unpack", "(5, 4)", "student.latent_channels (48)"],
+    ),
+    "override without a value": (["train.steps"], ["override", "(train.steps)", "section.key=value"]),
+    "override without a key": (["=3"], ["override", "(=3)", "section.key=value"]),
+    "option for an override": (["--train.steps=3"], ["override", "(--train.steps=3)", "section.key=value"]),
+    "override that is no YAML": (["student.timesteps=[1"], ["override", "(student.timesteps=[1)", "YAML"]),
+    "override below a value": (["train.steps.x=1"], ["override", "(train.steps.x=1)", "steps is a value"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_names_field_and_value(mistake: str) -> None:
+    overrides, parts = MISTAKES[mistake]
+    with pytest.raises(ConfigError) as caught:
+        load_config(AFD, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(parts[0])
+    for part in parts:
+        assert part in message
+
+
+def test_several_mistakes_are_still_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^train\.\w+ \(0\).*\(and 1 more\)$"):
+        load_config(AFD, ["train.steps=0", "train.log_every=0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [("- 1\n", "must be a mapping of sections"), ("", "must be a mapping of sections"), ("a: [\n", "must be YAML")],
+)
+def test_a_file_that_is_no_run(text: str, rule: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"config ({path}) {rule}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^config \(.*absent\.yaml\) must be a readable YAML file: No such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_method_must_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"name": "x"}))
+    with pytest.raises(ConfigError, match=r"^method must be given: it has no default$"):
+        load_config(path)
