@@ -65,7 +65,8 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def _converted(state: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    for name in track(state, "Writing", console=Console(stderr=True), transient=True):
+    console = Console(stderr=True)
+    for name in track(state, "Writing", console=console, transient=True, disable=not console.is_terminal):
         yield name, state[name] if dtype is None else state[name].to(dtype)
 
 

@@ -60,9 +60,8 @@ def make_shards(options: argparse.Namespace) -> None:
         task = progress.add_task("Rendering", total=source.clips)
         facts = make_procedural_shards(source, options.out, on_clip=lambda: progress.advance(task))
     size = sum(path.stat().st_size for path in options.out.iterdir())
-    print(
-        f"{facts.num_samples} clips of {facts.teacher}, latents {facts.latent_shape}, {size / 2**20:.1f} MiB: {options.out}"
-    )
+    megabytes = f"{size / 2**20:.1f} MiB"
+    print(f"{options.out}: {facts.num_samples} clips of {facts.teacher}, latents {facts.latent_shape}, {megabytes}")
 
 
 if __name__ == "__main__":

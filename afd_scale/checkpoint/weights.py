@@ -6,7 +6,7 @@ renamed when complete, so that a folder with its final name is whole.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def write_shards(state: Iterable[tuple[str, Tensor]], folder: Path, stem: str, m
 
     def close_shard() -> None:
         path = folder / f"{stem}.{len(shards)}.unnumbered"  # the count is known only at the end
-        _save(shard, path)
+        save_safetensors(shard, path)
         shards.append((path, list(shard)))
         shard.clear()
 
@@ -143,6 +143,14 @@ def read_shards(folder: Path, stem: str) -> dict[str, Tensor]:
     return state
 
 
+def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """One safetensors file that Hugging Face's loaders accept, with the permissions of any new file."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+    path.chmod(mode)  # safetensors 0.8 leaves 0600, which shuts out the rest of a cluster's group
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """One safetensors file; ValueError in one line."""
     try:
@@ -171,10 +179,6 @@ def written_whole(path: Path) -> Iterator[Path]:
         _remove(partial)
         raise
     partial.rename(path)
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file(tensors, path, metadata={"format": "pt"})  # Hugging Face's loaders insist on the format
 
 
 def _index(folder: Path, stem: str) -> Path:

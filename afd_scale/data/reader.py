@@ -284,7 +284,8 @@ def _unpack(packed: Path, path: Path, compression: str) -> None:
         growing.rename(path)
     except OSError as error:
         raise ConfigError(f"{FIELD} ({path.parent}) must be writable, for shards are unpacked in their folder: "
-                          f"{error.strerror}; file://{path.parent.absolute()} unpacks into data.cache") from error  # fmt: skip
+                          f"{error.strerror}; as file://{path.parent.absolute()} it is copied to data.cache"
+                          ) from error  # fmt: skip
 
 
 def _check_file(path: Path, expected: str, remedy: str) -> None:

@@ -93,7 +93,7 @@ class Progress:
                 console=Console(stderr=True),
             )
             self._task = self._bar.add_task(name, total=total, completed=start, state="")
-            self._bar.start()
+            self._show(self._bar)
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Show that `step` is done.
@@ -113,6 +113,20 @@ class Progress:
         """Leave the last line standing."""
         if self._bar is not None:
             self._bar.stop()
+            for handler in self._handlers:
+                handler.setStream(sys.stderr)
+
+    def _show(self, bar: RichProgress) -> None:
+        """Start the live line, log lines above it: rich takes over sys.stderr, but handlers hold the old one."""
+        stderr = sys.stderr
+        bar.start()
+        self._handlers = [
+            handler
+            for handler in logging.getLogger().handlers
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stderr
+        ]
+        for handler in self._handlers:
+            handler.setStream(sys.stderr)
 
     def _state(self, step: int) -> str:
         """Metrics, speed since the start of this process, time left."""

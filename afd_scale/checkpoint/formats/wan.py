@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from afd_scale.checkpoint.weights import read_safetensors, read_shards, written_whole
+from afd_scale.checkpoint.weights import read_safetensors, read_shards, save_safetensors, written_whole
 from afd_scale.config.models import StudentConfig, WanArchitecture
 from afd_scale.config.presets import ARCHITECTURES
 
@@ -181,7 +180,7 @@ def write_wan_file(state: Iterable[tuple[str, Tensor]], path: Path, config: Stud
         raise ValueError(f"output ({path}) must end in .safetensors: the Wan layout is one file")
     with written_whole(path) as partial:
         tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state}
-        save_file(tensors, partial, metadata={"format": "pt", METADATA_KEY: config.model_dump_json()})
+        save_safetensors(tensors, partial, {METADATA_KEY: config.model_dump_json()})
 
 
 def strip_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

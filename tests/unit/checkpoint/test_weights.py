@@ -23,6 +23,8 @@ def test_round_trip_in_one_file(tmp_path: Path) -> None:
     save_weights(STATE.items(), tmp_path / "student", CONFIG)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
     assert sorted(path.name for path in (tmp_path / "student").iterdir()) == ["model.safetensors", "student.json"]
+    modes = {path.stat().st_mode for path in (tmp_path / "student").iterdir()}
+    assert len(modes) == 1
     config, state = load_weights(tmp_path / "student")
     assert config == CONFIG
     assert state.keys() == STATE.keys()

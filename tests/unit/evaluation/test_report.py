@@ -24,9 +24,27 @@ SUMMARY = {
     "method": "afd",
     "steps": 100,
     "metrics": {
-        "teacher": {"trajectory_fd": 1.02, "dynamic_degree": 1.0, "all_in_one": 0.996, "mass_error": 0.01},
-        "base": {"trajectory_fd": 104.2, "dynamic_degree": 1.3, "all_in_one": 0.14, "mass_error": 0.0},
-        "student": {"trajectory_fd": 15.1, "dynamic_degree": 0.6, "all_in_one": 0.35, "mass_error": 0.06},
+        "teacher": {
+            "trajectory_fd": 1.02,
+            "dynamic_degree": 1.0,
+            "all_in_one": 0.996,
+            "mass_error": 0.01,
+            "sharpness": 1.0,
+        },
+        "base": {
+            "trajectory_fd": 104.2,
+            "dynamic_degree": 1.5,
+            "all_in_one": 0.14,
+            "mass_error": 0.0,
+            "sharpness": 0.9,
+        },
+        "student": {
+            "trajectory_fd": 15.1,
+            "dynamic_degree": 0.6,
+            "all_in_one": 0.35,
+            "mass_error": 0.06,
+            "sharpness": 1.2,
+        },
     },
     "seconds": {"train": 61.3, "evaluate": 14.8, "data": 7384},
 }
@@ -108,7 +126,8 @@ def test_metrics_are_those_of_the_summary(run):
     assert page.row("Metric") == ["Metric", "Better", "base", "student", "teacher", "student / base"]
     assert page.row("Trajectory distance")[1:] == ["↓ lower", "104.20", "15.10", "1.02", f"{TIMES} 0.14 ✓"]
     assert page.row("All in one")[1:] == ["↑ higher", "0.140", "0.350", "0.996", f"{TIMES} 2.50 ✓"]
-    assert page.row("Dynamic degree")[1:] == ["→ as teacher", "1.300", "0.600", "1.000", f"{TIMES} 0.46 ✗"]
+    assert page.row("Dynamic degree")[1:] == ["→ as teacher", "1.500", "0.600", "1.000", f"{TIMES} 0.40 ✓"]
+    assert page.row("Sharpness")[1:] == ["→ as teacher", "0.900", "1.200", "1.000", f"{TIMES} 1.33 ✗"]
     assert page.row("Mass error")[1:] == ["↓ lower", "0.000", "0.060", "0.010", ""], "no ratio to zero"
 
 
@@ -171,9 +190,10 @@ def test_the_plain_table_is_aligned():
     assert metric_table(SUMMARY).splitlines() == [
         "                     better     base  student  teacher",
         "Trajectory distance  lower    104.20    15.10     1.02",
-        "Dynamic degree       teacher   1.300    0.600    1.000",
+        "Dynamic degree       teacher   1.500    0.600    1.000",
         "All in one           higher    0.140    0.350    0.996",
         "Mass error           lower     0.000    0.060    0.010",
+        "Sharpness            teacher   0.900    1.200    1.000",
     ]
 
 

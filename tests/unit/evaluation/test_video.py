@@ -98,7 +98,7 @@ def test_comparison_sets_policies_side_by_side(tmp_path):
 
 def test_grid_has_a_row_a_prompt_and_a_strip_a_policy(tmp_path):
     columns = {"teacher": _clips(0), "student": _clips(1)}
-    write_grid(columns, ["costs $5 and $6", "second " * 80], tmp_path / "grid.png")
+    write_grid(columns, [r"costs $\frac and $6", "second " * 80], tmp_path / "grid.png")
     pixels = np.round(imread(tmp_path / "grid.png")[..., :3] * 255)
     strip_width = 5 * (48 + FRAME_GAP) - FRAME_GAP
     assert pixels.shape[1] == 2 * MARGIN + 2 * strip_width + COLUMN_GAP

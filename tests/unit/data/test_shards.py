@@ -1,0 +1,409 @@
+"""Datasets on disk: written whole or not at all, checked before training, read back as written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from afd_scale.config import ConfigError, RunConfig
+from afd_scale.config.run import DataConfig, ProceduralSource
+from afd_scale.data.procedural import make_procedural_shards, procedural_samples
+from afd_scale.data.reader import TeacherStream, check_dataset, distinct_prompts, ensure_dataset, read_samples
+from afd_scale.data.schema import DatasetFacts, TeacherSample
+from afd_scale.data.writer import write_dataset
+
+SOURCE = ProceduralSource(clips=100, seed=1)
+FACTS = DatasetFacts(
+    latent_shape=(4, 48, 4, 4), text_shape=(16, 32), codec="test", teacher="procedural:teacher", num_samples=0,
+    provenance={},
+)  # fmt: skip
+
+
+def run_config(shards: Path | str, **data: Any) -> RunConfig:
+    return RunConfig.model_validate({"method": "sft", "data": {"shards": str(shards), "global_batch": 16, **data}})
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Of 100 clips in several shards."""
+    folder = tmp_path / "teacher"
+    write_dataset(procedural_samples(SOURCE), FACTS, folder, shard_bytes=1 << 18)
+    assert len(list(folder.glob("*.zstd"))) > 2
+    return folder
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- writing
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        make_procedural_shards(SOURCE, tmp_path / name)
+    make_procedural_shards(SOURCE.model_copy(update={"seed": 2}), tmp_path / "third")
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == ["dataset.json", "index.json", "prompts.jsonl", "shard.00000.mds.zstd"]
+    for file in files:
+        one = (tmp_path / "one" / file).read_bytes()
+        assert one == (tmp_path / "other" / file).read_bytes()
+        assert one != (tmp_path / "third" / file).read_bytes()
+
+
+def test_existing_folder_and_unwritable_parent_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"out \(.*empty\) must not exist") as caught:
+        make_procedural_shards(SOURCE, tmp_path / "empty")
+    one_line(caught)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"out \(.*file/x\) must be in a writable folder") as caught:
+        make_procedural_shards(SOURCE, tmp_path / "file" / "x")
+    one_line(caught)
+
+
+def test_failing_source_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> Iterator[TeacherSample]:
+        yield from islice(procedural_samples(SOURCE), 20)
+        raise RuntimeError("the API went away")
+
+    with pytest.raises(RuntimeError, match="the API went away"):
+        write_dataset(failing(), FACTS, tmp_path / "out", shard_bytes=1 << 16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_writer_leaves_nothing_that_reads(tmp_path: Path) -> None:
+    code = """
+import itertools, sys, time
+from pathlib import Path
+from tests_shards import FACTS, SOURCE
+from afd_scale.data.procedural import procedural_samples
+from afd_scale.data.writer import write_dataset
+
+def slow():
+    yield from itertools.islice(procedural_samples(SOURCE), 60)
+    print("half", flush=True)
+    time.sleep(60)
+
+write_dataset(slow(), FACTS, Path(sys.argv[1]), shard_bytes=1 << 16)
+"""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "tests_shards.py").symlink_to(__file__)
+    folder = tmp_path / "data" / "teacher"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "path"), "OMP_NUM_THREADS": "1"},
+    )
+    with writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"half\n"
+        writer.send_signal(signal.SIGKILL)
+    assert not folder.exists()
+    (left,) = folder.parent.iterdir()
+    assert len(list(left.glob("*.zstd"))) > 1, "it was killed while it wrote"
+    for config in (run_config(folder), run_config(left)):
+        with pytest.raises(ConfigError, match=r"dataset\.json"):
+            check_dataset(config)
+    make_procedural_shards(SOURCE, folder)
+    check_dataset(run_config(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents": np.zeros((4, 48, 4, 5), np.float16)}, r"sample 1: latents .* must be \(4, 48, 4, 4\)"),
+        ({"text_embedding": np.zeros((8, 32), np.float16)}, r"sample 1: text_embedding .* must be \(16, 32\)"),
+        ({"teacher": "another"}, "sample 1: teacher"),
+        ({"prompt": "something else"}, "sample 1: prompt_id .* must name one prompt"),
+    ],
+)
+def test_sample_that_contradicts_the_facts_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    sample = next(procedural_samples(SOURCE))
+    with pytest.raises(ValueError, match=message):
+        write_dataset([sample, replace(sample, **change)], FACTS, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must not be empty"):
+        write_dataset([], FACTS, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- checking
+
+
+def test_sound_dataset_passes_and_says_what_it_is(dataset: Path) -> None:
+    assert check_dataset(run_config(dataset)) == replace(FACTS, num_samples=100)
+    check_dataset(run_config(dataset))  # again, now unpacked
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip_byte, truncate])
+def test_damaged_shard(dataset: Path, damage: Any) -> None:
+    damage(dataset / "shard.00001.mds.zstd")
+    with pytest.raises(
+        ConfigError, match=r"^data\.shards \(.*shard\.00001\.mds\.zstd\) must have xxh64 .* make"
+    ) as caught:
+        check_dataset(run_config(dataset))
+    one_line(caught)
+
+
+@pytest.mark.parametrize("damage", [flip_byte, truncate])
+def test_damaged_unpacked_shard(dataset: Path, damage: Any) -> None:
+    check_dataset(run_config(dataset))
+    damage(dataset / "shard.00001.mds")
+    with pytest.raises(ConfigError, match=r"shard\.00001\.mds\) must have xxh64 .*; delete it"):
+        check_dataset(run_config(dataset))
+    (dataset / "shard.00001.mds").unlink()
+    check_dataset(run_config(dataset))
+
+
+@pytest.mark.parametrize("name", ["index.json", "dataset.json", "prompts.jsonl", "shard.00001.mds.zstd"])
+def test_missing_file(dataset: Path, name: str) -> None:
+    (dataset / name).unlink()
+    with pytest.raises(ConfigError, match=r"^data\.shards") as caught:
+        check_dataset(run_config(dataset))
+    assert name in one_line(caught)
+
+
+@pytest.mark.parametrize("name", ["index.json", "dataset.json", "prompts.jsonl"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"shards": 3}'])
+def test_nonsense_in_a_file(dataset: Path, name: str, content: str) -> None:
+    if (name, content) == ("prompts.jsonl", ""):
+        content = "\n"
+    (dataset / name).write_text(content)
+    with pytest.raises(ConfigError, match=r"^data\.shards") as caught:
+        check_dataset(run_config(dataset))
+    assert name in one_line(caught)
+
+
+def test_newer_schema(dataset: Path) -> None:
+    edit(dataset / "dataset.json", schema_version=2, something_new=1)
+    with pytest.raises(ConfigError, match=r"must have schema_version 1: it has 2"):
+        check_dataset(run_config(dataset))
+
+
+def test_number_of_samples_must_agree(dataset: Path) -> None:
+    edit(dataset / "dataset.json", num_samples=101)
+    with pytest.raises(ConfigError, match=r"must have the 101 samples of dataset\.json: index\.json has 100"):
+        check_dataset(run_config(dataset))
+
+
+def test_shapes_must_be_the_runs(dataset: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must hold latents of shape \(4, 48, 8, 4\)"):
+        check_dataset(run_config(dataset, latent_height=8))
+    edit(dataset / "dataset.json", text_shape=[16, 64])
+    with pytest.raises(ConfigError, match=r"must hold text embeddings of shape \(16, 32\)"):
+        check_dataset(run_config(dataset))
+
+
+def test_global_batch_must_fit(dataset: Path) -> None:
+    check_dataset(run_config(dataset, global_batch=100))
+    with pytest.raises(ConfigError, match=r"^data\.global_batch \(101\) must be at most 100"):
+        check_dataset(run_config(dataset, global_batch=101))
+
+
+# --- making what is absent
+
+
+def test_absent_dataset_is_made_from_its_source_once(tmp_path: Path) -> None:
+    config = DataConfig(shards=str(tmp_path / "made"), source=SOURCE)
+    ensure_dataset(config)
+    before = (tmp_path / "made" / "dataset.json").stat().st_mtime_ns
+    ensure_dataset(config)
+    assert (tmp_path / "made" / "dataset.json").stat().st_mtime_ns == before
+    other = config.model_copy(update={"source": SOURCE.model_copy(update={"seed": 2})})
+    with pytest.raises(ConfigError, match=r"^data\.source .*seed=2.* must be what .* was made from") as caught:
+        ensure_dataset(other)
+    one_line(caught)
+
+
+def test_absent_dataset_without_source(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "absent")
+    for check in (lambda: ensure_dataset(config.data), lambda: check_dataset(config)):
+        with pytest.raises(ConfigError, match=r"must be an MDS dataset with dataset\.json: nothing is there; make it"):
+            check()
+
+
+# --- looking samples up
+
+
+def test_samples_read_back_as_written(dataset: Path) -> None:
+    written = list(procedural_samples(SOURCE))
+    batch = read_samples(run_config(dataset), [99, 0, 57])
+    assert batch.samples == (99, 0, 57)
+    for row, sample in enumerate(batch.samples):
+        assert batch.prompts[row] == written[sample].prompt
+        np.testing.assert_array_equal(batch.text[row].numpy(), written[sample].text_embedding)
+        np.testing.assert_array_equal(batch.latents[row].numpy(), written[sample].latents)
+
+
+def test_distinct_prompts_are_sorted_and_take_the_first_video(dataset: Path) -> None:
+    written = list(procedural_samples(SOURCE))
+    batch = distinct_prompts(run_config(dataset))
+    assert batch.prompt_ids == tuple(sorted({sample.prompt_id for sample in written}))
+    first = [next(i for i, s in enumerate(written) if s.prompt_id == prompt_id) for prompt_id in batch.prompt_ids]
+    assert list(batch.samples) == first
+    assert batch.text.shape == (96, 16, 32)
+
+
+# --- the stream in one process; tests/distributed has more
+
+
+def draw(stream: TeacherStream, steps: int) -> list[tuple[int, ...]]:
+    return [batch.samples for batch in islice(stream, steps)]
+
+
+def test_epochs_hold_each_sample_once_and_drop_the_rest(dataset: Path) -> None:
+    stream = TeacherStream(run_config(dataset))
+    assert stream.steps_per_epoch == 6
+    steps = draw(stream, 13)
+    for epoch in (steps[:6], steps[6:12]):
+        samples = [sample for step in epoch for sample in step]
+        assert len(set(samples)) == 96
+    assert steps[:6] != steps[6:12], "each epoch has its own order"
+    assert steps != draw(TeacherStream(run_config(dataset).model_copy(update={"seed": 1})), 13)
+
+
+def test_batches_hold_what_their_samples_hold(dataset: Path) -> None:
+    config = run_config(dataset)
+    stream = TeacherStream(config)
+    for batch in islice(stream, 3):
+        looked_up = read_samples(config, batch.samples)
+        assert batch.prompts == looked_up.prompts
+        assert batch.prompt_ids == looked_up.prompt_ids
+        assert batch.latents.equal(looked_up.latents)
+        assert batch.text.equal(looked_up.text)
+
+
+@pytest.mark.parametrize("at", [0, 4, 6, 9, 12])
+def test_resumed_equals_uninterrupted(dataset: Path, at: int) -> None:
+    expected = draw(TeacherStream(run_config(dataset)), 15)
+    first = TeacherStream(run_config(dataset))
+    assert draw(first, at) == expected[:at]
+    state = json.loads(json.dumps(first.state_dict()))
+    resumed = TeacherStream(run_config(dataset))
+    resumed.load_state_dict(state)
+    assert draw(resumed, 15 - at) == expected[at:]
+    draw(first, 3)
+    first.load_state_dict(state)  # backwards, in the same process
+    assert draw(first, 15 - at) == expected[at:]
+
+
+@pytest.mark.parametrize("change", [{"global_batch": 8}, {"canonical_nodes": 2}])
+def test_position_in_another_order_is_refused(dataset: Path, change: dict[str, int]) -> None:
+    state = TeacherStream(run_config(dataset)).state_dict()
+    (name,) = change
+    with pytest.raises(ConfigError, match=rf"^data\.{name} \({change[name]}\) must be "):
+        TeacherStream(run_config(dataset, **change)).load_state_dict(state)
+
+
+def test_two_datasets_in_turn(dataset: Path, tmp_path: Path) -> None:
+    make_procedural_shards(SOURCE.model_copy(update={"seed": 9}), tmp_path / "second")
+    one, other = TeacherStream(run_config(dataset)), TeacherStream(run_config(tmp_path / "second"))
+    for _ in range(8):
+        a, b = next(one), next(other)
+        assert a.samples == b.samples
+        assert a.prompts != b.prompts
+
+
+# --- remote datasets: file:// goes the way of s3://, through the cache
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # streaming 0.13 leaves a file open
+def test_remote_dataset_reads_as_the_local_one(dataset: Path, tmp_path: Path) -> None:
+    local, remote = run_config(dataset), run_config(f"file://{dataset}", cache=tmp_path / "cache")
+    assert check_dataset(remote) == check_dataset(local)
+    expected = draw(TeacherStream(local), 8)
+    assert draw(TeacherStream(remote), 8) == expected
+    assert draw(TeacherStream(remote), 8) == expected  # the first stream's claim on the cache is released
+    assert distinct_prompts(remote).latents.equal(distinct_prompts(local).latents)
+    (cached,) = (tmp_path / "cache").glob("*/shard.00001.mds")
+    flip_byte(cached)
+    with pytest.raises(ConfigError, match=r"delete it, it is downloaded again"):
+        check_dataset(remote)
+
+
+def test_absent_remote_dataset(tmp_path: Path) -> None:
+    config = run_config(f"file://{tmp_path}/absent", cache=tmp_path / "cache")
+    with pytest.raises(
+        ConfigError, match=r"^data\.shards .* must be a readable MDS dataset with dataset\.json"
+    ) as caught:
+        check_dataset(config)
+    one_line(caught)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # streaming 0.13 leaves a file open
+def test_damaged_remote_shard_does_not_read(dataset: Path, tmp_path: Path) -> None:
+    flip_byte(dataset / "shard.00001.mds.zstd")
+    config = run_config(f"file://{dataset}", cache=tmp_path / "cache")
+    check_dataset(config)
+    with pytest.raises(ValueError, match="Checksum failure"):
+        read_samples(config, range(100))
+
+
+# --- importing
+
+
+def test_importing_the_reader_does_not_import_streaming() -> None:
+    code = "import sys, afd_scale.data.reader; sys.exit('streaming' in sys.modules or 'torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- the tool
+
+
+def make_shards(*arguments: str) -> subprocess.CompletedProcess[str]:
+    tool = Path(__file__).parents[3] / "tools" / "make_shards.py"
+    return subprocess.run([sys.executable, str(tool), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_tool_writes_a_dataset(tmp_path: Path) -> None:
+    done = make_shards("--teacher", "procedural", "--out", f"{tmp_path}/out", "--clips", "20", "--physics", "wrong")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/out: 20 clips of procedural:wrong" in done.stdout
+    assert check_dataset(run_config(tmp_path / "out")).num_samples == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--teacher", "http"], "teacher (http) must be procedural"),
+        (["--codec", "wan"], "codec (wan) must be identity"),
+        (["--clips", "0"], "clips (0)"),
+        (["--clips", "many"], "'many'"),
+        (["--out", "/dev/null/x"], "out (/dev/null/x) must be in a writable folder"),
+    ],
+)
+def test_tool_refuses_bad_input_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = make_shards("--out", str(tmp_path / "out"), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
