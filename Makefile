@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?=
 # Processes of the demo.
 RANKS ?= 2
-# SMOKE=1 shortens the demo to about a minute.
+# SMOKE=1 shortens the demo; its student is too short in training to be good.
 SMOKE ?=
 
 DEMO_CONFIG := $(if $(SMOKE),--config configs/toy/smoke/afd.yaml)

@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from afd_scale.config import ConfigError, load_config
@@ -24,6 +25,8 @@ def main() -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     logging.getLogger("afd_scale").setLevel(logging.INFO if is_main else logging.WARNING)
+    # torch 2.13 renames the collectives that DeepSpeed 0.19 calls; nothing that a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     try:
         config = load_config(options.config or DEFAULT_CONFIG, options.overrides)
         if options.config is None and is_main:

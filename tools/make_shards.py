@@ -56,7 +56,7 @@ def make_shards(options: argparse.Namespace) -> None:
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"{problem['loc'][0]} ({problem['input']}): {problem['msg']}") from error
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Rendering", total=source.clips)
         facts = make_procedural_shards(source, options.out, on_clip=lambda: progress.advance(task))
     size = sum(path.stat().st_size for path in options.out.iterdir())

@@ -23,13 +23,10 @@ def build_sharded(config: RunConfig, build: Callable[[], nn.Module], state: dict
         build: makes the network; its random numbers come from a generator seeded with config.seed, alike on all ranks.
         state: weights by parameter name (needed on the main rank only), or None to keep the initial ones.
     """
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    with (
-        torch.random.fork_rng(),
-        deepspeed.zero.Init(
-            config_dict_or_path=deepspeed_config(config), dtype=dtype, mem_efficient_linear=False
-        ),
-    ):
+    # No dtype argument: DeepSpeed 0.19 takes bf16 for any that is given where the accelerator has no fp16. It follows
+    # the configuration when none is.
+    sharding = deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config), mem_efficient_linear=False)
+    with torch.random.fork_rng(), sharding:
         torch.manual_seed(config.seed)
         network = build()
     if state is not None:
@@ -78,7 +75,8 @@ class TrainedNetwork(ShardedNetwork):
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
-        return torch.as_tensor(float(self.engine.get_global_grad_norm() or 0.0))
+        norm = self.engine.get_global_grad_norm()
+        return torch.zeros(()) if norm is None else torch.as_tensor(norm)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole float32 weight of each parameter, one at a time; on all ranks together."""

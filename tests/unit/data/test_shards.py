@@ -22,6 +22,7 @@ from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.writer import write_dataset
 
 SOURCE = ProceduralSource(clips=100, seed=1)
+SHARD_BYTES = 1 << 18
 FACTS = DatasetFacts(
     latent_shape=(4, 48, 4, 4), text_shape=(16, 32), codec="test", teacher="procedural:teacher", num_samples=0,
     provenance={},
@@ -36,9 +37,16 @@ def run_config(shards: Path | str, **data: Any) -> RunConfig:
 def dataset(tmp_path: Path) -> Path:
     """Of 100 clips in several shards."""
     folder = tmp_path / "teacher"
-    write_dataset(procedural_samples(SOURCE), FACTS, folder, shard_bytes=1 << 18)
+    write_dataset(procedural_samples(SOURCE), FACTS, folder, shard_bytes=SHARD_BYTES)
     assert len(list(folder.glob("*.zstd"))) > 2
     return folder
+
+
+@pytest.fixture
+def checked(dataset: Path) -> Path:
+    """The same, as training finds it: checked and unpacked."""
+    check_dataset(run_config(dataset))
+    return dataset
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -254,9 +262,9 @@ def test_absent_dataset_without_source(tmp_path: Path) -> None:
 # --- looking samples up
 
 
-def test_samples_read_back_as_written(dataset: Path) -> None:
+def test_samples_read_back_as_written(checked: Path) -> None:
     written = list(procedural_samples(SOURCE))
-    batch = read_samples(run_config(dataset), [99, 0, 57])
+    batch = read_samples(run_config(checked), [99, 0, 57])
     assert batch.samples == (99, 0, 57)
     for row, sample in enumerate(batch.samples):
         assert batch.prompts[row] == written[sample].prompt
@@ -264,9 +272,9 @@ def test_samples_read_back_as_written(dataset: Path) -> None:
         np.testing.assert_array_equal(batch.latents[row].numpy(), written[sample].latents)
 
 
-def test_distinct_prompts_are_sorted_and_take_the_first_video(dataset: Path) -> None:
+def test_distinct_prompts_are_sorted_and_take_the_first_video(checked: Path) -> None:
     written = list(procedural_samples(SOURCE))
-    batch = distinct_prompts(run_config(dataset))
+    batch = distinct_prompts(run_config(checked))
     assert batch.prompt_ids == tuple(sorted({sample.prompt_id for sample in written}))
     first = [next(i for i, s in enumerate(written) if s.prompt_id == prompt_id) for prompt_id in batch.prompt_ids]
     assert list(batch.samples) == first
@@ -280,19 +288,19 @@ def draw(stream: TeacherStream, steps: int) -> list[tuple[int, ...]]:
     return [batch.samples for batch in islice(stream, steps)]
 
 
-def test_epochs_hold_each_sample_once_and_drop_the_rest(dataset: Path) -> None:
-    stream = TeacherStream(run_config(dataset))
+def test_epochs_hold_each_sample_once_and_drop_the_rest(checked: Path) -> None:
+    stream = TeacherStream(run_config(checked))
     assert stream.steps_per_epoch == 6
     steps = draw(stream, 13)
     for epoch in (steps[:6], steps[6:12]):
         samples = [sample for step in epoch for sample in step]
         assert len(set(samples)) == 96
     assert steps[:6] != steps[6:12], "each epoch has its own order"
-    assert steps != draw(TeacherStream(run_config(dataset).model_copy(update={"seed": 1})), 13)
+    assert steps != draw(TeacherStream(run_config(checked).model_copy(update={"seed": 1})), 13)
 
 
-def test_batches_hold_what_their_samples_hold(dataset: Path) -> None:
-    config = run_config(dataset)
+def test_batches_hold_what_their_samples_hold(checked: Path) -> None:
+    config = run_config(checked)
     stream = TeacherStream(config)
     for batch in islice(stream, 3):
         looked_up = read_samples(config, batch.samples)
@@ -303,12 +311,12 @@ def test_batches_hold_what_their_samples_hold(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 4, 6, 9, 12])
-def test_resumed_equals_uninterrupted(dataset: Path, at: int) -> None:
-    expected = draw(TeacherStream(run_config(dataset)), 15)
-    first = TeacherStream(run_config(dataset))
+def test_resumed_equals_uninterrupted(checked: Path, at: int) -> None:
+    expected = draw(TeacherStream(run_config(checked)), 15)
+    first = TeacherStream(run_config(checked))
     assert draw(first, at) == expected[:at]
     state = json.loads(json.dumps(first.state_dict()))
-    resumed = TeacherStream(run_config(dataset))
+    resumed = TeacherStream(run_config(checked))
     resumed.load_state_dict(state)
     assert draw(resumed, 15 - at) == expected[at:]
     draw(first, 3)
@@ -317,16 +325,18 @@ def test_resumed_equals_uninterrupted(dataset: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("change", [{"global_batch": 8}, {"canonical_nodes": 2}])
-def test_position_in_another_order_is_refused(dataset: Path, change: dict[str, int]) -> None:
-    state = TeacherStream(run_config(dataset)).state_dict()
+def test_position_in_another_order_is_refused(checked: Path, change: dict[str, int]) -> None:
+    state = TeacherStream(run_config(checked)).state_dict()
     (name,) = change
     with pytest.raises(ConfigError, match=rf"^data\.{name} \({change[name]}\) must be "):
-        TeacherStream(run_config(dataset, **change)).load_state_dict(state)
+        TeacherStream(run_config(checked, **change)).load_state_dict(state)
 
 
-def test_two_datasets_in_turn(dataset: Path, tmp_path: Path) -> None:
-    make_procedural_shards(SOURCE.model_copy(update={"seed": 9}), tmp_path / "second")
-    one, other = TeacherStream(run_config(dataset)), TeacherStream(run_config(tmp_path / "second"))
+def test_two_datasets_in_turn(checked: Path, tmp_path: Path) -> None:
+    second = procedural_samples(SOURCE.model_copy(update={"seed": 9}))
+    write_dataset(second, FACTS, tmp_path / "second", shard_bytes=SHARD_BYTES)
+    check_dataset(run_config(tmp_path / "second"))
+    one, other = TeacherStream(run_config(checked)), TeacherStream(run_config(tmp_path / "second"))
     for _ in range(8):
         a, b = next(one), next(other)
         assert a.samples == b.samples
@@ -348,6 +358,33 @@ def test_remote_dataset_reads_as_the_local_one(dataset: Path, tmp_path: Path) ->
     flip_byte(cached)
     with pytest.raises(ConfigError, match=r"delete it, it is downloaded again"):
         check_dataset(remote)
+
+
+def test_remote_dataset_of_a_killed_run_opens_again(dataset: Path, tmp_path: Path) -> None:
+    code = """
+import sys, time
+from afd_scale.config import RunConfig
+from afd_scale.data.reader import TeacherStream, check_dataset
+
+config = RunConfig.model_validate_json(sys.argv[1])
+check_dataset(config)
+next(TeacherStream(config))
+print("reading", flush=True)
+time.sleep(60)
+"""
+    config = run_config(f"file://{dataset}", cache=tmp_path / "cache")
+    reader = subprocess.Popen(
+        [sys.executable, "-c", code, config.model_dump_json()],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    with reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"reading\n"
+        os.killpg(reader.pid, signal.SIGKILL)  # its resource tracker too, or that cleans up
+    check_dataset(config)
+    assert len(next(TeacherStream(config))) == 16
 
 
 def test_absent_remote_dataset(tmp_path: Path) -> None:

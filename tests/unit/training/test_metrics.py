@@ -99,26 +99,18 @@ def test_slow_steps_are_told_in_seconds(caplog, monkeypatch, clock):
     assert [record.getMessage() for record in caplog.records] == ["wan  3/3  90 s/step  0:00:00 left"]
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """Stands in for a terminal on stderr; the root logger writes to it."""
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
 
-    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+def test_on_a_terminal_progress_is_one_live_line_below_the_log(caplog, monkeypatch, clock):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
-    handler = logging.StreamHandler(stream)
-    logging.getLogger().addHandler(handler)
-    yield stream
-    assert handler.stream is stream, "the handler is given back"
-    logging.getLogger().removeHandler(handler)
-
-
-def test_on_a_terminal_progress_is_one_live_line_below_the_log(caplog, terminal, clock):
-    caplog.set_level(logging.INFO)
+    handler = logging.StreamHandler(terminal)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers, handler])
     with closing(Progress("toy-afd", total=4, enabled=True, log_every=1)) as progress:
         for step in range(1, 5):
             clock[0] += 0.25
@@ -129,3 +121,4 @@ def test_on_a_terminal_progress_is_one_live_line_below_the_log(caplog, terminal,
     assert "\rsaved a checkpoint\n" in shown, "it does not stand behind the bar"
     last = re.split(r"[\r\n]+", shown.strip())[-1]
     assert re.fullmatch(r"toy-afd \S+ 4/4 student/loss 0.5  4 steps/s  0:00:00 left *", last)
+    assert handler.stream is terminal, "it is given back"

@@ -1,0 +1,124 @@
+"""Networks behind DeepSpeed ZeRO-3 against the same networks in plain torch: outputs, updates, averages, checkpoints.
+
+Run as a script by torchrun this file is one rank; as a test it starts them.
+"""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.distributed.processes import torchrun
+
+STEPS = 3
+
+
+def check_all(folder: Path) -> None:
+    """Every rank: each comparison, in one process group."""
+    from afd_scale.config import RunConfig
+    from afd_scale.config.models import StudentConfig
+    from afd_scale.models.wan import CausalWan
+    from afd_scale.parallel.engine import AverageNetwork, FrozenNetwork, TrainedNetwork, build_sharded
+    from afd_scale.parallel.ranks import start_ranks
+    from afd_scale.rollout.causal import rollout
+
+    shape = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6,
+             "text_length": 5, "latent_channels": 12, "prediction": "velocity"}  # fmt: skip
+    config = RunConfig.model_validate({"method": "sft", "student": shape, "seed": 5})
+    optimizer = config.method.optimizer.model_copy(update={"gradient_norm": 0.05, "weight_decay": 0.1})
+
+    def build() -> nn.Module:
+        return CausalWan(StudentConfig.model_validate(shape))
+
+    with start_ranks(timeout_minutes=2) as ranks:
+        plain = randomised(build())
+        trained = TrainedNetwork(config, build_sharded(config, build, plain.state_dict()), optimizer)
+        average = AverageNetwork(config, build_sharded(config, build, plain.state_dict()))
+        frozen = FrozenNetwork(config, build_sharded(config, build, plain.state_dict()))
+        plain_average, plain_frozen = copy.deepcopy(plain), copy.deepcopy(plain)
+        plain_optimizer = torch.optim.AdamW(plain.parameters(), betas=optimizer.betas, weight_decay=0.1)
+        assert all(p.ds_tensor.numel() * ranks.size < 2 * max(p.ds_numel, ranks.size) for p in frozen.parameters), (
+            "every rank holds its share only"
+        )
+
+        for step in range(1, STEPS + 1):
+            noisy, timestep, text, clean = inputs(step)
+            rows = slice(ranks.rank * 4 // ranks.size, (ranks.rank + 1) * 4 // ranks.size)
+            for gradient in (True, False):  # of the clean context: one joint pass, or a pass of its own
+                velocity = trained(noisy[rows], timestep[rows], text[rows], clean=clean[rows], clean_gradient=gradient)
+                loss = velocity.square().mean()
+                trained.backward(loss)
+                norm = trained.step(0.01 * step)
+                expected = plain(noisy, timestep, text, clean=clean, clean_gradient=gradient)
+                assert_close(velocity, expected[rows], f"forward of step {step}, context gradient {gradient}")
+                expected.square().mean().backward()
+                expected_norm = nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
+                assert_close(norm.reshape(()), expected_norm, f"gradient norm of step {step}")
+                plain_optimizer.param_groups[0]["lr"] = 0.01 * step
+                plain_optimizer.step()
+                plain_optimizer.zero_grad()
+            average.follow(trained, 0.7)
+            for mine, new in zip(plain_average.parameters(), plain.parameters(), strict=True):
+                mine.data.lerp_(new.data, 0.3)
+
+            sigmas = torch.tensor([1.0, 0.5])
+            for sharded, unsharded, name in (
+                (trained, plain, "trained"), (average, plain_average, "average"), (frozen, plain_frozen, "frozen")
+            ):  # fmt: skip
+                ours = rollout(sharded, text, noisy, noisy[None], sigmas)
+                assert_close(ours, rollout(unsharded, text, noisy, noisy[None], sigmas), f"rollout of the {name} network")
+        assert (ranks.gather(torch.tensor([ranks.rank])) == torch.arange(ranks.size)).all()
+
+        for network, unsharded in ((trained, plain), (average, plain_average)):
+            weights = dict(network.full_weights())
+            assert weights.keys() == unsharded.state_dict().keys()
+            for name, weight in unsharded.state_dict().items():
+                assert_close(weights[name], weight, name)
+
+        folder.mkdir(exist_ok=True)
+        ranks.barrier()
+        for name, network in (("trained", trained), ("average", average)):
+            network.save(folder / name)
+        before = [network(*inputs(9)[:3]).detach() for network in (trained, average)]
+        noisy, timestep, text, clean = inputs(8)
+        trained.backward(trained(noisy, timestep, text).square().mean())
+        trained.step(0.5)
+        average.follow(trained, 0.1)
+        changed = [network(*inputs(9)[:3]).detach() for network in (trained, average)]
+        for name, network in (("trained", trained), ("average", average)):
+            network.load(folder / name)
+        for old, new, network in zip(before, changed, (trained, average), strict=True):
+            assert (old - new).abs().max() > 1e-3
+            assert torch.equal(network(*inputs(9)[:3]), old), "a checkpoint restores the weights bit by bit"
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.2, generator=generator)
+    return model
+
+
+def inputs(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """noisy, timestep, text, clean of the global batch."""
+    generator = torch.Generator().manual_seed(step)
+    noisy, clean = (torch.randn(4, 4, 12, 4, 4, generator=generator) for _ in range(2))
+    return noisy, 1000 * torch.rand(4, 4, generator=generator), torch.randn(4, 5, 6, generator=generator), clean
+
+
+def assert_close(ours: Tensor, expected: Tensor, what: str) -> None:
+    difference = (ours.detach() - expected.detach()).abs().max().item()
+    assert difference < 1e-4, f"{what}: differs by {difference}"
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_sharded_equals_unsharded(num_ranks: int, tmp_path: Path) -> None:
+    result = torchrun(num_ranks, __file__, tmp_path / "checkpoint")
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+if __name__ == "__main__":
+    check_all(Path(sys.argv[1]))
