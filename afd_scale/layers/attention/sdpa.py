@@ -34,7 +34,8 @@ def attend(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, layout: AttentionLayo
     assert k_BLND.shape[1] == layout.key_frames * tokens_per_frame, "keys do not fit the layout"
     if layout.is_full:
         return attend_all(q_BLND, k_BLND, v_BLND)
-    q, k, v = (x.transpose(1, 2) for x in (q_BLND, k_BLND, v_BLND))
+    # The kernels take it for granted that a head's channels are neighbours; scaled_dot_product_attention looks first.
+    q, k, v = ((x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in (q_BLND, k_BLND, v_BLND))
     return _SegmentedAttention.apply(q, k, v, layout.token_segments(tokens_per_frame)).transpose(1, 2)
 
 

@@ -1,0 +1,277 @@
+"""Attention by segments against one dense call under the mask, and the masks against a rolling list of frames."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from afd_scale.layers.attention import AttentionLayout, attend, attend_all, sdpa
+
+LAYOUTS = {
+    "full": AttentionLayout.full(6),
+    "cached": AttentionLayout.full(2, 6),
+    "block_causal": AttentionLayout.block_causal(6, 2),
+    "frame_wise": AttentionLayout.block_causal(5, 1),
+    "window": AttentionLayout.block_causal(8, 2, window_frames=4),
+    "window_sink": AttentionLayout.block_causal(12, 2, window_frames=6, sink_frames=2),
+    "teacher_forcing": AttentionLayout.teacher_forcing(6, 2),
+    "teacher_forcing_3_states": AttentionLayout.teacher_forcing(6, 2, num_states=3),
+    "teacher_forcing_window_sink": AttentionLayout.teacher_forcing(12, 2, 6, 2, num_states=2),
+    "clean_and_noisy": AttentionLayout.clean_and_noisy(6, 2),
+    "clean_and_noisy_window_sink": AttentionLayout.clean_and_noisy(12, 2, 6, 2, num_states=2),
+}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def inputs(layout, tokens, *, batch=2, heads=2, head_dim=8, dtype=torch.float32, device="cpu"):
+    """q, k, v with gradient, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(0)
+    frames = (layout.query_frames, layout.key_frames, layout.key_frames, layout.query_frames)
+    q, k, v, grad_out = (
+        torch.randn(batch, f * tokens, heads, head_dim, generator=generator, dtype=torch.float64).to(device, dtype)
+        for f in frames
+    )
+    return [x.requires_grad_() for x in (q, k, v)], grad_out
+
+
+def attend_dense(q, k, v, layout, tokens):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.dense_mask(tokens)).transpose(1, 2)
+
+
+def with_gradients(function, qkv, grad_out):
+    out = function(*qkv)
+    return [out.detach(), *torch.autograd.grad(out, qkv, grad_out)]
+
+
+def assert_all_close(ours, reference, tolerance):
+    for name, a, b in zip(("out", "grad_q", "grad_k", "grad_v"), ours, reference, strict=True):
+        torch.testing.assert_close(a.to(b.dtype), b, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@every_layout
+@pytest.mark.parametrize(("tokens", "head_dim"), [(5, 24), (3, 10), (1, 7)])
+def test_segments_equal_the_dense_mask(layout, tokens, head_dim):
+    qkv, grad_out = inputs(layout, tokens, head_dim=head_dim)
+    ours = with_gradients(lambda *x: attend(*x, layout), qkv, grad_out)
+    dense = with_gradients(lambda *x: attend_dense(*x, layout, tokens), qkv, grad_out)
+    assert_all_close(ours, dense, 1e-5)
+
+
+def test_chunks_that_straddle_the_kernels_tiles():
+    layout = AttentionLayout.block_causal(6, 2, window_frames=4, sink_frames=2)
+    qkv, grad_out = inputs(layout, 67, batch=1)
+    ours = with_gradients(lambda *x: attend(*x, layout), qkv, grad_out)
+    dense = with_gradients(lambda *x: attend_dense(*x, layout, 67), qkv, grad_out)
+    assert_all_close(ours, dense, 1e-5)
+
+
+@every_layout
+def test_gradients_against_finite_differences(layout):
+    qkv, _ = inputs(layout, 1, batch=1, heads=1, head_dim=2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, layout), qkv)
+
+
+@every_layout
+def test_bfloat16(layout):
+    qkv, grad_out = inputs(layout, 3, dtype=torch.bfloat16)
+    ours = with_gradients(lambda *x: attend(*x, layout), qkv, grad_out)
+    assert all(x.dtype == torch.bfloat16 for x in ours)
+    exact = [x.detach().float().requires_grad_() for x in qkv]
+    assert_all_close(ours, with_gradients(lambda *x: attend_dense(*x, layout, 3), exact, grad_out.float()), 3e-2)
+
+
+@every_layout
+def test_an_activation_checkpoint_changes_no_gradient(layout, monkeypatch):
+    calls = []
+    forward_kernel = sdpa._forward_kernel
+    monkeypatch.setattr(sdpa, "_forward_kernel", lambda *x: calls.append(x) or forward_kernel(*x))
+    qkv, grad_out = inputs(layout, 3)
+
+    def run(q, k, v):
+        return attend(2 * q, 3 * k, v.sin(), layout)
+
+    plain = with_gradients(run, qkv, grad_out)
+    without = len(calls)
+    assert without == (0 if layout.is_full else len(layout.segments))
+    recomputed = with_gradients(lambda *x: checkpoint(run, *x, use_reentrant=False), qkv, grad_out)
+    assert len(calls) == 3 * without, "the checkpoint must run it again"
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+STRIDES = {
+    "heads_first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "channels_before_heads": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "every_other_channel": lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
+    "part_of_a_longer_sequence": lambda x: F.pad(x, (0, 0, 0, 0, 3, 2))[:, 3:-2],
+    "qkv_side_by_side": lambda x: torch.cat([x, x], dim=-1).chunk(2, dim=-1)[1],
+}
+
+
+@pytest.mark.parametrize("strided", STRIDES.values(), ids=STRIDES.keys())
+def test_strides_do_not_matter(strided):
+    layout, tokens = LAYOUTS["window_sink"], 3
+    qkv, grad_out = inputs(layout, tokens)
+    ours = with_gradients(lambda *x: attend(*map(strided, x), layout), qkv, strided(grad_out))
+    assert_all_close(ours, with_gradients(lambda *x: attend_dense(*x, layout, tokens), qkv, grad_out), 1e-5)
+
+
+def test_an_expanded_gradient():
+    layout = LAYOUTS["block_causal"]
+    qkv, _ = inputs(layout, 3)
+    one = torch.ones(())
+    ours = torch.autograd.grad(attend(*qkv, layout).sum(), qkv, one)
+    dense = torch.autograd.grad(attend_dense(*qkv, layout, 3).sum(), qkv, one)
+    torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)
+
+
+def test_attend_all_is_softmax_attention():
+    qkv, _ = inputs(AttentionLayout.full(2, 5), 3, head_dim=10)
+    q, k, v = qkv
+    weights = torch.einsum("bqnd,bknd->bnqk", q, k).div(10**0.5).softmax(-1)
+    torch.testing.assert_close(attend_all(q, k, v), torch.einsum("bnqk,bknd->bqnd", weights, v))
+
+
+def test_tokens_that_do_not_fit_the_layout_are_our_own_mistake():
+    (q, k, v), _ = inputs(LAYOUTS["block_causal"], 3)
+    with pytest.raises(AssertionError, match="queries"):
+        attend(q[:, :-1], k, v, LAYOUTS["block_causal"])
+    with pytest.raises(AssertionError, match="keys"):
+        attend(q, k[:, :-3], v[:, :-3], LAYOUTS["block_causal"])
+
+
+# The masks: what a frame sees is what is left in a list that drops its oldest frame after the sink when it is full.
+
+
+def seen_by(frame, chunk_frames, window_frames, sink_frames):
+    """Frames that the chunk of `frame` sees, itself included."""
+    kept = []
+    for chunk in range(frame // chunk_frames + 1):
+        kept += range(chunk * chunk_frames, (chunk + 1) * chunk_frames)
+        while window_frames is not None and len(kept) > window_frames:
+            del kept[sink_frames]
+    return kept
+
+
+def slow_mask(frames, chunk_frames, window_frames, sink_frames, *, clean_queries, num_states):
+    """Frame by frame: clean queries (if any), then the states; keys are the clean frames, then the states' (if any)."""
+    mask = torch.zeros((clean_queries + num_states) * frames, (1 + num_states) * frames, dtype=torch.bool)
+    for query in range(frames):
+        own_chunk = query // chunk_frames
+        for key in seen_by(query, chunk_frames, window_frames, sink_frames):
+            if clean_queries:
+                mask[query, key] = True
+            for state in range(num_states):
+                row = (clean_queries + state) * frames + query
+                mask[row, key if key // chunk_frames < own_chunk else (1 + state) * frames + key] = True
+    return mask
+
+
+WINDOWS = [
+    (6, 2, None, 0), (5, 1, None, 0), (6, 3, None, 0), (6, 6, None, 0), (8, 2, 4, 0), (8, 2, 2, 0), (12, 2, 6, 2),
+    (12, 2, 6, 4), (9, 1, 4, 1), (6, 2, 8, 2), (6, 2, 6, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_masks(window, tokens):
+    def assert_mask(layout, **definition):
+        expected = slow_mask(*window, **definition).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+        assert torch.equal(layout.dense_mask(tokens), expected)
+        assert layout.pairs(tokens) == expected.sum().item()
+
+    assert_mask(AttentionLayout.block_causal(*window), clean_queries=1, num_states=0)
+    for states in (1, 3):
+        assert_mask(
+            AttentionLayout.teacher_forcing(*window, num_states=states), clean_queries=0, num_states=states
+        )
+        assert_mask(
+            AttentionLayout.clean_and_noisy(*window, num_states=states), clean_queries=1, num_states=states
+        )
+
+
+@every_layout
+def test_segments_cover_the_queries_once_with_rising_separate_ranges(layout):
+    starts = [segment.query[0] for segment in layout.segments]
+    stops = [segment.query[1] for segment in layout.segments]
+    assert [0, *stops] == [*starts, layout.query_frames]
+    for segment in layout.segments:
+        edges = [edge for key_range in segment.keys for edge in key_range]
+        assert edges == sorted(set(edges)), "ranges that touch would cost a copy"
+        assert edges[0] >= 0
+        assert edges[-1] <= layout.key_frames
+
+
+def test_only_a_layout_without_a_mask_is_full():
+    for name, layout in LAYOUTS.items():
+        assert layout.is_full == (name in ("full", "cached")), name
+    assert AttentionLayout.block_causal(4, 4).is_full
+
+
+def test_frames_that_make_no_whole_chunks_are_refused():
+    with pytest.raises(ValueError, match=r"frames \(7\) must be a multiple of chunk_frames \(2\)"):
+        AttentionLayout.block_causal(7, 2)
+
+
+# The CUDA branch without a GPU: shapes on the meta device, arguments by the names of the kernels' own schemas.
+
+
+class CallLog(TorchDispatchMode):
+    """Records each operator call with its arguments under their schema names."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        names = [argument.name for argument in operator._schema.arguments]
+        self.calls.append((operator._schema.name, dict(zip(names, args)) | (kwargs or {}), result))
+        return result
+
+    def of(self, name):
+        return [(arguments, result) for called, arguments, result in self.calls if called == f"aten::{name}"]
+
+
+CUDA_KERNELS = {
+    torch.bfloat16: "_scaled_dot_product_flash_attention",
+    torch.float32: "_scaled_dot_product_efficient_attention",
+}
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS["window_sink"], LAYOUTS["clean_and_noisy"]], ids=["window_sink", "clean"])
+@pytest.mark.parametrize(("dtype", "kernel"), CUDA_KERNELS.items(), ids=["bfloat16", "float32"])
+def test_the_kernels_of_a_gpu_are_called_by_their_schemas(layout, dtype, kernel):
+    qkv, grad_out = inputs(layout, 5, heads=3, head_dim=24, dtype=dtype, device="meta")
+    with CallLog() as log:
+        out = attend(*qkv, layout)
+        gradients = torch.autograd.grad(out, qkv, grad_out)
+    for ours, given in zip((out, *gradients), (qkv[0], *qkv), strict=True):
+        assert (ours.shape, ours.dtype, ours.device) == (given.shape, given.dtype, given.device)
+
+    forward, backward = log.of(kernel), log.of(f"{kernel}_backward")
+    assert len(forward) == len(backward) == len(layout.segments)
+    for segment, (given, made), (taken, _) in zip(layout.token_segments(5), forward, backward, strict=True):
+        num_queries, num_keys = segment.query[1] - segment.query[0], sum(b - a for a, b in segment.keys)
+        assert given["query"].shape == taken["query"].shape == (2, 3, num_queries, 24)
+        for arguments in (given, taken):
+            assert arguments["key"].shape == arguments["value"].shape == (2, 3, num_keys, 24)
+            assert arguments.get("dropout_p", 0.0) == 0.0
+            assert arguments.get("is_causal", False) is False
+            assert arguments.get("scale") is None
+        assert taken["out"].shape == taken["query"].shape
+        if dtype == torch.float32:
+            assert given["attn_bias"] is taken["attn_bias"] is None
+            assert given["compute_log_sumexp"] is True
+            assert taken["grad_out_"].shape == taken["query"].shape
+            assert taken["grad_input_mask"] == [True, True, True, False]
+            statistics = {"logsumexp": made[1], "philox_seed": made[2], "philox_offset": made[3]}
+        else:
+            assert taken["grad_out"].shape == taken["query"].shape
+            assert (taken["cum_seq_q"], taken["cum_seq_k"]) == (made[2], made[3])
+            assert (taken["max_q"], taken["max_k"]) == (num_queries, num_keys)
+            statistics = {"logsumexp": made[1], "philox_seed": made[6], "philox_offset": made[7]}
+        for name, tensor in statistics.items():
+            assert taken[name].untyped_storage()._cdata == tensor.untyped_storage()._cdata, name

@@ -1,0 +1,79 @@
+"""The ring of chunk slots against a list that drops its oldest chunk after the sink."""
+
+import pytest
+import torch
+
+from afd_scale.layers.kv_cache import CleanPast, KVCache
+
+TOKENS, HEADS, WIDTH = 3, 2, 4
+
+
+def keys_of(frame, chunk_frames, *, offset=0.0):
+    """(B, L, N, D) keys of the chunk at `frame`; each number says which token of the video it belongs to."""
+    tokens = torch.arange(frame * TOKENS, (frame + chunk_frames) * TOKENS) + offset
+    return tokens[None, :, None, None].expand(2, -1, HEADS, WIDTH).clone()
+
+
+def tokens_in(k_BLND):
+    """The token numbers, rising; checked to be alike in all rows, heads and channels."""
+    assert (k_BLND == k_BLND[:1, :, :1, :1]).all()
+    return sorted(k_BLND[0, :, 0, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("frames", "chunk_frames", "window_frames", "sink_frames"),
+    [(12, 2, None, 0), (20, 2, 6, 2), (20, 2, 6, 0), (14, 1, 4, 3), (10, 1, 1, 0), (18, 3, 6, 3), (8, 2, 20, 2),
+     (6, 6, None, 0)],
+    ids=str,
+)  # fmt: skip
+def test_a_rollout_sees_the_sink_and_the_newest_chunks(frames, chunk_frames, window_frames, sink_frames):
+    cache = KVCache(2, frames, chunk_frames, window_frames, sink_frames)
+    kept = []
+    for first in range(0, frames, chunk_frames):
+        kept += range(first, first + chunk_frames)
+        while window_frames is not None and len(kept) > window_frames:
+            del kept[sink_frames]
+        assert cache.first_frame == first
+        assert cache.visible_frames == len(kept)
+        expected = [frame * TOKENS + token for frame in kept for token in range(TOKENS)]
+        for noise in (0.25, 0.125, 0.0):  # denoising passes, the clean one last: each replaces the one before
+            for sign, layer in zip((1, -1), cache.layers, strict=True):
+                current = keys_of(first, chunk_frames, offset=noise)
+                keys, values = layer.extend(sign * current, sign * current + 1000)
+                past = [t for t in expected if t < first * TOKENS]
+                now = [t + noise for t in expected if t >= first * TOKENS]
+                assert tokens_in(sign * keys) == past + now
+                assert tokens_in(sign * (values - 1000)) == past + now
+                assert torch.equal(keys + 1000 * sign, values + 1000 * sign - 1000), "keys and values in other orders"
+        if first + chunk_frames < frames:
+            cache.advance()
+
+
+def test_the_ring_is_one_buffer_and_what_is_visible_a_view_of_it():
+    cache = KVCache(1, frames=10, chunk_frames=2, window_frames=6, sink_frames=2)
+    (layer,) = cache.layers
+    pointers = set()
+    for first in range(0, 10, 2):
+        keys, values = layer.extend(keys_of(first, 2), keys_of(first, 2))
+        pointers.add((keys.data_ptr(), values.data_ptr()))
+        assert layer.k_BLND.shape == layer.v_BLND.shape == (2, 6 * TOKENS, HEADS, WIDTH)
+        if first + 2 < 10:
+            cache.advance()
+    assert len(pointers) == 1
+
+
+def test_a_short_video_takes_no_more_than_it_has():
+    cache = KVCache(1, frames=4, chunk_frames=2, window_frames=20)
+    cache.layers[0].extend(keys_of(0, 2), keys_of(0, 2))
+    assert cache.layers[0].k_BLND.shape[1] == 4 * TOKENS
+
+
+def test_a_clean_past_stands_before_the_current_tokens_and_is_not_changed():
+    k, v = keys_of(0, 4), keys_of(0, 4) + 0.5
+    past = CleanPast(k.clone(), v.clone())
+    for current in (keys_of(4, 2), keys_of(6, 2)):
+        keys, values = past.extend(current, -current)
+        assert torch.equal(keys, torch.cat([k, current], dim=1))
+        assert torch.equal(values, torch.cat([v, -current], dim=1))
+    assert torch.equal(past.k_BLND, k)
+    assert torch.equal(past.v_BLND, v)
