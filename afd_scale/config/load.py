@@ -38,7 +38,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from error
     if config.requires and not config.requires.is_absolute():
-        config = config.model_copy(update={"requires": path.parent / config.requires})
+        config = config.model_copy(update={"requires": (path.parent / config.requires).resolve()})
     return config
 
 

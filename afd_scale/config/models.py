@@ -115,6 +115,8 @@ class OptimizerConfig(Section):
     """Peak learning rate; 0 freezes the network."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """Added to the root of the second moment: gradients far below it do not move a weight by a full step."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Decoupled weight decay."""
     gradient_norm: float = Field(default=1.0, ge=0)

@@ -39,9 +39,9 @@ VOCABULARY = (BRIGHTNESS, RADIUS, DIRECTION, SPEED, GRAVITY, RESTITUTION)
 # Start of a clip: gaps between the ball's edge and the wall. The ball starts near the side it leaves, so no
 # side wall turns it in the first 8 frames. Under gravity even the gentle fall meets the floor by frame 8 of
 # 12, and a bounce can be seen; without gravity the ball stays clear of floor and ceiling.
-SIDE_GAP = (0.2, 2.2)
-DROP_HEIGHT = (5.0, 8.0)
-HOVER_HEIGHT = (2.5, 8.5)
+SIDE_GAP = (0.2, 1.2)
+DROP_HEIGHT = (6.0, 8.0)
+HOVER_HEIGHT = (4.0, 8.0)
 SPEED_JITTER = 0.08
 LAUNCH_JITTER = 0.15
 
@@ -53,7 +53,7 @@ WRONG_SLOW_TO = (0.1, 0.7)
 WRONG_GRAVITY_SCALE = (0.6, 1.4)
 WRONG_GRAVITY_OFFSET = 0.05
 WRONG_RESTITUTION_OFFSET = 0.4
-WRONG_POSITION_JITTER = 0.2
+WRONG_POSITION_JITTER = 0.1
 WRONG_FLIP_PROBABILITY = 0.1
 WRONG_FADE_PROBABILITY = 0.3
 WRONG_FADE_TO = (0.2, 0.6)

@@ -55,7 +55,7 @@ class Afd:
             **student_metrics,
             "rollout/reward_mean": reward.mean(),
             "rollout/reward_group_std": reward.std(dim=1).mean() if reward.shape[1] > 1 else torch.zeros(()),
-            "rollout/weight_std": (weight - 0.5).square().mean().sqrt(),
+            "rollout/weight_spread": (weight - 0.5).abs().mean(),
         }
 
     def _rollout(self, batch: Batch, step: int) -> Tensor:
@@ -136,13 +136,13 @@ class Afd:
         ).mean()  # fmt: skip
         metrics = {
             "student/loss": loss.detach(),
-            "student/old_policy_distance": (velocity - old_velocity).detach().square().mean().sqrt(),
+            "student/old_policy_distance": (velocity - old_velocity).detach().abs().mean(),
         }
         if self.reference is not None:
             with torch.no_grad():
                 reference_velocity = self.reference(noisy, timestep, text, clean=videos)
             prior = losses.prior_loss(velocity, reference_velocity).mean()
-            metrics["student/reference_distance"] = prior.detach().sqrt()
+            metrics["student/reference_distance"] = (velocity - reference_velocity).detach().abs().mean()
             loss = loss + config.prior_weight * prior
         self.student.backward(loss)
         metrics["student/gradient_norm"] = self.student.step(learning_rate(config.optimizer, step, self.steps))

@@ -1,5 +1,8 @@
 """Prompt-paired scorers: clean latents and a prompt's text to one logit.
 
+A Bradley-Terry loss sees differences of logits only, so nothing here shifts all logits alike: such a parameter would
+have a gradient of rounding errors, which Adam turns into steps of full size.
+
 Shape suffixes: B batch, F latent frames, C channels, H rows, W columns, T text rows, E width.
 """
 
@@ -29,17 +32,16 @@ class ConvDiscriminator(nn.Module):
         self.frames, self.pixels = config.unpack
         width = config.channels
         images = latent_frames * latent_channels // self.pixels**2
-        self.convolutions = nn.ModuleList(
-            [
-                nn.Conv2d(images, width, 4, stride=2, padding=1),
-                nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-                nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-            ]
-        )
-        self.film = nn.ModuleList(nn.Linear(2 * width, 2 * c.out_channels) for c in self.convolutions)
+        convolutions = [
+            nn.Conv2d(images, width, 4, stride=2, padding=1),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+        ]
+        self.convolutions = nn.ModuleList(convolutions)
+        self.film = nn.ModuleList(nn.Linear(2 * width, 2 * c.out_channels) for c in convolutions)
         self.text = nn.Sequential(nn.Linear(text_dim, 2 * width), nn.SiLU())
-        height, breadth = (size * self.pixels // 4 for size in latent_size)
-        self.score = nn.Linear(2 * width * height * breadth, 1)
+        positions = latent_size[0] * latent_size[1] * self.pixels**2 // 16
+        self.score = nn.Linear(2 * width * positions, 1, bias=False)
 
     def forward(self, latents_BFCHW: Tensor, text_BTE: Tensor) -> Tensor:
         """(B,) logits; text rows of zeros (padding) do not count."""
@@ -62,8 +64,8 @@ class LatentDiscriminator(WanTrunk):
 
     def __init__(self, config: LatentDiscriminatorConfig, ops: ModelOps | None = None):
         super().__init__(config, ops or ModelOps(), config.activation_checkpointing)
-        self.norm = LayerNorm(config.dim, config.eps)
-        self.score = nn.Linear(config.dim, 1)
+        self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.score = nn.Linear(config.dim, 1, bias=False)
         self.apply(initialise)
 
     def forward(self, latents_BFCHW: Tensor, text_BTE: Tensor) -> Tensor:

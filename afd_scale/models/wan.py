@@ -154,7 +154,7 @@ class WanTrunk(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.time_projection[1].weight.dtype
+        return self.patch_embedding.weight.dtype
 
     def embed_text(self, text_BTE: Tensor) -> Tensor:
         """(B, text_length, E): zero rows to text_length *before* the text MLP, as Wan does; all are attended."""
@@ -325,7 +325,8 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, PatchEmbedding):
         nn.init.xavier_uniform_(module.weight.flatten(1))
         nn.init.zeros_(module.bias)

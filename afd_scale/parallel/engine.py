@@ -50,7 +50,8 @@ class ShardedNetwork:
         return self.engine.module.new_cache(frames)
 
     @property
-    def parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[Any]:
+        """ZeRO-3 parameters: `ds_tensor` is this rank's shard."""
         return list(self.engine.module.parameters())
 
 
@@ -60,7 +61,7 @@ class TrainedNetwork(ShardedNetwork):
     def __init__(self, config: RunConfig, network: nn.Module, optimizer: OptimizerConfig):
         torch_optimizer = torch.optim.AdamW(
             network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas,
-            weight_decay=optimizer.weight_decay, fused=True,
+            eps=optimizer.epsilon, weight_decay=optimizer.weight_decay, fused=True,
         )  # fmt: skip
         engine, *_ = deepspeed.initialize(
             model=network, optimizer=torch_optimizer,

@@ -68,7 +68,7 @@ def _build_afd(
         method, config.student, config.train.steps, Randomness(config.seed), student, old_policy, reference,
         discriminator, ranks.mean,
     )  # fmt: skip
-    networks = {"student_engine": student, "old_policy": old_policy, "discriminator_engine": discriminator}
+    networks: dict[str, TrainedNetwork | AverageNetwork] = {"student_engine": student, "old_policy": old_policy, "discriminator_engine": discriminator}
     return Run(afd, student, student, networks)
 
 
@@ -88,12 +88,13 @@ def _discriminator(config: RunConfig, method: AfdConfig) -> nn.Module:
 
 def _start_state(config: RunConfig, ranks: Ranks) -> dict[str, Tensor] | None:
     """The student's start weights on the main rank, an empty dictionary on the others; None to start at random."""
-    if config.student.weights is None:
+    weights = config.student.weights
+    if weights is None:
         return None
     state: dict[str, Tensor] = {}
 
     def load() -> None:
-        state.update(load_student_state(config.student.weights, config.student))
+        state.update(load_student_state(weights, config.student))
 
     ranks.run_on_main(load)
     return state

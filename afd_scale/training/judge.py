@@ -53,9 +53,11 @@ class Judge:
 
     def _draw(self, clips: dict[str, toy.Frames], step: int) -> None:
         """A grid and an mp4 a prompt: teacher, base and student, as far as they are there."""
-        count = min(self.config.evaluation.samples, len(self.prompts))
-        rows = [i * len(self.prompts) // count for i in range(count)]
-        columns = {name: clips[name][rows] for name in ("teacher", "base", "student") if name in clips}
+        prompts = min(len(self.prompts), len(clips["student"]))  # clip i is of prompt i, as far as there are clips
+        count = min(self.config.evaluation.samples, prompts)
+        rows = [i * prompts // count for i in range(count)]
+        order: list[str] = [name for name in ("teacher", "base", "student") if name in clips]
+        columns = {name: clips[name][rows] for name in order}
         captions = [self.prompts.prompts[row] for row in rows]
         folder = self.samples / f"step_{step:08d}"
         write_grid(columns, captions, folder / "grid.png")

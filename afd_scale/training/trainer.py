@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from afd_scale.training.build import Run, build_run
 from afd_scale.training.judge import Judge
 from afd_scale.training.metrics import MetricsWriter, Progress
 from afd_scale.training.run_folder import prepare_folder
+from afd_scale.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -67,58 +69,66 @@ class Trainer:
                 keep=config.train.keep_checkpoints,
             )  # fmt: skip
             self.judge = Judge(config, ranks)
-            self.step = self._resume()
+            newest = self.checkpoints.newest()
+        with self.clock.phase("evaluate"):
+            if config.student.weights is not None:  # still the start weights, whatever is resumed below
+                self.judge.keep_base(self.built.exported)
+        with self.clock.phase("prepare"), _input_errors():
+            self.step = 0 if newest is None else self._resume(newest)
 
     def run(self) -> None:
-        with self.clock.phase("evaluate"):
-            if self.config.student.weights is not None:
-                self.judge.keep_base(self.built.exported)
-        with self.clock.phase("train"):
-            self._train()
-        with self.clock.phase("save"):
-            self._save()
+        if self.step == 0:
+            with self.clock.phase("warm_up"):
+                self._warm_up()
+        if self.step < self.config.train.steps:
+            with self.clock.phase("train"):
+                self._train()
+            with self.clock.phase("save"):
+                self._save()
         with self.clock.phase("evaluate"):
             metrics = self.judge.compare(self.built.exported)
         if self.ranks.is_main:
             self._finish(metrics)
         self.ranks.barrier()
 
-    def _resume(self) -> int:
-        """The last finished step: 0 for a new run."""
-        state = self.checkpoints.newest()
-        if state is None:
-            return 0
-        log.info("%s resumes after step %d from %s", self.config.name, state["step"], state["folder"])
-        self.checkpoints.load(state["folder"], self.built.networks)
-        self.stream.load_state_dict(state["data"])
-        return state["step"]
+    def _resume(self, checkpoint: dict[str, Any]) -> int:
+        """The last finished step."""
+        log.info("%s resumes after step %d from %s", self.config.name, checkpoint["step"], checkpoint["folder"])
+        self.checkpoints.load(checkpoint["folder"], self.built.networks)
+        self.stream.load_state_dict(checkpoint["data"])
+        return checkpoint["step"]
+
+    def _warm_up(self) -> None:
+        method = self.built.method
+        for step in range(1 - method.warmup_steps, 1):
+            method.warmup_step(self._next_batch(), step)
 
     def _train(self) -> None:
-        config, method, main = self.config, self.built.method, self.ranks.is_main
-        first = self.step + 1 if self.step else 1 - method.warmup_steps
+        config, main = self.config, self.ranks.is_main
         with (
             closing(MetricsWriter(config.folder, enabled=main, resume_step=self.step)) as writer,
             closing(Progress(config.name, config.train.steps, main, self.step, config.train.log_every)) as progress,
         ):
-            for step in range(first, config.train.steps + 1):
+            for step in range(self.step + 1, config.train.steps + 1):
                 began = time.monotonic()
-                batch = next(self.stream).to(self.ranks.device)
-                if step < 1:
-                    method.warmup_step(batch, step)
-                    continue
-                metrics = method.train_step(batch, step)
+                metrics = self.built.method.train_step(self._next_batch(), step)
                 self.step = step
-                if step % config.train.log_every == 0 or step == config.train.steps:
-                    values = self._reduce(metrics)
-                    values["system/step_seconds"] = time.monotonic() - began
+                if self._is_due(config.train.log_every) or step == config.train.steps:
+                    values = self._reduce(metrics) | {"system/step_seconds": time.monotonic() - began}
                     writer.write(step, values)
                     progress.update(step, values)
                 else:
                     progress.update(step)
-                if config.train.save_every and step % config.train.save_every == 0 and step < config.train.steps:
-                    self._save()
-                if config.train.sample_every and step % config.train.sample_every == 0 and step < config.train.steps:
+                if self._is_due(config.train.sample_every):
                     self.judge.sample(self.built.exported, step)
+                if self._is_due(config.train.save_every) and step < config.train.steps:
+                    self._save()
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _next_batch(self) -> Batch:
+        return next(self.stream).to(self.ranks.device)
 
     def _reduce(self, metrics: Metrics) -> dict[str, float]:
         """Means over the ranks, in one collective."""
@@ -157,7 +167,8 @@ def _prepare(config: RunConfig, num_ranks: int) -> None:
     ensure_dataset(config.data)
     check_dataset(config)
     if not config.train.resume:
-        shutil.rmtree(config.folder / "checkpoints", ignore_errors=True)
+        for left_over in ("checkpoints", "samples"):
+            shutil.rmtree(config.folder / left_over, ignore_errors=True)
 
 
 def _is_complete(config: RunConfig) -> bool:

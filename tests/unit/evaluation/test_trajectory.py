@@ -69,7 +69,7 @@ def test_teacher_of_another_seed_passes_everything(teacher_score):
 
 def test_wrong_physics_data_is_a_base_worth_improving(teacher_frames, teacher_score):
     base = score(render_clips(PROMPTS, seed=1, physics="wrong"), PROMPTS, teacher_frames)
-    assert 0.55 < base["moving_fraction"] < 0.8
+    assert 0.4 < base["moving_fraction"] < 0.8
     assert 0.15 < base["prompt_accuracy"] < 0.4
     assert 0.08 < base["all_in_one"] < 0.3
     assert base["trajectory_fd"] > 8 * teacher_score["trajectory_fd"]

@@ -184,12 +184,8 @@ def test_masks(window, tokens):
 
     assert_mask(AttentionLayout.block_causal(*window), clean_queries=1, num_states=0)
     for states in (1, 3):
-        assert_mask(
-            AttentionLayout.teacher_forcing(*window, num_states=states), clean_queries=0, num_states=states
-        )
-        assert_mask(
-            AttentionLayout.clean_and_noisy(*window, num_states=states), clean_queries=1, num_states=states
-        )
+        assert_mask(AttentionLayout.teacher_forcing(*window, num_states=states), clean_queries=0, num_states=states)
+        assert_mask(AttentionLayout.clean_and_noisy(*window, num_states=states), clean_queries=1, num_states=states)
 
 
 @every_layout

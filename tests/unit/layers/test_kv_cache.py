@@ -43,8 +43,7 @@ def test_a_rollout_sees_the_sink_and_the_newest_chunks(frames, chunk_frames, win
                 past = [t for t in expected if t < first * TOKENS]
                 now = [t + noise for t in expected if t >= first * TOKENS]
                 assert tokens_in(sign * keys) == past + now
-                assert tokens_in(sign * (values - 1000)) == past + now
-                assert torch.equal(keys + 1000 * sign, values + 1000 * sign - 1000), "keys and values in other orders"
+                assert torch.equal(values, keys + 1000), "keys and values stand in different orders"
         if first + chunk_frames < frames:
             cache.advance()
 

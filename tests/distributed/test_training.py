@@ -1,0 +1,152 @@
+"""Whole runs through launch/train.py on real ranks: losses do not depend on the number of ranks, a resumed run goes on
+exactly, every launcher starts the same file, bad input ends in one line."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from afd_scale.checkpoint.weights import save_weights
+from afd_scale.config import load_config
+from afd_scale.models.wan import CausalWan
+from tests.distributed.processes import ROOT, run, torchrun
+
+TRAIN = ROOT / "launch" / "train.py"
+STEPS = 5
+SHAPE = {"architecture": "toy", "dim": 48, "ffn_dim": 96, "num_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with afd.yaml: the toy config with a small random student, few clips and no pretraining."""
+    folder = tmp_path_factory.mktemp("configs")
+    tree = yaml.safe_load((ROOT / "configs/toy/afd.yaml").read_text())
+    tree |= {"requires": None, "out": str(folder / "runs"), "name": "afd"}
+    tree["student"] |= {**SHAPE, "weights": str(folder / "start")}
+    tree["data"] |= {"shards": str(folder / "shards"), "global_batch": 4}
+    tree["data"]["source"] |= {"clips": 192}
+    tree["train"] = {"steps": STEPS, "log_every": 1}
+    tree["evaluation"] = {"clips": 4, "batch": 2, "samples": 2}
+    tree["method"] |= {"discriminator_warmup_steps": 2, "rollouts_per_prompt": 2}
+    path = folder / "afd.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    config = load_config(path)
+    student = CausalWan(config.student)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in student.parameters():
+        parameter.data.normal_(0, 0.1, generator=generator)
+    save_weights(student.state_dict().items(), folder / "start", config.student)
+    return folder
+
+
+def metrics(run_folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def succeed(result: CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def one_rank(configs: Path) -> list[dict[str, Any]]:
+    """The run that others are compared with, under plain python."""
+    succeed(run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=one", "train.save_every=2"))
+    return metrics(configs / "runs" / "one")
+
+
+def test_losses_do_not_depend_on_ranks(configs: Path, one_rank: list[dict[str, Any]]) -> None:
+    launcher = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "2", "--master_port", "29742"]
+    succeed(run(*launcher, TRAIN, "--config", configs / "afd.yaml", "name=two"))
+    two_ranks = metrics(configs / "runs" / "two")
+    assert [line["step"] for line in two_ranks] == [line["step"] for line in one_rank] == list(range(1, STEPS + 1))
+    for one, two in zip(one_rank, two_ranks, strict=True):
+        for name in one.keys() - {"system/step_seconds", "discriminator/accuracy"}:  # a count may tip over
+            assert one[name] == pytest.approx(two[name], abs=1e-4), (one["step"], name)
+    assert len({line["student/loss"] for line in one_rank}) == STEPS, "losses that never move compare nothing"
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(configs: Path, one_rank: list[dict[str, Any]]) -> None:
+    folder = configs / "runs" / "resumed"
+    shutil.copytree(configs / "runs" / "one", folder)
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
+    assert [path.name for path in (folder / "checkpoints").glob("step_*")] == ["step_00000004"]
+    config = (folder / "config.yaml").read_text().replace("name: one\n", "name: resumed\n")
+    (folder / "config.yaml").write_text(config)
+    succeed(torchrun(1, TRAIN, "--config", configs / "afd.yaml", "name=resumed", "train.save_every=2"))
+    timing = "system/step_seconds"
+    resumed = [{k: v for k, v in line.items() if k != timing} for line in metrics(folder)]
+    assert resumed == [{k: v for k, v in line.items() if k != timing} for line in one_rank]
+    assert (folder / "report.html").is_file()
+
+
+def test_what_a_run_leaves(configs: Path, one_rank: list[dict[str, Any]]) -> None:
+    folder = configs / "runs" / "one"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["method"] == "afd"
+    assert summary["steps"] == STEPS
+    assert summary["metrics"].keys() == {"base", "student", "teacher"}
+    assert load_config(folder / "config.yaml").student == load_config(configs / "afd.yaml").student
+    assert (folder / "checkpoints" / "latest").read_text() == f"step_{STEPS:08d}"
+    assert list((folder / "samples").rglob("*.mp4"))
+    assert list((folder / "samples").rglob("grid.png"))
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_another_config_does_not_continue_a_run(configs: Path, one_rank: list[dict[str, Any]]) -> None:
+    result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=one", "train.steps=6",
+                 "method.policy_mix=0.5")  # fmt: skip
+    refused(result, "method.policy_mix (0.5) must stay 1.0")
+
+
+def refused(result: CompletedProcess[str], line: str) -> None:
+    errors = [text for text in result.stderr.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1, result.stderr[-3000:]
+    assert line in errors[0]
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.stepz=3", "train.stepz (3) is not a known key"),
+        ("student.chunk_frames=3", "student.chunk_frames (3) must divide data.latent_frames (4)"),
+        ("parallel.sequence=2", "parallel.sequence (2) must be 1"),
+    ],
+)
+def test_bad_config(configs: Path, override: str, line: str) -> None:
+    refused(run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=bad", override), line)
+    assert not (configs / "runs" / "bad").exists()
+
+
+def test_bad_files(configs: Path, one_rank: list[dict[str, Any]], tmp_path: Path) -> None:
+    """A missing and a corrupt shard, weights that do not fit, a folder that cannot be written to."""
+    corrupt = tmp_path / "corrupt"
+    shutil.copytree(configs / "shards", corrupt)
+    for shard in corrupt.glob("shard.*"):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    missing = tmp_path / "missing"
+    shutil.copytree(configs / "shards", missing)
+    for shard in missing.glob("shard.*"):
+        shard.unlink()
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    for overrides, line in (
+        ([f"data.shards={corrupt}"], f"data.shards ({corrupt}"),
+        ([f"data.shards={missing}"], f"data.shards ({missing}"),
+        ([f"data.shards={tmp_path / 'nowhere'}", "data.source=null"], f"data.shards ({tmp_path / 'nowhere'})"),
+        (["student.num_layers=3"], "student.weights"),
+        ([f"out={occupied}"], f"out ({occupied})"),
+    ):
+        result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=bad", *overrides)
+        refused(result, line)
+        assert not (configs / "runs" / "bad" / "checkpoints").exists()

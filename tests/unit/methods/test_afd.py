@@ -1,0 +1,230 @@
+"""One AFD step with plain engines: who learns from what, who follows whom, and that it works."""
+
+import math
+
+import pytest
+import torch
+
+from afd_scale.config.methods import AfdConfig
+from afd_scale.config.models import ConvDiscriminatorConfig
+from afd_scale.flow.randomness import Randomness
+from afd_scale.methods.afd import Afd
+from afd_scale.models.discriminators import ConvDiscriminator
+from tests.unit.methods.engines import (
+    SHAPE,
+    STUDENT,
+    AveragedEngine,
+    Engine,
+    Oracle,
+    TrainedEngine,
+    copies,
+    make_batch,
+    make_student,
+)
+
+METRICS = {
+    "student/loss", "student/old_policy_distance", "student/gradient_norm", "discriminator/loss",
+    "discriminator/accuracy", "discriminator/margin", "discriminator/gradient_norm", "rollout/reward_mean",
+    "rollout/reward_group_std", "rollout/weight_std",
+}  # fmt: skip
+
+
+def make_discriminator():
+    config = ConvDiscriminatorConfig(channels=4, unpack=(2, 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return TrainedEngine(ConvDiscriminator(config, SHAPE[0], SHAPE[1], SHAPE[2:], STUDENT.text_dim))
+
+
+def make_afd(discriminator=None, randomness=None, **fields):
+    config = {
+        "optimizer": {"learning_rate": 3e-3}, "discriminator_optimizer": {"learning_rate": 1e-2},
+        "rollouts_per_prompt": 3, "advantage": {"clip": 1.0}, "policy_mix": 1.0, "old_policy_decay": 0.7,
+        "prior_weight": 0.0,
+    }  # fmt: skip
+    config = AfdConfig.model_validate(config | fields)
+    student, old_policy, reference = copies(make_student(), 3)
+    return Afd(
+        config, STUDENT, 100, randomness or Randomness(0), TrainedEngine(student), AveragedEngine(old_policy),
+        Engine(reference.requires_grad_(False)) if config.prior_weight else None,
+        discriminator or make_discriminator(), lambda x: x,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "more"),
+    [
+        ({}, set()),
+        ({"prior_weight": 1e-4}, {"student/reference_distance"}),
+        ({"r1_weight": 1.0}, {"discriminator/penalty"}),
+        ({"r2_weight": 1.0, "discriminator_objective": "softplus"}, {"discriminator/penalty"}),
+        ({"states_per_rollout": 2, "context_gradient": True, "normalise": False}, set()),
+        ({"rollouts_per_prompt": 1, "advantage": {"baseline": "batch"}}, set()),
+    ],
+    ids=str,
+)
+def test_a_step_returns_its_metrics_as_scalars_without_gradient(fields, more):
+    metrics = make_afd(**fields).train_step(make_batch(), 1)
+    assert metrics.keys() == METRICS | more
+    for name, value in metrics.items():
+        assert value.shape == (), name
+        assert not value.requires_grad, name
+        assert value.isfinite(), name
+
+
+def test_the_student_learns_and_the_old_policy_follows():
+    afd = make_afd()
+    old, reference = afd.old_policy.weights(), afd.student.weights()
+    for step in (1, 2):
+        metrics = afd.train_step(make_batch(), step)
+        assert metrics["student/gradient_norm"] > 0
+        student = afd.student.weights()
+        assert (student - reference).abs().max() > 1e-4
+        old = 0.7 * old + (1 - 0.7) * student
+        torch.testing.assert_close(afd.old_policy.weights(), old, rtol=0, atol=1e-7)
+        reference = student
+    assert metrics["student/old_policy_distance"] > 0
+
+
+def test_at_the_first_step_the_student_is_the_old_policy():
+    assert make_afd().train_step(make_batch(), 1)["student/old_policy_distance"] == 0
+
+
+def test_the_old_policy_warms_up():
+    afd = make_afd(old_policy_warmup=0.3)
+    for step in (1, 2, 3, 4):
+        afd.train_step(make_batch(), step)
+    assert afd.old_policy.decays == pytest.approx([0.3, 0.6, 0.7, 0.7])
+
+
+def test_rollouts_are_those_of_the_old_policy():
+    afd = make_afd(Oracle())
+    with torch.no_grad():
+        afd.old_policy.network.head.head.weight.zero_()
+        afd.old_policy.network.head.head.bias.fill_(2.0)  # it generates 2 everywhere, whatever the student does
+    metrics = afd.train_step(make_batch(), 1)
+    assert metrics["rollout/reward_mean"].item() == pytest.approx(2, abs=1e-4)
+    assert all("cache" not in options for _, options, _ in afd.student.calls)
+
+
+def test_a_rollout_belongs_to_its_sample_whatever_batch_it_is_in():
+    def rollouts(*samples):
+        oracle = Oracle()
+        make_afd(oracle).train_step(make_batch(samples), 1)
+        videos = oracle.calls[-1][0]
+        assert videos.shape == (3 * len(samples), *SHAPE)
+        return videos.unflatten(0, (-1, 3))
+
+    together, apart = rollouts(4, 9, 11), torch.cat([rollouts(11), rollouts(4, 9)])
+    torch.testing.assert_close(together[[2, 0, 1]], apart, rtol=1e-4, atol=1e-4)
+    distances = torch.pdist(together.flatten(2).flatten(0, 1))
+    assert distances.min() > 0.01, "two rollouts are the same"
+
+
+def test_a_prompt_is_judged_and_trained_on_with_its_own_text():
+    # A judge of the text alone prefers nothing, provided that a rollout is paired with its own prompt's teacher.
+    afd = make_afd(oracle := Oracle(lambda latents, text: 10 * text.sum(dim=(1, 2))))
+    batch = make_batch()
+    metrics = afd.train_step(batch, 1)
+    assert metrics["discriminator/loss"].item() == pytest.approx(math.log(2))
+    assert metrics["rollout/weight_std"] < 1e-3
+    repeated = batch.text.repeat_interleave(3, dim=0)
+    assert torch.equal(oracle.calls[-1][1], repeated)
+    ((arguments, options, _),) = afd.student.calls
+    assert torch.equal(arguments[2], repeated)
+    assert torch.equal(options["clean"], oracle.calls[-1][0])
+
+
+def test_the_teacher_reaches_the_student_through_the_discriminator_only():
+    def student_after_two_steps(teacher_seed, **fields):
+        afd = make_afd(**fields)
+        for step in (1, 2):
+            afd.train_step(make_batch(teacher_seed=teacher_seed), step)
+        return afd.student.weights()
+
+    frozen = {"discriminator_optimizer": {"learning_rate": 0.0}}
+    assert torch.equal(student_after_two_steps(1, **frozen), student_after_two_steps(2, **frozen))
+    assert not torch.equal(student_after_two_steps(1), student_after_two_steps(2))
+
+
+def test_the_students_step_leaves_the_discriminator_alone():
+    trained, alone = make_afd(), make_afd()
+    trained.train_step(make_batch(), 1)
+    alone.warmup_step(make_batch(), 1)
+    assert torch.equal(trained.discriminator.weights(), alone.discriminator.weights())
+    assert all(p.grad is None for p in trained.discriminator.network.parameters())
+    assert all(p.grad is None for p in trained.old_policy.network.parameters())
+
+
+def test_the_warm_up_trains_the_discriminator_only():
+    afd = make_afd(discriminator_warmup_steps=2)
+    student, old, judge = afd.student.weights(), afd.old_policy.weights(), afd.discriminator.weights()
+    assert afd.warmup_steps == 2
+    metrics = [afd.warmup_step(make_batch(), step) for step in (-1, 0)]
+    assert all(m.keys() == {name for name in METRICS if name.startswith("discriminator/")} for m in metrics)
+    assert torch.equal(afd.student.weights(), student)
+    assert torch.equal(afd.old_policy.weights(), old)
+    assert not torch.equal(afd.discriminator.weights(), judge)
+
+
+def test_the_prior_holds_the_student_at_the_reference():
+    def distance_after(prior_weight):
+        afd = make_afd(Oracle(), prior_weight=prior_weight)
+        for step in range(1, 9):
+            metrics = afd.train_step(make_batch(), step)
+        return metrics["student/reference_distance"]
+
+    assert distance_after(100.0) < 0.5 * distance_after(1e-6)
+
+
+def test_the_discriminator_learns_to_tell_the_teacher():
+    afd = make_afd()
+    losses = [afd.warmup_step(make_batch(), step)["discriminator/loss"].item() for step in range(-29, 1)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("sign", "fields"),
+    [
+        (1, {}),
+        (-1, {}),
+        (1, {"states_per_rollout": 2, "context_gradient": True}),
+        (1, {"normalise": False, "optimizer": {"learning_rate": 1e-3}}),
+        (1, {"policy_mix": 0.1, "sigma": {"name": "uniform"}, "advantage": {"baseline": "batch", "spread": "group"}}),
+    ],
+    ids=str,
+)
+def test_the_reward_of_a_frozen_judge_rises(sign, fields):
+    afd = make_afd(Oracle(lambda latents, text: sign * latents.mean(dim=(1, 2, 3, 4))), **fields)
+    rewards = [
+        afd.train_step(make_batch((2 * step, 2 * step + 1)), step)["rollout/reward_mean"].item()
+        for step in range(1, 41)
+    ]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1
+
+
+class RecordingRandomness(Randomness):
+    """Writes down each (stream, step, sample) that is drawn."""
+
+    def __init__(self):
+        super().__init__(0)
+        object.__setattr__(self, "drawn", [])
+
+    def _draw(self, draw, stream, step, samples, shape, device):
+        self.drawn.extend((stream, step, sample) for sample in samples)
+        return super()._draw(draw, stream, step, samples, shape, device)
+
+
+def test_no_random_number_is_used_twice():
+    # Two ranks with the samples of two steps: what they draw must be all different.
+    randomness = RecordingRandomness()
+    for rank in range(2):
+        afd = make_afd(randomness=randomness, r1_weight=1.0, r2_weight=1.0, states_per_rollout=3)
+        afd.warmup_step(make_batch((rank, 2 + rank)), 0)
+        for step in (1, 2):
+            afd.train_step(make_batch((4 * step + rank, 4 * step + 2 + rank)), step)
+    assert len(set(randomness.drawn)) == len(randomness.drawn)
+    streams = {stream for stream, _, _ in randomness.drawn}
+    assert streams == {
+        "rollout/noise", "rollout/renoise", "penalty/teacher", "penalty/student", "student/noise", "student/sigma"
+    }  # fmt: skip

@@ -1,0 +1,374 @@
+"""Causal Wan: its passes agree with one another, sizes are data, and nothing in it waits for the device."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from afd_scale.config.models import StudentConfig
+from afd_scale.flow.schedule import denoising_sigmas
+from afd_scale.layers.ops import ModelOps
+from afd_scale.models.wan import CausalWan, PatchEmbedding
+from afd_scale.rollout.causal import rollout
+
+CHANNELS, HEIGHT, WIDTH, TEXT = 3, 4, 6, 8
+TINY = {
+    "dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 3, "freq_dim": 16, "text_dim": TEXT, "text_length": 5,
+    "latent_channels": CHANNELS, "prediction": "velocity", "chunk_frames": 2, "timesteps": [1000, 500],
+    "timestep_shift": 5.0,
+}  # fmt: skip
+WINDOWS = {
+    "no_window": {},
+    "window": {"window_frames": 4},
+    "window_sink": {"window_frames": 6, "sink_frames": 2},
+}
+every_window = pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS.keys())
+
+
+def build(seed=0, **fields):
+    """A tiny student with random numbers in every parameter (an untrained one predicts zero)."""
+    model = CausalWan(StudentConfig.model_validate(TINY | fields))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def video(frames=6, *, rows=2, seed=1, channels=CHANNELS, height=HEIGHT, width=WIDTH):
+    return torch.randn(rows, frames, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def chunkwise_timestep(frames=6, *, rows=2, chunk_frames=2):
+    """(B, F), different in each chunk and row."""
+    chunks = torch.linspace(150, 950, rows * (frames // chunk_frames)).reshape(rows, -1)
+    return chunks.repeat_interleave(chunk_frames, dim=1)
+
+
+def text(length=4, *, rows=2):
+    return torch.randn(rows, length, TEXT, generator=torch.Generator().manual_seed(9))
+
+
+def gradients(model, output):
+    """Of every parameter, for one random direction of the output."""
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(5))
+    values = torch.autograd.grad((output * direction).sum(), list(model.parameters()))
+    return {name: value for (name, _), value in zip(model.named_parameters(), values, strict=True)}
+
+
+def assert_same_gradients(ours, reference, tolerance):
+    assert ours.keys() == reference.keys()
+    for name, gradient in ours.items():
+        scale = reference[name].abs().max()
+        assert scale > 0, f"{name} has no gradient"
+        assert (gradient - reference[name]).abs().max() <= tolerance * scale, name
+
+
+# Passes against passes.
+
+
+@torch.no_grad()
+def cached_velocities(model, noisy, clean, timestep, prompt):
+    """Chunk by chunk: the velocity given the cache, then the clean chunk into the cache."""
+    frames, chunk = noisy.shape[1], model.config.chunk_frames
+    cache = model.new_cache(frames)
+    velocities = []
+    for start in range(0, frames, chunk):
+        here = slice(start, start + chunk)
+        # Another pass first, whose keys and values must leave no trace.
+        model(noisy[:, here] * 3, timestep[:, here], prompt, cache=cache)
+        velocities.append(model(noisy[:, here], timestep[:, here], prompt, cache=cache))
+        if start + chunk < frames:
+            model(clean[:, here], torch.zeros_like(timestep[:, here]), prompt, cache=cache)
+            cache.advance()
+    return torch.cat(velocities, dim=1)
+
+
+@every_window
+def test_the_cache_changes_nothing(window):
+    model, noisy, clean, timestep = build(**window), video(12), video(12, seed=2), chunkwise_timestep(12)
+    cached = cached_velocities(model, noisy, clean, timestep, text())
+    with torch.no_grad():
+        forced = model(noisy, timestep, text(), clean=clean)
+        # Recomputed: the clean past and the chunk in one block-causal pass, once for each chunk.
+        recomputed = [
+            model(
+                torch.cat([clean[:, :start], noisy[:, start : start + 2]], dim=1),
+                torch.cat([torch.zeros(2, start), timestep[:, start : start + 2]], dim=1),
+                text(),
+            )[:, start:]
+            for start in range(0, 12, 2)
+        ]
+    torch.testing.assert_close(cached, forced, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cached, torch.cat(recomputed, dim=1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_forgets():
+    noisy, clean, timestep = video(12), video(12, seed=2), chunkwise_timestep(12)
+    everything, window, sink = (
+        cached_velocities(build(**fields), noisy, clean, timestep, text()) for fields in WINDOWS.values()
+    )
+    torch.testing.assert_close(window[:, :4], everything[:, :4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sink[:, :6], everything[:, :6], rtol=1e-4, atol=1e-4)
+    assert (window[:, 4:] - everything[:, 4:]).abs().amax(dim=(0, 2, 3, 4)).min() > 1e-3
+    assert (sink[:, 6:] - everything[:, 6:]).abs().amax(dim=(0, 2, 3, 4)).min() > 1e-3
+
+
+@torch.no_grad()
+def test_no_chunk_sees_a_later_one():
+    model, noisy, timestep = build(), video(), chunkwise_timestep()
+    changed = noisy.clone()
+    changed[:, 4:] += 1
+    difference = (model(changed, timestep, text()) - model(noisy, timestep, text())).abs().amax(dim=(0, 2, 3, 4))
+    assert difference[:4].max() == 0
+    assert difference[4:].min() > 1e-3
+    both_ways = model(changed, timestep, text(), bidirectional=True) - model(
+        noisy, timestep, text(), bidirectional=True
+    )
+    assert both_ways.abs().amax(dim=(0, 2, 3, 4)).min() > 1e-3
+
+
+@torch.no_grad()
+def test_a_noisy_chunk_sees_itself_and_clean_chunks_before_it():
+    model, noisy, clean, timestep = build(), video(), video(seed=2), chunkwise_timestep()
+
+    def seen_after_changing(which):
+        videos = {"noisy": noisy.clone(), "clean": clean.clone()}
+        videos[which][:, 2:4] += 1
+        change = model(videos["noisy"], timestep, text(), clean=videos["clean"])
+        change = change - model(noisy, timestep, text(), clean=clean)
+        return [bool(x > 1e-4) for x in change.abs().amax(dim=(0, 2, 3, 4)).unflatten(0, (3, 2)).amax(1)]
+
+    assert seen_after_changing("noisy") == [False, True, False]
+    assert seen_after_changing("clean") == [False, False, True]
+
+
+@pytest.mark.parametrize("clean_gradient", [True, False])
+@every_window
+def test_noised_states_share_a_clean_row(window, clean_gradient):
+    model, states, frames = build(**window), 3, 8
+    clean, prompt = video(frames, seed=2), text()
+    noisy, timestep = video(frames, rows=2 * states), chunkwise_timestep(frames, rows=2 * states)
+    together = model(noisy, timestep, prompt, clean=clean, clean_gradient=clean_gradient)
+    apart = [
+        model(noisy[s::states], timestep[s::states], prompt, clean=clean, clean_gradient=clean_gradient)
+        for s in range(states)
+    ]
+    expected = torch.stack(apart, dim=1).flatten(0, 1)
+    torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(gradients(model, together), gradients(model, expected), 1e-4)
+
+
+@every_window
+def test_the_clean_pass_with_and_without_gradient(window):
+    model, noisy, timestep = build(**window), video(8), chunkwise_timestep(8)
+    clean = video(8, seed=2).requires_grad_()
+    through = model(noisy, timestep, text(), clean=clean)
+    stopped = model(noisy, timestep, text(), clean=clean, clean_gradient=False)
+    torch.testing.assert_close(stopped, through, rtol=1e-4, atol=1e-4)
+
+    ours, full = gradients(model, stopped), gradients(model, model(noisy, timestep, text(), clean=clean))
+    name = "blocks.0.self_attn.k.weight"
+    assert (ours[name] - full[name]).abs().max() > 1e-2 * full[name].abs().max()
+    assert torch.autograd.grad(through.square().sum(), clean)[0].abs().max() > 0
+    assert torch.autograd.grad(stopped.square().sum(), clean, allow_unused=True) == (None,)
+
+
+class ConstantPast(ModelOps):
+    """Cuts the gradient at the keys and values of the clean half of a teacher-forcing pass."""
+
+    def attention(self, q_BLND, k_BLND, v_BLND, layout, past):
+        cut = [torch.cat([x[:, : x.shape[1] // 2].detach(), x[:, x.shape[1] // 2 :]], dim=1) for x in (k_BLND, v_BLND)]
+        return super().attention(q_BLND, *cut, layout, past)
+
+
+@every_window
+def test_without_gradient_the_clean_past_is_a_constant(window):
+    model, noisy, clean, timestep = build(**window), video(8), video(8, seed=2), chunkwise_timestep(8)
+    stopped = gradients(model, model(noisy, timestep, text(), clean=clean, clean_gradient=False))
+    cut = CausalWan(model.config, ConstantPast())
+    cut.load_state_dict(model.state_dict())
+    assert_same_gradients(stopped, gradients(cut, cut(noisy, timestep, text(), clean=clean)), 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["block_causal", "teacher_forcing", "clean_past"])
+def test_activation_checkpointing_changes_no_gradient(mode):
+    noisy, timestep = video(), chunkwise_timestep()
+    options = {
+        "block_causal": {},
+        "teacher_forcing": {"clean": video(seed=2)},
+        "clean_past": {"clean": video(seed=2), "clean_gradient": False},
+    }[mode]
+    plain, recomputing = build(), build(activation_checkpointing=True)
+    calls = []
+    recomputing.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    outputs = [model(noisy, timestep, text(), **options) for model in (plain, recomputing)]
+    before = len(calls)
+    assert torch.equal(*outputs)
+    assert_same_gradients(gradients(recomputing, outputs[1]), gradients(plain, outputs[0]), 1e-6)
+    assert len(calls) == before + 1, "the block must run once more for its gradient"
+
+
+# What goes in and comes out.
+
+
+def test_an_untrained_student_predicts_nothing():
+    model = CausalWan(StudentConfig.model_validate(TINY))
+    assert model(video(), chunkwise_timestep(), text()).abs().max() == 0
+
+
+@torch.no_grad()
+def test_an_x0_prediction_comes_out_as_a_velocity():
+    timestep = chunkwise_timestep()
+    timestep[:, :2] = 0
+    prediction = build()(video(), timestep, text())
+    velocity = build(prediction="x0")(video(), timestep, text())
+    sigma = timestep.div(1000).clamp(min=1e-3)[..., None, None, None]
+    torch.testing.assert_close(velocity, (video() - prediction) / sigma)
+
+
+@torch.no_grad()
+def test_text_is_padded_with_zero_rows():
+    model, padded = build(), F.pad(text(3), (0, 0, 0, 2))
+    velocity = model(video(), chunkwise_timestep(), text(3))
+    assert torch.equal(model(video(), chunkwise_timestep(), padded), velocity)
+    assert not torch.allclose(build(text_length=9)(video(), chunkwise_timestep(), text(3)), velocity), (
+        "the padding is attended"
+    )
+
+
+def test_too_much_text_is_refused_in_one_line():
+    message = r"^text rows \(6\) must be at most text_length \(5\)$"
+    with pytest.raises(ValueError, match=message):
+        build()(video(), chunkwise_timestep(), text(6))
+
+
+@pytest.mark.parametrize("options", [{}, {"clean": video(seed=2)}], ids=["block_causal", "teacher_forcing"])
+def test_bfloat16_weights_take_and_give_float32_latents(options):
+    model = build()
+    expected = model(video(), chunkwise_timestep(), text(), **options)
+    velocity = model.bfloat16()(video(), chunkwise_timestep(), text(), **options)
+    assert velocity.dtype == torch.float32
+    assert (velocity - expected).abs().mean() < 0.05 * expected.abs().mean()
+    velocity.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert model.bfloat16()(video().bfloat16(), chunkwise_timestep(), text()).dtype == torch.bfloat16
+
+
+def test_each_frame_is_modulated_by_its_own_time():
+    model, timestep = build(), chunkwise_timestep()
+    later = timestep.clone()
+    later[:, 4:] += 40
+    with torch.no_grad():
+        change = model(video(), later, text()) - model(video(), timestep, text())
+    assert change[:, :4].abs().max() == 0
+    assert change[:, 4:].abs().max() > 1e-3
+
+
+def test_patch_embedding_is_a_strided_convolution():
+    embedding = PatchEmbedding(3, 10, (1, 2, 3))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in embedding.parameters():
+            parameter.normal_(generator=generator)
+    latents = video(5, height=4, width=9)
+    expected = F.conv3d(latents.transpose(1, 2), embedding.weight, embedding.bias, stride=(1, 2, 3))
+    torch.testing.assert_close(embedding(latents), expected.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "fields"),
+    [
+        (5, 6, 10, {"dim": 30, "num_heads": 3, "chunk_frames": 1}),
+        (9, 2, 14, {"dim": 20, "num_heads": 1, "chunk_frames": 3, "window_frames": 6, "sink_frames": 3}),
+        (7, 3, 5, {"dim": 14, "num_heads": 7, "chunk_frames": 7, "patch": (1, 1, 5)}),
+    ],
+    ids=str,
+)
+def test_any_size(frames, height, width, fields):
+    model = build(**fields)
+    noisy, clean = (video(frames, seed=seed, height=height, width=width) for seed in (1, 2))
+    timestep = chunkwise_timestep(frames, chunk_frames=fields["chunk_frames"])
+    sigmas = denoising_sigmas(model.config.timesteps, model.config.timestep_shift)
+    videos = rollout(model, text(), noisy, clean[None], sigmas)
+    assert videos.shape == noisy.shape
+    assert videos.isfinite().all()
+    cached = cached_velocities(model, noisy, clean, timestep, text())
+    torch.testing.assert_close(cached, model(noisy, timestep, text(), clean=clean), rtol=1e-4, atol=1e-4)
+
+
+# Without a device: `.item()`, `.tolist()`, `.cpu()` and branches on values fail on meta tensors.
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"window_frames": 4, "sink_frames": 2, "activation_checkpointing": True}], ids=str
+)
+def test_no_pass_waits_for_the_device(fields):
+    model = build(**fields).to("meta")
+    noisy, clean, timestep, prompt = (x.to("meta") for x in (video(), video(seed=2), chunkwise_timestep(), text()))
+    for options in ({}, {"clean": clean}, {"clean": clean, "clean_gradient": False}, {"bidirectional": True}):
+        velocity = model(noisy, timestep, prompt, **options)
+        velocity.sum().backward()
+        assert velocity.shape == noisy.shape
+    assert all(p.grad is not None for p in model.parameters())
+    assert rollout(model, prompt, noisy, noisy[None], torch.tensor([1.0, 0.5])).shape == noisy.shape
+
+
+class RecordingOps(ModelOps):
+    """Writes down what a model asks of its ops."""
+
+    def __init__(self):
+        self.calls = []
+
+    def linear(self, in_features, out_features):
+        self.calls.append("linear")
+        return super().linear(in_features, out_features)
+
+    def attention(self, *arguments):
+        self.calls.append("attention")
+        return super().attention(*arguments)
+
+    def split_tokens(self, x_BLE):
+        self.calls.append("split")
+        return x_BLE
+
+    def gather_tokens(self, x_BLE):
+        self.calls.append("gather")
+        return x_BLE
+
+
+def test_linears_attention_and_tokens_go_through_the_ops():
+    ops = RecordingOps()
+    model = CausalWan(StudentConfig.model_validate(TINY), ops)
+    assert ops.calls == ["linear"] * 3 * 10
+    ops.calls.clear()
+    model(video(), chunkwise_timestep(), text())
+    assert ops.calls == ["split", "attention", "attention", "attention", "gather"]
+
+
+def num_parameters(*, dim, ffn, layers, channels=16, text=4096, freq=256):
+    def linear(inputs, outputs):
+        return (inputs + 1) * outputs
+
+    attention = 4 * linear(dim, dim) + 2 * dim  # q, k, v, o, and the norms of q and k
+    block = 2 * attention + 2 * dim + linear(dim, ffn) + linear(ffn, dim) + 6 * dim
+    embeddings = linear(4 * channels, dim) + linear(text, dim) + linear(dim, dim)
+    time = linear(freq, dim) + linear(dim, dim) + linear(dim, 6 * dim)
+    return layers * block + embeddings + time + linear(dim, 4 * channels) + 2 * dim
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected", "published"),
+    [
+        ("wan-1.3b", num_parameters(dim=1536, ffn=8960, layers=30), 1.42e9),
+        ("wan-14b", num_parameters(dim=5120, ffn=13824, layers=40), 14.29e9),
+    ],
+)
+def test_presets_have_the_published_size(architecture, expected, published):
+    with torch.device("meta"):
+        model = CausalWan(StudentConfig(architecture=architecture, family="self-forcing"))
+    assert sum(p.numel() for p in model.parameters()) == expected == pytest.approx(published, rel=2e-3)
+
+
+def test_1_3b_has_1_418_996_800_parameters():
+    assert num_parameters(dim=1536, ffn=8960, layers=30) == 1_418_996_800
