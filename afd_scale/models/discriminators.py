@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig
 from afd_scale.layers.attention import AttentionLayout
+from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import LayerNorm, WanTrunk, initialise
 
 
-class ConvDiscriminator(nn.Module):
+class ConvDiscriminator(Network):
     """Three convolutions over a video's stacked frames, each modulated by the prompt (FiLM).
 
     Args:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from afd_scale.config.models import StudentConfig, WanArchitecture
 from afd_scale.layers.attention import AttentionLayout, attend_all
 from afd_scale.layers.kv_cache import CleanPast, KVCache, Past
+from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.layers.rope import Rotation
 
@@ -137,7 +138,7 @@ class Head(nn.Module):
         return self.head(modulate(self.norm(x_BLE), shift, scale))
 
 
-class WanTrunk(nn.Module):
+class WanTrunk(Network):
     """Everything up to the head."""
 
     def __init__(self, config: WanArchitecture, ops: ModelOps, activation_checkpointing: bool = False):
@@ -155,6 +156,9 @@ class WanTrunk(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
+
+    def units(self) -> list[nn.Module]:
+        return list(self.blocks)
 
     def embed_text(self, text_BTE: Tensor) -> Tensor:
         """(B, text_length, E): zero rows to text_length *before* the text MLP, as Wan does; all are attended."""

@@ -7,16 +7,17 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_module
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from afd_scale.config import RunConfig
 from afd_scale.config.models import OptimizerConfig
+from afd_scale.layers.network import Network
 from afd_scale.parallel.deepspeed_config import deepspeed_config
 
 
-def build_sharded(config: RunConfig, build: Callable[[], nn.Module], state: dict[str, Tensor] | None) -> nn.Module:
+def build_sharded(config: RunConfig, build: Callable[[], Network], state: dict[str, Tensor] | None) -> Network:
     """Construct a network shard by shard, so that no rank ever holds all of it, and fill it.
 
     Args:
@@ -29,6 +30,8 @@ def build_sharded(config: RunConfig, build: Callable[[], nn.Module], state: dict
     with torch.random.fork_rng(), sharding:
         torch.manual_seed(config.seed)
         network = build()
+    for unit in network.units():
+        set_z3_leaf_module(unit, True)
     if state is not None:
         for name, parameter in network.named_parameters():
             with GatheredParameters([parameter], modifier_rank=0):
@@ -58,7 +61,7 @@ class ShardedNetwork:
 class TrainedNetwork(ShardedNetwork):
     """A network with its optimizer."""
 
-    def __init__(self, config: RunConfig, network: nn.Module, optimizer: OptimizerConfig):
+    def __init__(self, config: RunConfig, network: Network, optimizer: OptimizerConfig):
         torch_optimizer = torch.optim.AdamW(
             network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas,
             eps=optimizer.epsilon, weight_decay=optimizer.weight_decay, fused=True,
@@ -94,7 +97,7 @@ class TrainedNetwork(ShardedNetwork):
 class FrozenNetwork(ShardedNetwork):
     """A network without optimizer, sharded like the trained ones."""
 
-    def __init__(self, config: RunConfig, network: nn.Module):
+    def __init__(self, config: RunConfig, network: Network):
         network.requires_grad_(False)
         network.eval()
         engine, *_ = deepspeed.initialize(model=network, config=deepspeed_config(config, frozen=True))
@@ -107,7 +110,7 @@ class AverageNetwork(FrozenNetwork):
     The average is kept in float32 beside bf16 shards: a small step would vanish in bf16.
     """
 
-    def __init__(self, config: RunConfig, network: nn.Module):
+    def __init__(self, config: RunConfig, network: Network):
         super().__init__(config, network)
         self.shards: list[Tensor] = [p.ds_tensor.detach().float() for p in self.parameters]  # float32: no copy
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from afd_scale.checkpoint.load_student import load_student_state
 from afd_scale.config import RunConfig
 from afd_scale.config.methods import AfdConfig, SftConfig
 from afd_scale.config.models import LatentDiscriminatorConfig
 from afd_scale.flow.randomness import Randomness
+from afd_scale.layers.network import Network
 from afd_scale.methods.afd import Afd
 from afd_scale.methods.sft import Sft
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
@@ -72,11 +73,11 @@ def _build_afd(
     return Run(afd, student, student, networks)
 
 
-def _student(config: RunConfig, state: dict[str, Tensor] | None) -> nn.Module:
+def _student(config: RunConfig, state: dict[str, Tensor] | None) -> Network:
     return build_sharded(config, lambda: CausalWan(config.student), state)
 
 
-def _discriminator(config: RunConfig, method: AfdConfig) -> nn.Module:
+def _discriminator(config: RunConfig, method: AfdConfig) -> Network:
     data, student = config.data, config.student
     if isinstance(method.discriminator, LatentDiscriminatorConfig):
         return LatentDiscriminator(method.discriminator)

@@ -25,7 +25,7 @@ from tests.unit.methods.engines import (
 METRICS = {
     "student/loss", "student/old_policy_distance", "student/gradient_norm", "discriminator/loss",
     "discriminator/accuracy", "discriminator/margin", "discriminator/gradient_norm", "rollout/reward_mean",
-    "rollout/reward_group_std", "rollout/weight_std",
+    "rollout/reward_group_std", "rollout/weight_spread",
 }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_a_prompt_is_judged_and_trained_on_with_its_own_text():
     batch = make_batch()
     metrics = afd.train_step(batch, 1)
     assert metrics["discriminator/loss"].item() == pytest.approx(math.log(2))
-    assert metrics["rollout/weight_std"] < 1e-3
+    assert metrics["rollout/weight_spread"] < 1e-3
     repeated = batch.text.repeat_interleave(3, dim=0)
     assert torch.equal(oracle.calls[-1][1], repeated)
     ((arguments, options, _),) = afd.student.calls

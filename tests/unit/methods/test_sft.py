@@ -18,6 +18,13 @@ def make_sft(student_config=STUDENT, **fields):
     )  # fmt: skip
 
 
+def noise_of(arguments, batch):
+    """The noise in what the student was given: noisy = (1 - sigma) x0 + sigma noise."""
+    noisy, timestep, _ = arguments
+    sigma = timestep.div(1000)[..., None, None, None]
+    return (noisy - (1 - sigma) * batch.latents) / sigma
+
+
 def test_a_step_returns_its_metrics_and_moves_the_student():
     sft = make_sft()
     before = sft.student.weights()
@@ -32,15 +39,13 @@ def test_a_step_returns_its_metrics_and_moves_the_student():
 def test_the_loss_is_the_error_on_the_noised_teacher_given_its_clean_past(prediction):
     sft, batch = make_sft(STUDENT.model_copy(update={"prediction": prediction})), make_batch()
     metrics = sft.train_step(batch, 1)
-    ((noisy, timestep, text), options, velocity) = sft.student.calls[0]
-    assert torch.equal(text, batch.text)
+    (arguments, options, velocity) = sft.student.calls[0]
+    assert torch.equal(arguments[2], batch.text)
     assert options.keys() == {"clean"}
     assert torch.equal(options["clean"], batch.latents)
-    sigma = timestep.div(1000)[..., None, None, None]
-    noise = (noisy - (1 - sigma) * batch.latents) / sigma
-    error = velocity - (noise - batch.latents)
+    error = velocity - (noise_of(arguments, batch) - batch.latents)
     if prediction == "x0":
-        error = error * sigma
+        error = error * arguments[1].div(1000)[..., None, None, None]
     assert metrics["student/loss"].item() == pytest.approx(error.square().mean().item(), rel=1e-3)
 
 
@@ -57,10 +62,10 @@ def test_a_chunk_has_one_level_and_each_chunk_its_own(name):
 
 
 def test_each_step_draws_its_own_noise_and_a_repeated_step_the_same():
-    sft = make_sft()
+    sft, batch = make_sft(), make_batch()
     for step in (1, 2, 1):
-        sft.train_step(make_batch(), step)
-    first, second, again = (arguments[0] for arguments, _, _ in sft.student.calls)
+        sft.train_step(batch, step)
+    first, second, again = (noise_of(arguments, batch) for arguments, _, _ in sft.student.calls)
     assert torch.equal(first, again)
     assert (first - second).abs().amax(dim=(1, 2, 3, 4)).min() > 0.1
 

@@ -1,0 +1,14 @@
+"""What every model tells the engines."""
+
+from torch import nn
+
+
+class Network(nn.Module):
+    """A model that may be sharded."""
+
+    def units(self) -> list[nn.Module]:
+        """Modules that run as a whole, whose parameters are gathered in one collective; others are gathered singly.
+
+        Each must have an input with gradient: ZeRO-3 takes the gradient of its inputs for the end of its backward pass.
+        """
+        return []
