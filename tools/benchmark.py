@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=tuple(BENCHMARKS), metavar="NAME", help=f"one of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--repeats", type=_positive, default=15, help="turns of each (default %(default)s)")
+    parser.add_argument("--repeats", type=_positive, default=25, help="turns of each (default %(default)s)")
     # Two threads wait for each other at every kernel: where other work shares the cores, that would be measured.
     parser.add_argument("--threads", type=_positive, default=1, help="of a CPU (default %(default)s)")
     for field, value in SHAPES[device.type].items():
