@@ -1,6 +1,6 @@
 """The few interfaces that cross packages: what a training method needs of engines and ranks, and a trainer of methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -63,5 +63,3 @@ class Method(Protocol):
         """Step 1, 2, ...; returns the metrics of this rank's share."""
         ...
 
-
-RankMean = Callable[[Tensor], Tensor]  # mean of a tensor over the data ranks

@@ -1,9 +1,12 @@
 """The few data classes that cross packages."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+RankMean = Callable[[Tensor], Tensor]  # the mean of a tensor over the data ranks
 
 
 @dataclass(frozen=True)

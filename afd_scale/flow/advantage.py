@@ -4,11 +4,9 @@ Rewards of one prompt's rollouts stand together: (P, G), P prompts of this rank 
 data ranks, so they take `mean`, an average over ranks of the shares' means (equal shares).
 """
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-RankMean = Callable[[Tensor], Tensor]
+from afd_scale.types import RankMean
 
 
 def centre(reward: Tensor, baseline: str, mean: RankMean) -> Tensor:

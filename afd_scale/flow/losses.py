@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afd_scale.flow.process import x0_from_velocity
+from afd_scale.flow.process import expand_sigma, x0_from_velocity
 
 NORMALISER_FLOOR = 1e-5  # DiffusionNFT's smallest x0 error to divide by
 
@@ -57,7 +57,7 @@ def policy_loss(
     if normalise:
         errors = [_normalised_x0_error(v, noisy, x0, sigma) for v in (positive, negative)]
     else:
-        target = (noisy - x0) / sigma.clamp(min=1e-3)[..., None, None, None]
+        target = (noisy - x0) / expand_sigma(sigma.clamp(min=1e-3))
         errors = [per_sample_mean((v - target).square()) for v in (positive, negative)]
     return (weight * errors[0] + (1 - weight) * errors[1]) * clip / policy_mix
 
@@ -83,5 +83,5 @@ def flow_matching_loss(velocity: Tensor, x0: Tensor, noise: Tensor, sigma: Tenso
     """
     error = velocity - (noise - x0)
     if space == "x0":
-        error = error * sigma[..., None, None, None]
+        error = error * expand_sigma(sigma)
     return per_sample_mean(error.square())

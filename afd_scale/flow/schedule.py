@@ -37,4 +37,4 @@ def draw_sigmas(
     uniform = randomness.uniform(stream, step, samples, (num_chunks,), device)
     if name == "uniform":
         return uniform
-    return steps.to(device)[(uniform * len(steps)).long().clamp(max=len(steps) - 1)]
+    return steps.to(device, non_blocking=True)[(uniform * len(steps)).long().clamp(max=len(steps) - 1)]

@@ -85,6 +85,7 @@ class KVCache:
 
     def advance(self) -> None:
         """The current chunk is finished: keep its slot and move to the next."""
+        assert (self.chunk + 1) * self.chunk_frames < self.frames, "the last chunk has no next"
         self._point_to(self.chunk + 1)
 
     def _point_to(self, chunk: int) -> None:

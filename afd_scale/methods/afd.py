@@ -21,9 +21,9 @@ from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS, denoising_sigmas, draw_sigmas
 from afd_scale.methods.learning_rate import learning_rate
-from afd_scale.protocols import AveragedPolicy, Metrics, Policy, RankMean, TrainedPolicy, TrainedScorer
+from afd_scale.protocols import AveragedPolicy, Metrics, Policy, TrainedPolicy, TrainedScorer
 from afd_scale.rollout.causal import rollout
-from afd_scale.types import Batch
+from afd_scale.types import Batch, RankMean
 
 
 class Afd:

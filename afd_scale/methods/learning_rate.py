@@ -6,7 +6,7 @@ from afd_scale.config.models import OptimizerConfig
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up to the peak, then constant or a half cosine to zero at `steps`; step counts from 1."""
+    """Linear warm-up to the peak, then constant, or a half cosine that would reach zero after `steps`; step counts from 1."""
     warmup = optimizer.warmup_steps
     if step <= warmup:
         return optimizer.learning_rate * step / warmup

@@ -6,7 +6,6 @@ have a gradient of rounding errors, which Adam turns into steps of full size.
 Shape suffixes: B batch, F latent frames, C channels, H rows, W columns, T text rows, E width.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ class ConvDiscriminator(Network):
         text_dim: int,
     ):  # fmt: skip
         super().__init__()
-        self.frames, self.pixels = config.unpack
+        _, self.pixels = config.unpack
         width = config.channels
         images = latent_frames * latent_channels // self.pixels**2
         convolutions = [
@@ -41,7 +40,7 @@ class ConvDiscriminator(Network):
         self.convolutions = nn.ModuleList(convolutions)
         self.film = nn.ModuleList(nn.Linear(2 * width, 2 * c.out_channels) for c in convolutions)
         self.text = nn.Sequential(nn.Linear(text_dim, 2 * width), nn.SiLU())
-        positions = latent_size[0] * latent_size[1] * self.pixels**2 // 16
+        positions = (latent_size[0] * self.pixels // 4) * (latent_size[1] * self.pixels // 4)  # after two strides of 2
         self.score = nn.Linear(2 * width * positions, 1, bias=False)
 
     def forward(self, latents_BFCHW: Tensor, text_BTE: Tensor) -> Tensor:
@@ -74,5 +73,6 @@ class LatentDiscriminator(WanTrunk):
         frames = latents_BFCHW.shape[1]
         _, time_BF6E = self.embed_time(latents_BFCHW.new_zeros(latents_BFCHW.shape[:2]))
         layout = AttentionLayout.full(frames)
-        x = self.run_blocks(latents_BFCHW, time_BF6E, self.embed_text(text_BTE), layout, range(frames))
+        rotation = self.rotation(latents_BFCHW, range(frames))
+        x = self.run_blocks(latents_BFCHW, time_BF6E, self.embed_text(text_BTE), rotation, layout)
         return self.score(self.norm(x).mean(dim=1)).squeeze(1).float()

@@ -39,16 +39,16 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+        return F.rms_norm(at_least_float32(x), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer norm computed in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.float()
-        bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+        weight = None if self.weight is None else at_least_float32(self.weight)
+        bias = None if self.bias is None else at_least_float32(self.bias)
+        return F.layer_norm(at_least_float32(x), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class PatchEmbedding(nn.Module):
@@ -175,28 +175,24 @@ class WanTrunk(Network):
         time_BFE = self.time_embedding(torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.dtype))
         return time_BFE, self.time_projection(time_BFE).unflatten(-1, (6, -1))
 
+    def rotation(self, latents_BFCHW: Tensor, frames: range, repeats: int = 1) -> Rotation:
+        """RoPE for latents whose frames stand at these positions, `repeats` times one after the other."""
+        rows, columns = self.token_grid(latents_BFCHW)
+        return Rotation(frames, repeats, rows, columns, self.config.dim // self.config.num_heads, latents_BFCHW.device)
+
     def run_blocks(
-        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, layout: AttentionLayout,
-        frames: Sequence[int], pasts: Sequence[Past] | None = None,
+        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, rotation: Rotation, layout: AttentionLayout,
+        pasts: Sequence[Past] | None = None, collected: list[CleanPast] | None = None,
     ) -> Tensor:  # fmt: skip
-        """Patch embedding and all blocks; `frames` are the positions of the latent frames. Returns (B, L, E) tokens."""
-        return self._run(latents_BFCHW, time_BF6E, text_BTE, layout, frames, pasts, None)
+        """Patch embedding and all blocks.
 
-    def collect_past(
-        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, layout: AttentionLayout, frames: Sequence[int]
-    ) -> list[CleanPast]:
-        """The same pass for each layer's keys and values."""
-        pasts: list[CleanPast] = []
-        self._run(latents_BFCHW, time_BF6E, text_BTE, layout, frames, None, pasts)
-        return pasts
-
-    def _run(
-        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, layout: AttentionLayout,
-        frames: Sequence[int], pasts: Sequence[Past] | None, collected: list[CleanPast] | None,
-    ) -> Tensor:  # fmt: skip
+        Args:
+            pasts: what each layer sees besides these latents.
+            collected: gains each layer's keys and values.
+        Returns:
+            (B, L, E) tokens.
+        """
         x = self.ops.split_tokens(self.patch_embedding(latents_BFCHW.to(self.dtype)))
-        head_dim = self.config.dim // self.config.num_heads
-        rotation = Rotation(frames, *self.token_grid(latents_BFCHW), head_dim, x.device)
         for index, block in enumerate(self.blocks):
             past = None if pasts is None else pasts[index]
             x, k, v = self.ops.run_block(
@@ -244,14 +240,14 @@ class CausalWan(WanTrunk):
         config, frames = self.config, noisy.shape[1]
         window = (config.chunk_frames, config.window_frames, config.sink_frames)
         if cache is not None:
+            rotation = self.rotation(noisy, range(cache.first_frame, cache.first_frame + frames))
             layout = AttentionLayout.full(frames, cache.visible_frames)
-            prediction = self._predict(noisy, timestep, text, layout, range(cache.first_frame, cache.first_frame + frames),
-                                       cache.layers)  # fmt: skip
+            prediction = self._predict(noisy, timestep, text, rotation, layout, cache.layers)
         elif clean is not None:
             prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, clean_gradient)
         else:
             layout = AttentionLayout.full(frames) if bidirectional else AttentionLayout.block_causal(frames, *window)
-            prediction = self._predict(noisy, timestep, text, layout, range(frames))
+            prediction = self._predict(noisy, timestep, text, self.rotation(noisy, range(frames)), layout)
         prediction = prediction.to(noisy.dtype)
         return prediction if config.prediction == "velocity" else velocity_from_x0(noisy, prediction, timestep)
 
@@ -261,12 +257,12 @@ class CausalWan(WanTrunk):
         return KVCache(config.num_layers, frames, config.chunk_frames, config.window_frames, config.sink_frames)
 
     def _predict(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, layout: AttentionLayout, frames: Sequence[int],
+        self, latents: Tensor, timestep: Tensor, text: Tensor, rotation: Rotation, layout: AttentionLayout,
         pasts: Sequence[Past] | None = None,
     ) -> Tensor:  # fmt: skip
         """What the network outputs, (B, F, C, H, W): velocity or x0."""
         time_BFE, time_BF6E = self.embed_time(timestep)
-        x = self.run_blocks(latents, time_BF6E, self.embed_text(text), layout, frames, pasts)
+        x = self.run_blocks(latents, time_BF6E, self.embed_text(text), rotation, layout, pasts)
         return self._unpatchify(self.head(x, time_BFE), latents.shape[1], *self.token_grid(latents))
 
     def _predict_teacher_forcing(
@@ -281,23 +277,29 @@ class CausalWan(WanTrunk):
         window = (config.chunk_frames, config.window_frames, config.sink_frames)
         states = noisy.shape[0] // rows
         latents, times = noisy.unflatten(0, (rows, states)).flatten(1, 2), timestep.reshape(rows, states * frames)
-        positions = list(range(frames)) * states
-        clean_time = times.new_zeros(rows, frames)
+        clean_times = times.new_zeros(rows, frames)
         if clean_gradient and torch.is_grad_enabled():
             layout = AttentionLayout.clean_and_noisy(frames, *window, num_states=states)
-            prediction = self._predict(
-                torch.cat([clean.to(latents), latents], dim=1), torch.cat([clean_time, times], dim=1), text, layout,
-                [*range(frames), *positions],
-            )[:, frames:]  # fmt: skip
+            latents, times = torch.cat([clean.to(latents), latents], dim=1), torch.cat([clean_times, times], dim=1)
+            rotation = self.rotation(clean, range(frames), repeats=1 + states)
+            prediction = self._predict(latents, times, text, rotation, layout)[:, frames:]
         else:
-            with torch.no_grad():
-                _, time_BF6E = self.embed_time(clean_time)
-                pasts = self.collect_past(
-                    clean, time_BF6E, self.embed_text(text), AttentionLayout.block_causal(frames, *window), range(frames)
-                )
             layout = AttentionLayout.teacher_forcing(frames, *window, num_states=states)
-            prediction = self._predict(latents, times, text, layout, positions, pasts)
+            pasts = self._encode_clean(clean, clean_times, text)
+            rotation = self.rotation(clean, range(frames), repeats=states)
+            prediction = self._predict(latents, times, text, rotation, layout, pasts)
         return prediction.unflatten(1, (states, frames)).flatten(0, 1)
+
+    @torch.no_grad()
+    def _encode_clean(self, clean: Tensor, timestep: Tensor, text: Tensor) -> list[CleanPast]:
+        """Each layer's keys and values of clean latents."""
+        config, frames = self.config, clean.shape[1]
+        layout = AttentionLayout.block_causal(frames, config.chunk_frames, config.window_frames, config.sink_frames)
+        _, time_BF6E = self.embed_time(timestep)
+        pasts: list[CleanPast] = []
+        rotation = self.rotation(clean, range(frames))
+        self.run_blocks(clean, time_BF6E, self.embed_text(text), rotation, layout, collected=pasts)
+        return pasts
 
     def _unpatchify(self, x_BLE: Tensor, frames: int, rows: int, columns: int) -> Tensor:
         """(B, L, p q C) -> (B, F, C, H, W)."""
@@ -310,6 +312,10 @@ def velocity_from_x0(noisy: Tensor, x0: Tensor, timestep: Tensor) -> Tensor:
     """(x_sigma - x0) / max(sigma, floor)."""
     sigma = (timestep / 1000).clamp(min=X0_SIGMA_FLOOR).to(noisy.dtype)
     return (noisy - x0) / sigma[..., None, None, None]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def modulate(x_BLE: Tensor, shift_BFE: Tensor, scale_BFE: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import logging
 
-import torch
 from torch import Tensor
 
 from afd_scale.config import RunConfig

@@ -62,7 +62,7 @@ class AttentionLayout:
                 visible = _visible(stop, window_frames, sink_frames)
                 past = tuple((a, min(b, start)) for a, b in visible if a < min(b, start))
                 own = (frames + offset + start, frames + offset + stop)
-                segments.append(Segment((offset + start, offset + stop), _merge((*past, own))))
+                segments.append(Segment((offset + start, offset + stop), (*past, own)))
         return cls(num_states * frames, (1 + num_states) * frames, tuple(segments))
 
     @classmethod
@@ -113,15 +113,4 @@ def _visible(stop: int, window_frames: int | None, sink_frames: int) -> tuple[Ra
     if window_frames is None or stop <= window_frames:
         return ((0, stop),)
     recent = (stop - (window_frames - sink_frames), stop)
-    return _merge(((0, sink_frames), recent)) if sink_frames else (recent,)
-
-
-def _merge(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
-    """Join neighbours, so that a contiguous range of keys stays one view."""
-    merged = [ranges[0]]
-    for start, stop in ranges[1:]:
-        if start == merged[-1][1]:
-            merged[-1] = (merged[-1][0], stop)
-        else:
-            merged.append((start, stop))
-    return tuple(merged)
+    return ((0, sink_frames), recent) if sink_frames else (recent,)

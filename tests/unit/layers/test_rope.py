@@ -30,9 +30,9 @@ def rotate_one(x, position):
 
 @pytest.mark.parametrize("head_dim", [2, 6, 10, 24, 128])
 def test_complex_number_definition(head_dim):
-    frames, rows, columns = (0, 5, 1, 20), 3, 2  # any positions: several states of a video repeat theirs
+    frames, rows, columns = (3, 4, 3, 4), 3, 2  # several states of a video repeat its positions
     x = random(2, len(frames) * rows * columns, 2, head_dim)
-    rotated = Rotation(frames, rows, columns, head_dim, CPU)(x)
+    rotated = Rotation(range(3, 5), 2, rows, columns, head_dim, CPU)(x)
     positions = [(f, r, c) for f in frames for r in range(rows) for c in range(columns)]
     for batch, token, head in ((0, 0, 0), (0, 5, 1), (1, 6, 0), (1, 11, 1), (0, 17, 0), (1, 23, 1)):
         expected = rotate_one(x[batch, token, head].double(), positions[token]).float()
@@ -41,7 +41,7 @@ def test_complex_number_definition(head_dim):
 
 def test_the_first_token_stays_and_no_token_changes_its_length():
     x = random(1, 12, 2, 24)
-    rotated = Rotation(range(2), 2, 3, 24, CPU)(x)
+    rotated = Rotation(range(2), 1, 2, 3, 24, CPU)(x)
     assert torch.equal(rotated[:, 0], x[:, 0])
     torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
     assert (rotated - x)[:, 1:].abs().amax(dim=(2, 3)).min() > 0.1
@@ -49,7 +49,7 @@ def test_the_first_token_stays_and_no_token_changes_its_length():
 
 def test_scores_depend_on_relative_positions_only():
     q, k = random(2, 1, 12, 1, 24)
-    here, later = (Rotation(range(first, first + 2), 2, 3, 24, CPU) for first in (0, 7))
+    here, later = (Rotation(range(first, first + 2), 1, 2, 3, 24, CPU) for first in (0, 7))
 
     def scores(rotation):
         return torch.einsum("bqnd,bknd->bqk", rotation(q), rotation(k))
@@ -61,10 +61,10 @@ def test_scores_depend_on_relative_positions_only():
 def test_a_far_position_keeps_its_precision():
     x = random(1, 1, 1, 24)
     expected = rotate_one(x[0, 0, 0].double(), (9999, 0, 0)).float()
-    torch.testing.assert_close(Rotation([9999], 1, 1, 24, CPU)(x)[0, 0, 0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(Rotation(range(9999, 10000), 1, 1, 1, 24, CPU)(x)[0, 0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_is_rotated_in_float32():
     x = random(1, 12, 2, 24, dtype=torch.bfloat16)
-    rotation = Rotation(range(2), 2, 3, 24, CPU)
+    rotation = Rotation(range(2), 1, 2, 3, 24, CPU)
     assert torch.equal(rotation(x), rotation(x.float()).bfloat16())
