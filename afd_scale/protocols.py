@@ -1,4 +1,4 @@
-"""The few interfaces that cross packages: what a training method needs of engines and ranks, and a trainer of methods."""
+"""The few interfaces that cross packages: what a method needs of engines, and a trainer of methods."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -62,4 +62,3 @@ class Method(Protocol):
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Step 1, 2, ...; returns the metrics of this rank's share."""
         ...
-

@@ -59,7 +59,7 @@ class WanArchitecture(Section):
                 f"num_heads ({self.num_heads}) must divide dim ({self.dim}) into even widths: RoPE rotates pairs"
             )
         if self.patch[0] != 1:
-            raise ValueError(f"patch ({self.patch}) must start with 1: a token may not span latent frames of two chunks")
+            raise ValueError(f"patch ({self.patch}) must start with 1: a token may not span frames of two chunks")
         return self
 
 
@@ -96,7 +96,9 @@ class StudentConfig(WanArchitecture):
             raise ValueError(f"timesteps ({list(steps)}) must fall strictly within (0, 1000]: they are denoising steps")
         if self.window_frames is None:
             if self.sink_frames:
-                raise ValueError(f"sink_frames ({self.sink_frames}) needs window_frames: without a window nothing leaves")
+                raise ValueError(
+                    f"sink_frames ({self.sink_frames}) needs window_frames: nothing leaves without a window"
+                )
             return self
         for name, frames in (("window_frames", self.window_frames), ("sink_frames", self.sink_frames)):
             if frames % self.chunk_frames:

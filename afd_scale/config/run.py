@@ -153,8 +153,8 @@ class RunConfig(Section):
     def _check_afd(self, method: AfdConfig) -> None:
         advantage = method.advantage
         if method.rollouts_per_prompt < 2 and "group" in (advantage.baseline, advantage.spread):
-            raise ValueError(f"method.rollouts_per_prompt ({method.rollouts_per_prompt}) must be at least 2 for a group "
-                             "baseline or spread: one rollout equals its group's mean; use batch")  # fmt: skip
+            raise ValueError(f"method.rollouts_per_prompt ({method.rollouts_per_prompt}) must be at least 2 for a "
+                             "group baseline or spread: one rollout equals its group's mean; use batch")  # fmt: skip
         discriminator = method.discriminator
         if isinstance(discriminator, LatentDiscriminatorConfig):
             if discriminator.latent_channels != self.student.latent_channels:

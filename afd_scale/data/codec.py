@@ -34,9 +34,7 @@ class SpaceTimeToDepth:
             ValueError: T, H or W does not divide.
         """
         if video.ndim != 4:
-            raise ValueError(
-                f"video.shape {tuple(video.shape)} must be (B, T, H, W): the codec takes grey clips."
-            )
+            raise ValueError(f"video.shape {tuple(video.shape)} must be (B, T, H, W): the codec takes grey clips.")
         batch, num_frames, height, width = video.shape
         for name, size, patch in (
             ("frames", num_frames, self.frames),
@@ -44,9 +42,7 @@ class SpaceTimeToDepth:
             ("width", width, self.pixels),
         ):
             if size % patch:
-                raise ValueError(
-                    f"video {name} ({size}) must be divisible by {patch}: a patch is folded whole."
-                )
+                raise ValueError(f"video {name} ({size}) must be divisible by {patch}: a patch is folded whole.")
         latent_frames, rows, columns = num_frames // self.frames, height // self.pixels, width // self.pixels
         patches = video.reshape(batch, latent_frames, self.frames, rows, self.pixels, columns, self.pixels)
         patches = patches.permute(0, 1, 2, 4, 6, 3, 5)

@@ -130,8 +130,7 @@ def prompt_values(prompts: Sequence[ToyPrompt]) -> PromptValues:
     """Look up what the prompts' words mean, as one array an attribute."""
     words = [astuple(prompt) for prompt in prompts]
     columns = (
-        np.array([table[row[column]] for row in words], dtype=np.float64)
-        for column, table in enumerate(VOCABULARY)
+        np.array([table[row[column]] for row in words], dtype=np.float64) for column, table in enumerate(VOCABULARY)
     )
     return PromptValues(*columns)
 

@@ -82,9 +82,7 @@ class Tracks:
     position: FloatArray  # (N, T, 2) centroid (x, height), pixels; where no ball is seen, the last seen place
     mass: FloatArray  # (N, T) sum of the foreground, in pixels of full brightness
     peak: FloatArray  # (N, T) brightest pixel above the background
-    sharpness: (
-        FloatArray  # (N, T) squared differences of neighbours per squared level; 0 where no ball is seen
-    )
+    sharpness: FloatArray  # (N, T) squared differences of neighbours per squared level; 0 where no ball is seen
     visible: BoolArray  # (N, T)
 
     @property
@@ -205,9 +203,7 @@ def score(frames: FrameArray, prompts: Sequence[ToyPrompt], teacher_frames: Fram
         ValueError: the numbers of clips and prompts differ, or there are too few clips.
     """
     if len(frames) != len(prompts):
-        raise ValueError(
-            f"prompts ({len(prompts)}) must be as many as frames ({len(frames)}): one for each clip."
-        )
+        raise ValueError(f"prompts ({len(prompts)}) must be as many as frames ({len(frames)}): one for each clip.")
     for name, clips in (("frames", frames), ("teacher_frames", teacher_frames)):
         if len(clips) < 2:
             raise ValueError(f"{name} ({len(clips)} clips) must be at least 2: a Gaussian is fitted to them.")

@@ -11,7 +11,10 @@ TIMESTEPS = 1000  # the model's timestep is 1000 sigma
 
 
 def warp(sigma: Tensor, shift: float) -> Tensor:
-    """sigma' = s sigma / (1 + (s - 1) sigma): moves the steps towards the noise. Source: SD3, arXiv:2403.03206, eq. 23."""
+    """sigma' = s sigma / (1 + (s - 1) sigma): moves the steps towards the noise.
+
+    Source: SD3, arXiv:2403.03206, eq. 23.
+    """
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 

@@ -82,9 +82,7 @@ class Afd:
             metrics["discriminator/penalty"] = penalty.detach()
             loss = loss + penalty
         self.discriminator.backward(loss)
-        gradient_norm = self.discriminator.step(
-            learning_rate(config.discriminator_optimizer, max(step, 1), self.steps)
-        )
+        gradient_norm = self.discriminator.step(learning_rate(config.discriminator_optimizer, max(step, 1), self.steps))
         return {
             **metrics,
             "discriminator/accuracy": (teacher > student).float().mean(),

@@ -6,7 +6,11 @@ from afd_scale.config.models import OptimizerConfig
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up to the peak, then constant, or a half cosine that would reach zero after `steps`; step counts from 1."""
+    """Linear warm-up to the peak, then constant, or a half cosine that would reach zero one step after `steps`.
+
+    Args:
+        step: counts from 1.
+    """
     warmup = optimizer.warmup_steps
     if step <= warmup:
         return optimizer.learning_rate * step / warmup

@@ -151,4 +151,3 @@ class AverageNetwork(FrozenNetwork):
     @staticmethod
     def _file(folder: Path) -> Path:
         return folder / f"rank_{torch.distributed.get_rank():05d}.safetensors"
-

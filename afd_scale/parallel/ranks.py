@@ -73,7 +73,7 @@ class Ranks:
 
 @contextmanager
 def start_ranks(timeout_minutes: int) -> Iterator[Ranks]:
-    """Join the process group that python, torchrun, deepspeed or srun describes in the environment; leave it at the end.
+    """Join the process group that python, torchrun, deepspeed or srun describes in the environment, and leave it.
 
     The device and the backend follow from what is there: nccl with a GPU, gloo without.
     """
@@ -97,7 +97,10 @@ def start_ranks(timeout_minutes: int) -> Iterator[Ranks]:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
     deepspeed.init_distributed(
-        "nccl" if on_gpu else "gloo", auto_mpi_discovery=False, timeout=timedelta(minutes=timeout_minutes), verbose=False
+        "nccl" if on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        timeout=timedelta(minutes=timeout_minutes),
+        verbose=False,
     )
     try:
         yield Ranks(rank, size, local_size, device)

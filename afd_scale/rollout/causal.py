@@ -34,7 +34,8 @@ def rollout(policy: CausalPolicy, text: Tensor, noise: Tensor, renoise: Tensor, 
     """
     cache = policy.new_cache(noise.shape[1])
     frames, chunk = noise.shape[1], cache.chunk_frames
-    levels = sigmas.to(noise.device, non_blocking=True)[:, None, None].expand(-1, noise.shape[0], chunk)  # (S, B, chunk)
+    sigmas = sigmas.to(noise.device, non_blocking=True)
+    levels = sigmas[:, None, None].expand(-1, noise.shape[0], chunk)  # (S, B, chunk)
     clean = torch.empty_like(noise)
     for start in range(0, frames, chunk):
         here = slice(start, start + chunk)

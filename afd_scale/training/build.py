@@ -69,8 +69,10 @@ def _build_afd(
         method, config.student, config.train.steps, Randomness(config.seed), student, old_policy, reference,
         discriminator, ranks.mean,
     )  # fmt: skip
-    networks: dict[str, TrainedNetwork | AverageNetwork] = {"student_engine": student, "old_policy": old_policy, "discriminator_engine": discriminator}
-    return Run(afd, student, student, networks)
+    return Run(
+        afd, student, student,
+        {"student_engine": student, "old_policy": old_policy, "discriminator_engine": discriminator},
+    )  # fmt: skip
 
 
 def _student(config: RunConfig, state: dict[str, Tensor] | None) -> Network:

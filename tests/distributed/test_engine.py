@@ -68,8 +68,8 @@ def check_all(folder: Path) -> None:
             for sharded, unsharded, name in (
                 (trained, plain, "trained"), (average, plain_average, "average"), (frozen, plain_frozen, "frozen")
             ):  # fmt: skip
-                ours = rollout(sharded, text, noisy, noisy[None], sigmas)
-                assert_close(ours, rollout(unsharded, text, noisy, noisy[None], sigmas), f"rollout of the {name} network")
+                arguments = (text, noisy, noisy[None], sigmas)
+                assert_close(rollout(sharded, *arguments), rollout(unsharded, *arguments), f"rollout of the {name} one")
         assert (ranks.gather(torch.tensor([ranks.rank])) == torch.arange(ranks.size)).all()
 
         for network, unsharded in ((trained, plain), (average, plain_average)):

@@ -1,6 +1,6 @@
 """The causal Wan student against reference outputs of the Self-Forcing implementation.
 
-`pytest tests/parity/test_golden.py --golden-dir DIR` checks any folder of files in the format of tests/golden/README.md.
+`pytest tests/parity/test_golden.py --golden-dir DIR` checks any folder of files like those of tests/golden.
 """
 
 import json
