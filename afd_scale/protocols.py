@@ -55,10 +55,10 @@ class Method(Protocol):
 
     warmup_steps: int
 
-    def warmup_step(self, batch: Batch, step: int) -> Metrics:
-        """A step before the first, numbered 1 - warmup_steps to 0."""
-        ...
-
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        """Step 1, 2, ...; returns the metrics of this rank's share."""
+        """Step 1 - warmup_steps, ..., 0 (what must be learned before the student moves), and then 1, 2, ...
+
+        Returns:
+            Metrics of this rank's share; their means over ranks are logged.
+        """
         ...

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from afd_scale.checkpoint.weights import save_weights
+from afd_scale.checkpoint.weights import complete_checkpoints, save_weights
 from afd_scale.config.models import StudentConfig
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class RunCheckpoints:
         """
         partial, complete = self.folder / f".{_name(step)}.partial", self.folder / _name(step)
         if self.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._sweep()
             partial.mkdir(parents=True)
         self.barrier()
         for name, network in networks.items():
@@ -68,16 +68,25 @@ class RunCheckpoints:
                 pass
         self.barrier()
         if self.is_main:
-            if complete.exists():
-                shutil.rmtree(complete)
+            remove_checkpoint(complete)
             partial.rename(complete)
-            latest = self.folder / ".latest.partial"
-            latest.write_text(complete.name)
-            os.replace(latest, self.folder / "latest")
+            self._point_to_newest()
             for old in complete_checkpoints(self.folder)[: -self.keep]:
-                shutil.rmtree(old)
+                remove_checkpoint(old)
         self.barrier()
         return complete
+
+    def _sweep(self) -> None:
+        """Remove what killed runs left behind."""
+        for pattern in (".step_*.partial", ".step_*.deleting"):
+            for left_over in self.folder.glob(pattern):
+                shutil.rmtree(left_over)
+
+    def _point_to_newest(self) -> None:
+        """`latest` names the newest checkpoint, for people and scripts; nothing of ours relies on it."""
+        partial = self.folder / ".latest.partial"
+        partial.write_text(complete_checkpoints(self.folder)[-1].name)
+        os.replace(partial, self.folder / "latest")
 
     def newest(self) -> dict[str, Any] | None:
         """The newest complete checkpoint's state, with its folder under `folder`; None where there is none.
@@ -98,13 +107,18 @@ class RunCheckpoints:
 
     def load(self, folder: Path, networks: Mapping[str, Checkpointed]) -> None:
         """Restore every network; on all ranks together."""
+        if self.is_main:
+            self._point_to_newest()  # a run may have died between the checkpoint and its pointer
         for name, network in networks.items():
             network.load(folder / name)
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(folder.glob("step_" + "[0-9]" * 8))
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint so that no half of it ever passes for complete."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.deleting")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _name(step: int) -> str:

@@ -50,6 +50,11 @@ def load_weights(folder: Path) -> tuple[StudentConfig, dict[str, Tensor]]:
     return read_config(folder / CONFIG_NAME), read_shards(folder, STEM)
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run's `checkpoints` folder, oldest first: a checkpoint is complete by existing."""
+    return sorted(folder.glob("step_" + "[0-9]" * 8))
+
+
 def find_weights(path: Path) -> Path:
     """The student folder of a run folder (its newest complete checkpoint), a checkpoint folder or a student folder.
 
@@ -59,13 +64,11 @@ def find_weights(path: Path) -> Path:
     if not path.exists():
         raise ValueError(f"weights ({path}) must exist: there is no such file or folder")
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    pointer = checkpoints / "latest"
-    if pointer.is_file():
-        path = checkpoints / pointer.read_text().strip()
-        if path.parent != checkpoints or not path.is_dir():
-            raise ValueError(f"weights ({pointer}) must name a checkpoint beside it: there is no {path.name!r}")
+    complete = complete_checkpoints(checkpoints)
+    if complete:
+        path = complete[-1]
     elif checkpoints != path:
-        raise ValueError(f"weights ({path}) must hold a complete checkpoint: {pointer} is not there yet")
+        raise ValueError(f"weights ({path}) must hold a complete checkpoint: there is none in {checkpoints} yet")
     folder = path / FOLDER_NAME if (path / FOLDER_NAME).is_dir() else path
     if any(name.startswith(".") and name.endswith(".partial") for name in (folder.name, folder.parent.name)):
         raise ValueError(f"weights ({path}) must be complete: a checkpoint of this name is still being written")

@@ -25,8 +25,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     try:
         tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"config ({path}) must be a readable YAML file: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"config ({path}) must be a readable YAML file: {reason}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"config ({path}) must be YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

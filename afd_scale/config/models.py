@@ -110,12 +110,15 @@ class StudentConfig(WanArchitecture):
         return self
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """AdamW with a clipped gradient and a warmed-up schedule."""
 
     learning_rate: float = Field(ge=0)
     """Peak learning rate; 0 freezes the network."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moment."""
     epsilon: PositiveFloat = 1e-8
     """Added to the root of the second moment: gradients far below it do not move a weight by a full step."""
@@ -126,7 +129,7 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or a half cosine down to zero at train.steps."""
+    """After the warm-up: constant, or a half cosine down towards zero at the end of train.steps."""
 
 
 class ConvDiscriminatorConfig(Section):

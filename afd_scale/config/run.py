@@ -84,7 +84,7 @@ class EvaluationConfig(Section):
     """What is generated and measured when training ends."""
 
     metrics: Literal["toy", "none"] = "toy"
-    """`toy`: trajectories measured from the toy world's pixels; `none`: sample videos only."""
+    """`toy`: trajectories measured from the toy world's pixels, and sample videos; `none`: no evaluation."""
     clips: PositiveInt = 384
     """Clips a policy generates, spread over the prompts of the data."""
     batch: PositiveInt = 64
@@ -146,6 +146,10 @@ class RunConfig(Section):
         if self.parallel.sequence > 1:
             raise ValueError(f"parallel.sequence ({self.parallel.sequence}) must be 1: "
                              "this version shards data and parameters only")  # fmt: skip
+        zero = self.engine.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict) or zero.get("stage", 3) != 3:
+            raise ValueError(f"engine.deepspeed.zero_optimization ({zero}) must be a section that leaves stage at 3: "
+                             "policies are averaged and saved shard by shard")  # fmt: skip
         if isinstance(self.method, AfdConfig):
             self._check_afd(self.method)
         return self
@@ -157,10 +161,11 @@ class RunConfig(Section):
                              "group baseline or spread: one rollout equals its group's mean; use batch")  # fmt: skip
         discriminator = method.discriminator
         if isinstance(discriminator, LatentDiscriminatorConfig):
-            if discriminator.latent_channels != self.student.latent_channels:
-                raise ValueError(f"method.discriminator.latent_channels ({discriminator.latent_channels}) must equal "
-                                 f"student.latent_channels ({self.student.latent_channels}): it scores the student's "
-                                 "latents")  # fmt: skip
+            for field in ("latent_channels", "text_dim", "text_length", "patch"):
+                ours, students = getattr(discriminator, field), getattr(self.student, field)
+                if ours != students:
+                    raise ValueError(f"method.discriminator.{field} ({ours}) must equal student.{field} ({students}): "
+                                     "it reads the student's latents and text")  # fmt: skip
         else:
             frames, pixels = discriminator.unpack
             if self.student.latent_channels % (frames * pixels**2):

@@ -32,7 +32,7 @@ BRIGHTNESS = {"dim": 0.5, "bright": 1.0}
 RADIUS = {"small": 1.6, "large": 2.6}
 DIRECTION = {"leftward": -1.0, "rightward": 1.0}
 SPEED = {"slowly": 0.4, "quickly": 0.9}
-GRAVITY = {"no": 0.0, "gentle": 0.3, "strong": 0.8}
+GRAVITY = {"no": 0.0, "gentle": 0.22, "strong": 0.55}
 RESTITUTION = {"clay": 0.2, "rubber": 0.85}
 VOCABULARY = (BRIGHTNESS, RADIUS, DIRECTION, SPEED, GRAVITY, RESTITUTION)
 
@@ -40,8 +40,8 @@ VOCABULARY = (BRIGHTNESS, RADIUS, DIRECTION, SPEED, GRAVITY, RESTITUTION)
 # side wall turns it in the first 8 frames. Under gravity even the gentle fall meets the floor by frame 8 of
 # 12, and a bounce can be seen; without gravity the ball stays clear of floor and ceiling.
 SIDE_GAP = (0.2, 1.2)
-DROP_HEIGHT = (6.0, 8.0)
-HOVER_HEIGHT = (4.0, 8.0)
+DROP_HEIGHT = (5.0, 7.0)
+HOVER_HEIGHT = (4.0, 7.0)
 SPEED_JITTER = 0.08
 LAUNCH_JITTER = 0.15
 

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from afd_scale.flow.randomness import Randomness
-from afd_scale.rollout.causal import CausalPolicy, rollout
+from afd_scale.protocols import Policy
+from afd_scale.rollout.causal import rollout
 
 
 def generate(
-    policy: CausalPolicy, text: Tensor, latent_shape: tuple[int, int, int, int], sigmas: Tensor,
+    policy: Policy, text: Tensor, latent_shape: tuple[int, int, int, int], sigmas: Tensor,
     randomness: Randomness, *, clips: int, batch: int, rank: int, size: int, gather: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
     """Roll out `clips` clips; clip i is of prompt i modulo P and keeps its noise whatever the number of ranks.

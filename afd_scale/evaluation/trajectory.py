@@ -64,7 +64,7 @@ STRICT_PATH_ERROR = 0.25
 RELAXED_PATH_ERROR = 0.6
 # A ball that soon lies still is near many paths: strict physics also bounds the error of the gravity measured
 # in free flight (pixels per frame squared) to a third of the gentle one. The teacher's worst is 0.05.
-STRICT_GRAVITY_ERROR = 0.1
+STRICT_GRAVITY_ERROR = 0.07
 # Vertical launch speeds tried, a little beyond the teacher's range; steps of 0.02 end within 0.11 pixels of
 # any other.
 LAUNCH_SPEEDS = np.linspace(-1.2 * LAUNCH_JITTER, 1.2 * LAUNCH_JITTER, 19)

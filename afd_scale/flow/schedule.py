@@ -1,6 +1,7 @@
 """Noise levels: the warp, the few denoising steps, and the draws for training."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,21 +24,33 @@ def denoising_sigmas(timesteps: Sequence[int], shift: float) -> Tensor:
     return warp(torch.tensor(timesteps, dtype=torch.float64) / TIMESTEPS, shift).float()
 
 
-def draw_sigmas(
-    randomness: Randomness, stream: str, step: int, samples: Sequence[int], num_chunks: int,
-    *, name: str, steps: Tensor, shift: float, mean: float, deviation: float, device: torch.device,
-) -> Tensor:  # fmt: skip
-    """Training noise levels, one for each chunk of each sample.
+@dataclass(frozen=True)
+class SigmaDraw:
+    """Draws training noise levels, one for each chunk of each sample.
 
-    Args:
-        name: `steps` (one of `steps`), `uniform`, or `logit_normal` (warped by `shift`).
-    Returns:
-        (B, num_chunks) in [0, 1].
+    Attributes:
+        name: `steps` (one of `steps`), `uniform`, or `logit_normal` (mean and deviation; warped by `shift`).
+        steps: (S,) noise levels of the sampler.
     """
-    if name == "logit_normal":
-        normal = randomness.normal(stream, step, samples, (num_chunks,), device)
-        return warp(torch.sigmoid(mean + deviation * normal), shift)
-    uniform = randomness.uniform(stream, step, samples, (num_chunks,), device)
-    if name == "uniform":
-        return uniform
-    return steps.to(device, non_blocking=True)[(uniform * len(steps)).long().clamp(max=len(steps) - 1)]
+
+    name: str
+    steps: Tensor
+    shift: float
+    mean: float
+    deviation: float
+    chunk_frames: int
+
+    def __call__(
+        self, randomness: Randomness, stream: str, step: int, samples: Sequence[int], latents: Tensor
+    ) -> Tensor:
+        """(B, F) levels in [0, 1] for (B, F, C, H, W) latents, equal inside a chunk."""
+        chunks, device = (latents.shape[1] // self.chunk_frames,), latents.device
+        if self.name == "logit_normal":
+            normal = randomness.normal(stream, step, samples, chunks, device)
+            sigma = warp(torch.sigmoid(self.mean + self.deviation * normal), self.shift)
+        else:
+            sigma = randomness.uniform(stream, step, samples, chunks, device)
+            if self.name == "steps":
+                index = (sigma * len(self.steps)).long().clamp(max=len(self.steps) - 1)
+                sigma = self.steps.to(device, non_blocking=True)[index]
+        return sigma.repeat_interleave(self.chunk_frames, dim=1)

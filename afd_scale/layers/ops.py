@@ -1,4 +1,4 @@
-"""What a model takes from outside: its linears, its attention, and how its tokens are spread over ranks.
+"""What a model takes from outside: its linears, its attention, and how a block is run.
 
 These are the plain operations of one device. `afd_scale.parallel` and precision layers subclass them; a model never
 knows which it was given.
@@ -32,14 +32,6 @@ class ModelOps:
         """
         keys, values = (k_BLND, v_BLND) if past is None else past.extend(k_BLND, v_BLND)
         return attend(q_BLND, keys, values, layout), k_BLND, v_BLND
-
-    def split_tokens(self, x_BLE: Tensor) -> Tensor:
-        """This rank's share of the tokens (B, L / P, E)."""
-        return x_BLE
-
-    def gather_tokens(self, x_BLE: Tensor) -> Tensor:
-        """All tokens again (B, L, E)."""
-        return x_BLE
 
     def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
         """A transformer block, its activations stored or recomputed in the backward pass."""

@@ -19,8 +19,9 @@ from afd_scale.flow import losses
 from afd_scale.flow.advantage import centre, divide_by_spread, weight_from_advantage
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
-from afd_scale.flow.schedule import TIMESTEPS, denoising_sigmas, draw_sigmas
+from afd_scale.flow.schedule import TIMESTEPS, denoising_sigmas
 from afd_scale.methods.learning_rate import learning_rate
+from afd_scale.methods.sigma import sigma_draw
 from afd_scale.protocols import AveragedPolicy, Metrics, Policy, TrainedPolicy, TrainedScorer
 from afd_scale.rollout.causal import rollout
 from afd_scale.types import Batch, RankMean
@@ -39,14 +40,13 @@ class Afd:
         self.discriminator, self.mean_over_ranks = discriminator, mean_over_ranks
         self.warmup_steps = config.discriminator_warmup_steps
         self.sigmas = denoising_sigmas(student_config.timesteps, student_config.timestep_shift)
-
-    def warmup_step(self, batch: Batch, step: int) -> Metrics:
-        """The discriminator alone, so that the student's first step already has a judge."""
-        return self._train_discriminator(batch, self._rollout(batch, step), step)
+        self.sigma_draw = sigma_draw(config.sigma, student_config)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         videos = self._rollout(batch, step)
         discriminator_metrics = self._train_discriminator(batch, videos, step)
+        if step < 1:  # warm-up: the student's first step already has a judge
+            return discriminator_metrics
         reward, weight = self._weigh(batch, videos)
         student_metrics = self._train_student(batch, videos, weight, step)
         self.old_policy.follow(self.student, self._old_policy_decay(step))
@@ -70,15 +70,22 @@ class Afd:
         config, prompts = self.config, len(batch)
         text = torch.cat([batch.text, batch.text.repeat_interleave(config.rollouts_per_prompt, dim=0)])
         clean = torch.cat([batch.latents, videos])
-        logits = self.discriminator(clean, text)
+        penalised = config.r1_weight > 0 or config.r2_weight > 0
+        if penalised:
+            # One pass for both: ZeRO-3 takes one forward of a block for each backward.
+            perturbed = clean + config.penalty_deviation * self._penalty_noise(batch, clean, step)
+            both = self.discriminator(torch.cat([clean, perturbed]), torch.cat([text, text]))
+            logits, perturbed_logits = both.chunk(2)
+        else:
+            logits = self.discriminator(clean, text)
         teacher, student = logits[:prompts, None], logits[prompts:].unflatten(0, (prompts, -1))  # (P, 1), (P, G)
         if config.discriminator_objective == "bradley_terry":
             loss = losses.bradley_terry_loss(teacher, student)
         else:
             loss = losses.softplus_loss(teacher, student)
         metrics = {"discriminator/loss": loss.detach()}
-        if config.r1_weight or config.r2_weight:
-            penalty = self._penalty(batch, clean, text, logits, step)
+        if penalised:
+            penalty = self._penalty(logits, perturbed_logits, prompts)
             metrics["discriminator/penalty"] = penalty.detach()
             loss = loss + penalty
         self.discriminator.backward(loss)
@@ -90,21 +97,20 @@ class Afd:
             "discriminator/gradient_norm": gradient_norm,
         }
 
-    def _penalty(self, batch: Batch, clean: Tensor, text: Tensor, logits: Tensor, step: int) -> Tensor:
-        """R1 on the teacher's videos and R2 on the rollouts, by one more pass over perturbed copies."""
-        config, prompts = self.config, len(batch)
+    def _penalty_noise(self, batch: Batch, clean: Tensor, step: int) -> Tensor:
+        """Noise on the teacher's videos and on the rollouts."""
         shape, device = tuple(clean.shape[1:]), clean.device
-        keys = [*batch.samples, *self._rollout_keys(batch)]
-        noise = torch.cat(
-            [self.randomness.normal("penalty/teacher", step, keys[:prompts], shape, device),
-             self.randomness.normal("penalty/student", step, keys[prompts:], shape, device)]
-        )  # fmt: skip
-        perturbed = self.discriminator(clean + config.penalty_deviation * noise, text)
-        teacher, student = (
-            losses.finite_difference_penalty(logits[rows], perturbed[rows], config.penalty_deviation)
+        teacher = self.randomness.normal("penalty/teacher", step, batch.samples, shape, device)
+        student = self.randomness.normal("penalty/student", step, self._rollout_keys(batch), shape, device)
+        return torch.cat([teacher, student])
+
+    def _penalty(self, logits: Tensor, perturbed: Tensor, prompts: int) -> Tensor:
+        """R1 on the teacher's videos (the first rows) and R2 on the rollouts."""
+        r1, r2 = (
+            losses.finite_difference_penalty(logits[rows], perturbed[rows], self.config.penalty_deviation)
             for rows in (slice(prompts), slice(prompts, None))
         )
-        return config.r1_weight * teacher + config.r2_weight * student
+        return self.config.r1_weight * r1 + self.config.r2_weight * r2
 
     @torch.no_grad()
     def _weigh(self, batch: Batch, videos: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +127,7 @@ class Afd:
         keys = [key * states + state for key in self._rollout_keys(batch) for state in range(states)]
         x0 = videos.repeat_interleave(states, dim=0)
         noise = self.randomness.normal("student/noise", step, keys, tuple(x0.shape[1:]), x0.device)
-        sigma = self._sigma(keys, step, x0)
+        sigma = self.sigma_draw(self.randomness, "student/sigma", step, keys, x0)
         noisy, timestep = add_noise(x0, noise, sigma), sigma * TIMESTEPS
         text = batch.text.repeat_interleave(config.rollouts_per_prompt, dim=0)
 
@@ -143,23 +149,14 @@ class Afd:
             metrics["student/reference_distance"] = (velocity - reference_velocity).detach().abs().mean()
             loss = loss + config.prior_weight * prior
         self.student.backward(loss)
-        metrics["student/gradient_norm"] = self.student.step(learning_rate(config.optimizer, step, self.steps))
-        return metrics
+        rate = learning_rate(config.optimizer, step, self.steps)
+        metrics["student/gradient_norm"] = self.student.step(rate)
+        return {**metrics, "student/learning_rate": torch.tensor(rate)}
 
     def _rollout_keys(self, batch: Batch) -> list[int]:
         """One key for each rollout: its sample's position in the dataset and its number in the group."""
         rollouts = self.config.rollouts_per_prompt
         return [sample * rollouts + number for sample in batch.samples for number in range(rollouts)]
-
-    def _sigma(self, keys: list[int], step: int, x0: Tensor) -> Tensor:
-        """(B, F), equal inside a chunk."""
-        config, chunk_frames = self.config.sigma, self.student_config.chunk_frames
-        sigma = draw_sigmas(
-            self.randomness, "student/sigma", step, keys, x0.shape[1] // chunk_frames,
-            name=config.name, steps=self.sigmas, shift=self.student_config.timestep_shift,
-            mean=config.mean, deviation=config.deviation, device=x0.device,
-        )  # fmt: skip
-        return sigma.repeat_interleave(chunk_frames, dim=1)
 
     def _old_policy_decay(self, step: int) -> float:
         config = self.config

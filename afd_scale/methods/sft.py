@@ -5,15 +5,15 @@ the velocity.
 """
 
 import torch
-from torch import Tensor
 
 from afd_scale.config.methods import SftConfig
 from afd_scale.config.models import StudentConfig
 from afd_scale.flow import losses
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
-from afd_scale.flow.schedule import TIMESTEPS, denoising_sigmas, draw_sigmas
+from afd_scale.flow.schedule import TIMESTEPS
 from afd_scale.methods.learning_rate import learning_rate
+from afd_scale.methods.sigma import sigma_draw
 from afd_scale.protocols import AveragedPolicy, Metrics, TrainedPolicy
 from afd_scale.types import Batch
 
@@ -29,15 +29,12 @@ class Sft:
     ):  # fmt: skip
         self.config, self.student_config, self.steps, self.randomness = config, student_config, steps, randomness
         self.student, self.average = student, average
-        self.sigmas = denoising_sigmas(student_config.timesteps, student_config.timestep_shift)
-
-    def warmup_step(self, batch: Batch, step: int) -> Metrics:
-        raise AssertionError("sft has no warm-up")
+        self.sigma_draw = sigma_draw(config.sigma, student_config)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         x0 = batch.latents
         noise = self.randomness.normal("sft/noise", step, batch.samples, tuple(x0.shape[1:]), x0.device)
-        sigma = self._sigma(batch, step)
+        sigma = self.sigma_draw(self.randomness, "sft/sigma", step, batch.samples, x0)
         noisy = add_noise(x0, noise, sigma)
 
         velocity = self.student(noisy, sigma * TIMESTEPS, batch.text, clean=x0)
@@ -54,13 +51,3 @@ class Sft:
             "student/gradient_norm": gradient_norm,
             "student/learning_rate": torch.tensor(rate),
         }
-
-    def _sigma(self, batch: Batch, step: int) -> Tensor:
-        """(B, F), equal inside a chunk."""
-        config, chunk_frames = self.config.sigma, self.student_config.chunk_frames
-        sigma = draw_sigmas(
-            self.randomness, "sft/sigma", step, batch.samples, batch.latents.shape[1] // chunk_frames,
-            name=config.name, steps=self.sigmas, shift=self.student_config.timestep_shift,
-            mean=config.mean, deviation=config.deviation, device=batch.latents.device,
-        )  # fmt: skip
-        return sigma.repeat_interleave(chunk_frames, dim=1)

@@ -192,7 +192,7 @@ class WanTrunk(Network):
         Returns:
             (B, L, E) tokens.
         """
-        x = self.ops.split_tokens(self.patch_embedding(latents_BFCHW.to(self.dtype)))
+        x = self.patch_embedding(latents_BFCHW.to(self.dtype))
         for index, block in enumerate(self.blocks):
             past = None if pasts is None else pasts[index]
             x, k, v = self.ops.run_block(
@@ -200,7 +200,7 @@ class WanTrunk(Network):
             )
             if collected is not None:
                 collected.append(CleanPast(k, v))
-        return self.ops.gather_tokens(x)
+        return x
 
     def token_grid(self, latents_BFCHW: Tensor) -> tuple[int, int]:
         """Rows and columns of tokens in a frame."""

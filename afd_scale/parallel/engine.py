@@ -7,7 +7,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_module
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param, set_z3_leaf_module
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,7 +27,8 @@ def build_sharded(config: RunConfig, build: Callable[[], Network], state: dict[s
     # No dtype argument: DeepSpeed 0.19 takes bf16 for any that is given where the accelerator has no fp16. It follows
     # the configuration when none is.
     sharding = deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config), mem_efficient_linear=False)
-    with torch.random.fork_rng(), sharding:
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices), sharding:
         torch.manual_seed(config.seed)
         network = build()
     for unit in network.units():
@@ -85,7 +86,7 @@ class TrainedNetwork(ShardedNetwork):
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole float32 weight of each parameter, one at a time; on all ranks together."""
         for name, parameter in self.engine.module.named_parameters():
-            yield name, safe_get_full_fp32_param(parameter).cpu()
+            yield name, safe_get_full_fp32_param(parameter)
 
     def save(self, folder: Path) -> None:
         self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
@@ -118,19 +119,22 @@ class AverageNetwork(FrozenNetwork):
     def follow(self, trained: ShardedNetwork, decay: float) -> None:
         """weights <- decay weights + (1 - decay) trained weights, on this rank's shards."""
         for shard, source in zip(self.shards, trained.parameters, strict=True):
-            shard.lerp_(source.ds_tensor.float(), 1 - decay)
+            shard.lerp_(safe_get_local_fp32_param(source).view_as(shard), 1 - decay)
         self._write_shards()
 
     def _write_shards(self) -> None:
-        # Whole copies that a forward pass may have left behind would hide the new shards.
-        self.engine.empty_partition_cache()
+        # Whole copies that a forward pass may have left behind would hide the new shards. Not by the engine's method of
+        # the same name, which also collects garbage and empties the allocator.
+        self.engine.optimizer.empty_partition_cache()
         for shard, parameter in zip(self.shards, self.parameters, strict=True):
             parameter.ds_tensor.copy_(shard)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.engine.module.named_parameters():
-            with GatheredParameters([parameter]):
-                yield name, parameter.detach().float().cpu().clone()
+        """Name and whole float32 average of each parameter, one at a time; on all ranks together."""
+        for (name, parameter), shard in zip(self.engine.module.named_parameters(), self.shards, strict=True):
+            shards = [torch.empty_like(shard) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(shards, shard)
+            yield name, torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)

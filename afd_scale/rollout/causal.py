@@ -1,24 +1,15 @@
 """Few-step causal rollout: a video chunk by chunk, each chunk denoised given the cached clean ones before it."""
 
-from typing import Any, Protocol
-
 import torch
 from torch import Tensor
 
 from afd_scale.flow.process import add_noise, x0_from_velocity
 from afd_scale.flow.schedule import TIMESTEPS
-
-
-class CausalPolicy(Protocol):
-    """A velocity model with a KV cache."""
-
-    def __call__(self, noisy: Tensor, timestep: Tensor, text: Tensor, *, cache: Any) -> Tensor: ...
-
-    def new_cache(self, frames: int) -> Any: ...
+from afd_scale.protocols import Policy
 
 
 @torch.no_grad()
-def rollout(policy: CausalPolicy, text: Tensor, noise: Tensor, renoise: Tensor, sigmas: Tensor) -> Tensor:
+def rollout(policy: Policy, text: Tensor, noise: Tensor, renoise: Tensor, sigmas: Tensor) -> Tensor:
     """Generate videos.
 
     Each step predicts the clean chunk and re-noises it to the next level; a last pass on the clean chunk at timestep 0

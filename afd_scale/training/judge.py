@@ -1,6 +1,6 @@
 """Looks at policies: generates clips of the data's prompts, measures them and writes what people see."""
 
-import logging
+from functools import cached_property
 
 from torch import Tensor
 
@@ -12,9 +12,8 @@ from afd_scale.evaluation.video import write_comparison_mp4, write_grid
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import denoising_sigmas
 from afd_scale.parallel.ranks import Ranks
-from afd_scale.rollout.causal import CausalPolicy
-
-log = logging.getLogger(__name__)
+from afd_scale.protocols import Policy
+from afd_scale.types import Batch
 
 
 class Judge:
@@ -23,22 +22,21 @@ class Judge:
     def __init__(self, config: RunConfig, ranks: Ranks):
         self.config, self.ranks = config, ranks
         self.samples = config.folder / "samples"
-        self.prompts = distinct_prompts(config)
         self.base: toy.Frames | None = None
 
-    def keep_base(self, policy: CausalPolicy) -> None:
+    def keep_base(self, policy: Policy) -> None:
         """The start policy's clips, before it is trained."""
         if self._is_on:
             self.base = toy.decode(self._generate(policy, self.config.evaluation.clips))
 
-    def sample(self, policy: CausalPolicy, step: int) -> None:
+    def sample(self, policy: Policy, step: int) -> None:
         """A grid of the sample prompts in the middle of training."""
         if self._is_on:
             clips = toy.decode(self._generate(policy, len(self.prompts)))
             if self.ranks.is_main:
                 self._draw({"student": clips}, step)
 
-    def compare(self, policy: CausalPolicy) -> dict[str, dict[str, float]]:
+    def compare(self, policy: Policy) -> dict[str, dict[str, float]]:
         """Scores of base, student and teacher on the main rank; sample clips in the run folder."""
         if not self._is_on:
             return {}
@@ -62,11 +60,16 @@ class Judge:
         write_grid(columns, captions, folder / "grid.png")
         write_comparison_mp4(columns, captions, folder)
 
+    @cached_property
+    def prompts(self) -> Batch:
+        """The data's prompts, each with one teacher video."""
+        return distinct_prompts(self.config)
+
     @property
     def _is_on(self) -> bool:
         return self.config.evaluation.metrics == "toy"
 
-    def _generate(self, policy: CausalPolicy, clips: int) -> Tensor:
+    def _generate(self, policy: Policy, clips: int) -> Tensor:
         config, data, ranks = self.config, self.config.data, self.ranks
         return generate(
             policy, self.prompts.text.to(ranks.device),

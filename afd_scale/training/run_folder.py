@@ -1,31 +1,62 @@
 """A run's folder: made or recognised before anything heavy happens."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from afd_scale.checkpoint.run_state import remove_checkpoint
+from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError, RunConfig, resolved_yaml
 from afd_scale.evaluation.report import provenance_header
+
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"
 
 # What may change when a run goes on: how long, how often it logs and saves, and what happens after.
 CHANGEABLE = ("train", "evaluation", "engine", "requires", "out", "data.cache", "data.source")
 
 
-def prepare_folder(config: RunConfig, num_ranks: int) -> None:
-    """Make the run's folder and write `config.yaml` into it, versions and commit as its head.
+def check_folder(config: RunConfig) -> None:
+    """Check that the run's folder can be made or gone on with; writes nothing.
 
     Raises:
         ConfigError: it cannot be written to, or holds a run with another config.
     """
-    path = config.folder / "config.yaml"
+    existing = config.folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "no write permission" if existing.is_dir() else "it is a file"
+        raise ConfigError(f"out ({config.out}) must be a folder that can be written to: {existing}: {reason}")
+    path = config.folder / CONFIG
+    if config.train.resume and path.exists() and (config.folder / "checkpoints").exists():
+        _refuse_another_config(path, config)
+
+
+def start_anew(config: RunConfig) -> None:
+    """Remove what an earlier run left; its summary first, for a run with a summary counts as complete."""
+    (config.folder / SUMMARY).unlink(missing_ok=True)
+    for checkpoint in complete_checkpoints(config.folder / "checkpoints"):
+        remove_checkpoint(checkpoint)
+    shutil.rmtree(config.folder / "samples", ignore_errors=True)
+    for left_over in ("report.html", "metrics.jsonl"):
+        (config.folder / left_over).unlink(missing_ok=True)
+
+
+def write_config(config: RunConfig, num_ranks: int) -> None:
+    """Make the run's folder and write `config.yaml` into it, versions and commit as its head.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     try:
         config.folder.mkdir(parents=True, exist_ok=True)
-        if path.exists() and config.train.resume and (config.folder / "checkpoints").exists():
-            _refuse_another_config(path, config)
-        partial = path.with_name(".config.partial")
+        partial = config.folder / ".config.partial"
         partial.write_text(provenance_header(num_ranks) + resolved_yaml(config))
-        partial.replace(path)
+        partial.replace(config.folder / CONFIG)
     except OSError as error:
         raise ConfigError(f"out ({config.out}) must be a folder that can be written to: {error.strerror}") from error
 

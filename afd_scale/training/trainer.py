@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,7 +21,7 @@ from afd_scale.protocols import Metrics
 from afd_scale.training.build import Run, build_run
 from afd_scale.training.judge import Judge
 from afd_scale.training.metrics import MetricsWriter, Progress
-from afd_scale.training.run_folder import prepare_folder
+from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
 from afd_scale.types import Batch
 
 log = logging.getLogger(__name__)
@@ -36,8 +35,9 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     """
     if config.requires is not None:
         train(load_config(config.requires), ranks)
-    if ranks.run_on_main(_is_complete, config):
-        log.info("%s is complete: %s", config.name, config.folder / "report.html")
+    summary = ranks.run_on_main(_complete_summary, config)
+    if summary is not None:
+        log.info("%s is complete: %s\n%s", config.name, config.folder / "report.html", metric_table(summary))
         return
     Trainer(config, ranks).run()
 
@@ -61,7 +61,7 @@ class Trainer:
     def __init__(self, config: RunConfig, ranks: Ranks):
         self.config, self.ranks, self.clock = config, ranks, Clock()
         with self.clock.phase("prepare"), _input_errors():
-            ranks.run_on_main(_prepare, config, ranks.size)
+            ranks.run_on_main(_check_inputs, config)
             self.stream = TeacherStream(config)
             self.built: Run = build_run(config, ranks)
             self.checkpoints = RunCheckpoints(
@@ -69,7 +69,8 @@ class Trainer:
                 keep=config.train.keep_checkpoints,
             )  # fmt: skip
             self.judge = Judge(config, ranks)
-            newest = self.checkpoints.newest()
+            ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
+            newest = ranks.run_on_main(self.checkpoints.newest)
         with self.clock.phase("evaluate"):
             if config.student.weights is not None:  # still the start weights, whatever is resumed below
                 self.judge.keep_base(self.built.exported)
@@ -99,9 +100,8 @@ class Trainer:
         return checkpoint["step"]
 
     def _warm_up(self) -> None:
-        method = self.built.method
-        for step in range(1 - method.warmup_steps, 1):
-            method.warmup_step(self._next_batch(), step)
+        for step in range(1 - self.built.method.warmup_steps, 1):
+            self.built.method.train_step(self._next_batch(), step)
 
     def _train(self) -> None:
         config, main = self.config, self.ranks.is_main
@@ -109,12 +109,14 @@ class Trainer:
             closing(MetricsWriter(config.folder, enabled=main, resume_step=self.step)) as writer,
             closing(Progress(config.name, config.train.steps, main, self.step, config.train.log_every)) as progress,
         ):
+            last_log, last_time = self.step, time.monotonic()
             for step in range(self.step + 1, config.train.steps + 1):
-                began = time.monotonic()
                 metrics = self.built.method.train_step(self._next_batch(), step)
                 self.step = step
                 if self._is_due(config.train.log_every) or step == config.train.steps:
-                    values = self._reduce(metrics) | {"system/step_seconds": time.monotonic() - began}
+                    values = self._reduce(metrics)  # waits for the device, so that the time is that of finished steps
+                    values["system/step_seconds"] = (time.monotonic() - last_time) / (step - last_log)
+                    last_log, last_time = step, time.monotonic()
                     writer.write(step, values)
                     progress.update(step, values)
                 else:
@@ -162,22 +164,26 @@ class Trainer:
         log.info("%s is complete; look at %s", self.config.name, report)
 
 
-def _prepare(config: RunConfig, num_ranks: int) -> None:
-    prepare_folder(config, num_ranks)
+def _check_inputs(config: RunConfig) -> None:
+    check_folder(config)
     ensure_dataset(config.data)
     check_dataset(config)
     if not config.train.resume:
-        for left_over in ("checkpoints", "samples"):
-            shutil.rmtree(config.folder / left_over, ignore_errors=True)
+        start_anew(config)
 
 
-def _is_complete(config: RunConfig) -> bool:
+def _complete_summary(config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that has come to its end; None where something is left to do."""
     path = _summary(config)
-    return config.train.resume and path.exists() and json.loads(path.read_text())["steps"] == config.train.steps
+    if not (config.train.resume and path.exists()):
+        return None
+    check_folder(config)
+    summary = json.loads(path.read_text())
+    return summary if summary["steps"] >= config.train.steps else None
 
 
 def _summary(config: RunConfig) -> Path:
-    return config.folder / "summary.json"
+    return config.folder / SUMMARY
 
 
 @contextmanager

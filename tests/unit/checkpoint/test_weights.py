@@ -84,7 +84,7 @@ def test_a_killed_save_is_written_over_and_a_complete_one_is_not(tmp_path: Path)
 def test_find_weights(tmp_path: Path) -> None:
     write_run(tmp_path, "step_00000010", "step_00000020", ".step_00000030.partial")
     checkpoints = tmp_path / "checkpoints"
-    (checkpoints / "latest").write_text("step_00000020\n")
+    (checkpoints / "latest").write_text("step_00000010\n")  # a run that died before it moved the pointer
     newest = checkpoints / "step_00000020" / "student"
     for path in (tmp_path, checkpoints, checkpoints / "step_00000020", newest):
         assert find_weights(path) == newest
@@ -96,8 +96,6 @@ def test_find_weights(tmp_path: Path) -> None:
     [
         ("nowhere", "must exist"),
         ("young", "must hold a complete checkpoint"),
-        ("broken", "there is no 'step_00000099'"),
-        ("astray", "must name a checkpoint beside it"),
         ("young/checkpoints/.step_00000001.partial", "still being written"),
         ("young/checkpoints/.step_00000001.partial/student", "still being written"),
         ("empty", "must be a run, checkpoint or student folder"),
@@ -106,9 +104,6 @@ def test_find_weights(tmp_path: Path) -> None:
 def test_find_weights_says_in_one_line_what_is_wrong(path: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "young", ".step_00000001.partial")
-    for run, name in (("broken", "step_00000099"), ("astray", "../step_00000001")):
-        write_run(tmp_path / run, "step_00000001")
-        (tmp_path / run / "checkpoints" / "latest").write_text(name)
     with pytest.raises(ValueError, match=reason) as error:
         find_weights(tmp_path / path)
     assert "\n" not in str(error.value)

@@ -64,7 +64,7 @@ def test_prompt_values_look_up_every_word():
         "radius": 2.6,
         "direction": -1.0,
         "speed": 0.9,
-        "gravity": 0.8,
+        "gravity": 0.55,
         "restitution": 0.85,
     }
 

@@ -7,6 +7,7 @@ import pytest
 
 from afd_scale.data.toy_world import (
     FRAME_SIZE,
+    GRAVITY,
     NUM_FRAMES,
     PromptValues,
     launch,
@@ -126,7 +127,8 @@ def test_slow_motion_lowers_dynamics_and_fails_the_speed(teacher_frames):
 
 
 def test_wrong_gravity_fails_prompt_and_physics(teacher_frames):
-    other = {0.0: 0.3, 0.3: 0.8, 0.8: 0.0}
+    none, gentle, strong = GRAVITY.values()
+    other = {none: gentle, gentle: strong, strong: none}
     gravity = np.array([other[asked] for asked in prompt_values(PROMPTS).gravity])
     result = score(_clips(gravity=gravity), PROMPTS, teacher_frames)
     for name in ("prompt_accuracy", "physics_strict", "all_in_one"):

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from afd_scale.flow.randomness import Randomness
-from afd_scale.flow.schedule import denoising_sigmas, draw_sigmas, warp
+from afd_scale.flow.schedule import SigmaDraw, denoising_sigmas, warp
 
 STEPS = denoising_sigmas([1000, 750, 500, 250], shift=5.0)
 
 
-def draw(name, *, samples=range(4), num_chunks=3, step=1, shift=5.0, mean=0.0, deviation=1.0):
-    return draw_sigmas(
-        Randomness(0), "sigma", step, list(samples), num_chunks,
-        name=name, steps=STEPS, shift=shift, mean=mean, deviation=deviation, device=torch.device("cpu"),
-    )  # fmt: skip
+def draw(name, *, samples=range(4), num_chunks=3, step=1, shift=5.0, mean=0.0, deviation=1.0, chunk_frames=1):
+    samples = list(samples)
+    latents = torch.empty(len(samples), num_chunks * chunk_frames, 1, 1, 1)
+    sigma_draw = SigmaDraw(name, STEPS, shift, mean, deviation, chunk_frames)
+    return sigma_draw(Randomness(0), "sigma", step, samples, latents)
 
 
 def test_wan_steps_under_shift_5():
@@ -57,3 +57,9 @@ def test_draws_lie_in_the_unit_interval_and_belong_to_their_sample(name):
     assert ((sigma >= 0) & (sigma <= 1)).all()
     assert torch.equal(draw(name, samples=[7, 3]), sigma[[7, 3]])
     assert not torch.equal(draw(name, samples=range(200), step=2), sigma)
+
+
+def test_a_chunk_has_one_level():
+    sigma = draw("uniform", chunk_frames=2)
+    assert sigma.shape == (4, 6)
+    assert torch.equal(sigma, draw("uniform").repeat_interleave(2, dim=1))

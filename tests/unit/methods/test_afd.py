@@ -23,6 +23,7 @@ from tests.unit.methods.engines import (
 )
 
 METRICS = {
+    "student/learning_rate",
     "student/loss", "student/old_policy_distance", "student/gradient_norm", "discriminator/loss",
     "discriminator/accuracy", "discriminator/margin", "discriminator/gradient_norm", "rollout/reward_mean",
     "rollout/reward_group_std", "rollout/weight_spread",
@@ -150,7 +151,7 @@ def test_the_teacher_reaches_the_student_through_the_discriminator_only():
 def test_the_students_step_leaves_the_discriminator_alone():
     trained, alone = make_afd(), make_afd()
     trained.train_step(make_batch(), 1)
-    alone.warmup_step(make_batch(), 1)
+    alone._train_discriminator(make_batch(), alone._rollout(make_batch(), 1), 1)
     assert torch.equal(trained.discriminator.weights(), alone.discriminator.weights())
     assert all(p.grad is None for p in trained.discriminator.network.parameters())
     assert all(p.grad is None for p in trained.old_policy.network.parameters())
@@ -160,7 +161,7 @@ def test_the_warm_up_trains_the_discriminator_only():
     afd = make_afd(discriminator_warmup_steps=2)
     student, old, judge = afd.student.weights(), afd.old_policy.weights(), afd.discriminator.weights()
     assert afd.warmup_steps == 2
-    metrics = [afd.warmup_step(make_batch(), step) for step in (-1, 0)]
+    metrics = [afd.train_step(make_batch(), step) for step in (-1, 0)]
     assert all(m.keys() == {name for name in METRICS if name.startswith("discriminator/")} for m in metrics)
     assert torch.equal(afd.student.weights(), student)
     assert torch.equal(afd.old_policy.weights(), old)
@@ -179,7 +180,7 @@ def test_the_prior_holds_the_student_at_the_reference():
 
 def test_the_discriminator_learns_to_tell_the_teacher():
     afd = make_afd()
-    losses = [afd.warmup_step(make_batch(), step)["discriminator/loss"].item() for step in range(-29, 1)]
+    losses = [afd.train_step(make_batch(), step)["discriminator/loss"].item() for step in range(-29, 1)]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
@@ -220,7 +221,7 @@ def test_no_random_number_is_used_twice():
     randomness = RecordingRandomness()
     for rank in range(2):
         afd = make_afd(randomness=randomness, r1_weight=1.0, r2_weight=1.0, states_per_rollout=3)
-        afd.warmup_step(make_batch((rank, 2 + rank)), 0)
+        afd.train_step(make_batch((rank, 2 + rank)), 0)
         for step in (1, 2):
             afd.train_step(make_batch((4 * step + rank, 4 * step + 2 + rank)), step)
     assert len(set(randomness.drawn)) == len(randomness.drawn)
