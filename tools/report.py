@@ -13,7 +13,7 @@ def main() -> int:
     try:
         print(write_report(parser.parse_args().run))
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -7,7 +7,7 @@ renamed when complete, so that a folder with its final name is whole.
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -169,19 +169,22 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A temporary sibling to write, a file or a folder; renamed to `path` on success, removed on failure.
 
     Raises:
-        ValueError: `path` exists.
+        ValueError: `path` exists, or cannot be written (no permission, disk full).
     """
     if path.exists():
         raise ValueError(f"output ({path}) must not exist: nothing is overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)  # of a killed attempt
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)  # of a killed attempt
         yield partial
-    except BaseException:
-        _remove(partial)
+        partial.rename(path)
+    except BaseException as error:
+        with suppress(OSError):
+            _remove(partial)
+        if isinstance(error, OSError):
+            raise ValueError(f"output ({path}) must be writable: {error.strerror or error}") from error
         raise
-    partial.rename(path)
 
 
 def _index(folder: Path, stem: str) -> Path:

@@ -15,10 +15,11 @@ import yaml
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
-from tests.distributed.processes import ROOT, run, torchrun
+from tests.distributed.processes import ROOT, deepspeed, run, torchrun
 
 TRAIN = ROOT / "launch" / "train.py"
 STEPS = 5
+TIMING = "system/step_seconds"
 SHAPE = {"architecture": "toy", "dim": 48, "ffn_dim": 96, "num_layers": 2}
 
 
@@ -60,30 +61,64 @@ def one_rank(configs: Path) -> list[dict[str, Any]]:
     return metrics(configs / "runs" / "one")
 
 
-def test_losses_do_not_depend_on_ranks(configs: Path, one_rank: list[dict[str, Any]]) -> None:
-    launcher = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "2", "--master_port", "29742"]
-    succeed(run(*launcher, TRAIN, "--config", configs / "afd.yaml", "name=two"))
-    two_ranks = metrics(configs / "runs" / "two")
+@pytest.fixture(scope="module")
+def two_ranks(configs: Path) -> list[dict[str, Any]]:
+    """The same run under the deepspeed launcher, which adds --local_rank."""
+    succeed(deepspeed(2, TRAIN, "--config", configs / "afd.yaml", "name=two", "train.save_every=2"))
+    return metrics(configs / "runs" / "two")
+
+
+def test_losses_do_not_depend_on_ranks(one_rank: list[dict[str, Any]], two_ranks: list[dict[str, Any]]) -> None:
     assert [line["step"] for line in two_ranks] == [line["step"] for line in one_rank] == list(range(1, STEPS + 1))
     for one, two in zip(one_rank, two_ranks, strict=True):
-        for name in one.keys() - {"system/step_seconds", "discriminator/accuracy"}:  # a count may tip over
+        for name in one.keys() - {TIMING, "discriminator/accuracy"}:  # a count may tip over
             assert one[name] == pytest.approx(two[name], abs=1e-4), (one["step"], name)
     assert len({line["student/loss"] for line in one_rank}) == STEPS, "losses that never move compare nothing"
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(configs: Path, one_rank: list[dict[str, Any]]) -> None:
-    folder = configs / "runs" / "resumed"
-    shutil.copytree(configs / "runs" / "one", folder)
+@pytest.mark.parametrize(("name", "num_ranks"), [("one", 1), ("two", 2)])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    name: str, num_ranks: int, configs: Path, one_rank: list[dict[str, Any]], two_ranks: list[dict[str, Any]]
+) -> None:
+    """Killed after step 5 and before its checkpoint was complete, and before `latest` was moved."""
+    folder = configs / "runs" / f"{name}-resumed"
+    shutil.copytree(configs / "runs" / name, folder)
     (folder / "summary.json").unlink()
-    shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
-    assert [path.name for path in (folder / "checkpoints").glob("step_*")] == ["step_00000004"]
-    config = (folder / "config.yaml").read_text().replace("name: one\n", "name: resumed\n")
+    checkpoints = folder / "checkpoints"
+    (checkpoints / f"step_{STEPS:08d}").rename(checkpoints / f".step_{STEPS:08d}.partial")
+    (checkpoints / "latest").unlink()
+    config = (folder / "config.yaml").read_text().replace(f"name: {name}\n", f"name: {folder.name}\n")
     (folder / "config.yaml").write_text(config)
-    succeed(torchrun(1, TRAIN, "--config", configs / "afd.yaml", "name=resumed", "train.save_every=2"))
-    timing = "system/step_seconds"
-    resumed = [{k: v for k, v in line.items() if k != timing} for line in metrics(folder)]
-    assert resumed == [{k: v for k, v in line.items() if k != timing} for line in one_rank]
+    succeed(torchrun(num_ranks, TRAIN, "--config", configs / "afd.yaml", f"name={folder.name}", "train.save_every=2"))
+    uninterrupted = one_rank if num_ranks == 1 else two_ranks
+    assert [without_time(line) for line in metrics(folder)] == [without_time(line) for line in uninterrupted]
+    assert (checkpoints / "latest").read_text() == f"step_{STEPS:08d}"
+    assert not list(checkpoints.glob(".*"))
     assert (folder / "report.html").is_file()
+
+
+def without_time(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name != TIMING}
+
+
+def test_the_other_ways_to_train(configs: Path) -> None:
+    """bf16, the transformer discriminator with its penalties, recomputed activations, raw DeepSpeed keys; sft with an
+    average of the weights, over more than one epoch."""
+    options = ["evaluation.metrics=none", "train.steps=3", "precision=bf16", "student.activation_checkpointing=true"]
+    small = {"name": "latent", **SHAPE, "num_layers": 1}
+    succeed(
+        torchrun(
+            2, TRAIN, "--config", configs / "afd.yaml", *options, "name=latent", f"method.discriminator={small}",
+            "method.r1_weight=0.1", "method.r2_weight=0.1", "method.context_gradient=true",
+            "engine.deepspeed={zero_optimization: {stage3_prefetch_bucket_size: 1000}}",
+        )
+    )  # fmt: skip
+    assert all(line["discriminator/penalty"] > 0 for line in metrics(configs / "runs" / "latent"))
+    sft = "method={name: sft, ema_decay: 0.9}"
+    succeed(torchrun(2, TRAIN, "--config", configs / "afd.yaml", *options, "name=sft", sft, "data.global_batch=96"))
+    lines = metrics(configs / "runs" / "sft")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["student/gradient_norm"] > 0 for line in lines)
 
 
 def test_what_a_run_leaves(configs: Path, one_rank: list[dict[str, Any]]) -> None:
@@ -99,9 +134,16 @@ def test_what_a_run_leaves(configs: Path, one_rank: list[dict[str, Any]]) -> Non
     assert not list(folder.rglob("*.partial"))
 
 
+def test_a_complete_run_is_left_alone(configs: Path, one_rank: list[dict[str, Any]]) -> None:
+    result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=one", "train.save_every=2")
+    succeed(result)
+    assert "one is complete" in result.stderr
+    assert "Prompt right" in result.stderr
+    assert metrics(configs / "runs" / "one") == one_rank
+
+
 def test_another_config_does_not_continue_a_run(configs: Path, one_rank: list[dict[str, Any]]) -> None:
-    result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=one", "train.steps=6",
-                 "method.policy_mix=0.5")  # fmt: skip
+    result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=one", "method.policy_mix=0.5")
     refused(result, "method.policy_mix (0.5) must stay 1.0")
 
 
@@ -149,4 +191,4 @@ def test_bad_files(configs: Path, one_rank: list[dict[str, Any]], tmp_path: Path
     ):
         result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=bad", *overrides)
         refused(result, line)
-        assert not (configs / "runs" / "bad" / "checkpoints").exists()
+        assert not (configs / "runs" / "bad").exists()

@@ -1,0 +1,47 @@
+"""The generated DeepSpeed configuration."""
+
+import pytest
+from pydantic import ValidationError
+
+from afd_scale.config import RunConfig
+from afd_scale.parallel.deepspeed_config import deepspeed_config, merge
+
+
+def run_config(**fields: object) -> RunConfig:
+    return RunConfig.model_validate({"method": "sft", **fields})
+
+
+def test_defaults_that_deepspeed_would_choose_otherwise() -> None:
+    generated = deepspeed_config(run_config(), gradient_norm=0.5)
+    assert generated["zero_optimization"]["stage"] == 3
+    assert generated["gradient_clipping"] == 0.5
+    assert deepspeed_config(run_config())["gradient_clipping"] == 0.0
+    assert generated["bf16"] == {"enabled": False, "check_grad_overflow": False}
+    assert deepspeed_config(run_config(precision="bf16"))["bf16"]["enabled"]
+
+
+def test_raw_keys_go_over_the_generated_ones() -> None:
+    raw = {"zero_optimization": {"stage3_prefetch_bucket_size": 7}, "wall_clock_breakdown": True}
+    generated = deepspeed_config(run_config(engine={"deepspeed": raw}))
+    assert generated["zero_optimization"]["stage3_prefetch_bucket_size"] == 7
+    assert generated["zero_optimization"]["stage"] == 3
+    assert generated["wall_clock_breakdown"] is True
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    under, over = {"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": {"e": 4}}
+    assert merge(under, over) == {"a": {"b": 1, "d": 3}, "c": {"e": 4}}
+    assert (under, over) == ({"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": {"e": 4}})
+
+
+@pytest.mark.parametrize("zero", [{"stage": 2}, 3])
+def test_another_stage_is_refused(zero: object) -> None:
+    with pytest.raises(ValidationError, match=r"engine.deepspeed.zero_optimization .* must be a section that leaves"):
+        run_config(engine={"deepspeed": {"zero_optimization": zero}})
+
+
+def test_a_frozen_network_keeps_no_whole_copies() -> None:
+    config = run_config(engine={"parameter_persistence": 1000})
+    key = "stage3_param_persistence_threshold"
+    assert deepspeed_config(config)["zero_optimization"][key] == 1000
+    assert deepspeed_config(config, frozen=True)["zero_optimization"][key] == 0

@@ -1,0 +1,43 @@
+"""Who a launcher says that a process is."""
+
+import pytest
+
+from afd_scale.config import ConfigError
+from afd_scale.parallel.ranks import Launched, launched_as
+
+
+def test_a_plain_process_is_alone() -> None:
+    launched = launched_as({})
+    assert launched == Launched(0, 1, 0, 1, "127.0.0.1", launched.port)
+    assert 1024 < int(launched.port) < 65536
+
+
+def test_a_batch_script_is_no_step_of_srun() -> None:
+    assert launched_as({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}).size == 1
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+        {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"},  # deepspeed's launcher
+        {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"},
+        {
+            f"OMPI_COMM_WORLD_{k}": v
+            for k, v in {"RANK": "3", "SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}.items()
+        },
+    ],
+    ids=["torchrun", "deepspeed", "srun", "mpirun"],
+)
+def test_launchers(environment: dict[str, str]) -> None:
+    launched = launched_as({**environment, "MASTER_ADDR": "node-0", "MASTER_PORT": "1234"})
+    assert launched == Launched(3, 4, 1, 2, "node-0", "1234")
+    assert launched.environment["RANK"] == "3"
+    assert launched.environment["WORLD_SIZE"] == "4"
+
+
+def test_machines_must_be_told_where_to_meet() -> None:
+    srun = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"}
+    with pytest.raises(ConfigError, match=r"MASTER_ADDR \(not set\) must name the first of the machines"):
+        launched_as(srun)
+    assert launched_as({**srun, "SLURM_STEP_NUM_NODES": "1"}).address == "127.0.0.1"
