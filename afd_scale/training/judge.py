@@ -1,5 +1,6 @@
 """Looks at policies: generates clips of the data's prompts, measures them and writes what people see."""
 
+import random
 from functools import cached_property
 
 from torch import Tensor
@@ -51,8 +52,7 @@ class Judge:
     def _draw(self, clips: dict[str, toy.Frames], step: int) -> None:
         """A grid and an mp4 a prompt: teacher, base and student, as far as they are there."""
         prompts = min(len(self.prompts), len(clips["student"]))  # clip i is of prompt i, as far as there are clips
-        count = min(self.config.evaluation.samples, prompts)
-        rows = [i * prompts // count for i in range(count)]
+        rows = random.Random(0).sample(range(prompts), min(self.config.evaluation.samples, prompts))
         order: list[str] = [name for name in ("teacher", "base", "student") if name in clips]
         columns = {name: clips[name][rows] for name in order}
         captions = [self.prompts.prompts[row] for row in rows]
