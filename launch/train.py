@@ -28,9 +28,9 @@ def main() -> int:
     # torch 2.13 renames the collectives that DeepSpeed 0.19 calls; nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     try:
-        config = load_config(options.config or DEFAULT_CONFIG, options.overrides)
-        if options.config is None and is_main:
+        if options.config is None:
             logging.getLogger("afd_scale").info("no --config: running the embedded default, %s", DEFAULT_CONFIG)
+        config = load_config(options.config or DEFAULT_CONFIG, options.overrides)
         # Heavy imports come after the config has been checked.
         from afd_scale.parallel.ranks import start_ranks
         from afd_scale.training.trainer import train

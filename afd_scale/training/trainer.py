@@ -70,14 +70,14 @@ class Trainer:
             )  # fmt: skip
             self.judge = Judge(config, ranks)
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
-            newest = ranks.run_on_main(self.checkpoints.newest)
-        with self.clock.phase("evaluate"):
-            if config.student.weights is not None:  # still the start weights, whatever is resumed below
-                self.judge.keep_base(self.built.exported)
-        with self.clock.phase("prepare"), _input_errors():
-            self.step = 0 if newest is None else self._resume(newest)
+        self.step = 0  # the last one finished
 
     def run(self) -> None:
+        if self.config.student.weights is not None:
+            with self.clock.phase("evaluate"):
+                self.judge.keep_base(self.built.exported)
+        with self.clock.phase("prepare"), _input_errors():
+            self._resume()
         if self.step == 0:
             with self.clock.phase("warm_up"):
                 self._warm_up()
@@ -92,12 +92,15 @@ class Trainer:
             self._finish(metrics)
         self.ranks.barrier()
 
-    def _resume(self, checkpoint: dict[str, Any]) -> int:
-        """The last finished step."""
+    def _resume(self) -> None:
+        """Go on from the newest complete checkpoint, where there is one."""
+        checkpoint = self.ranks.run_on_main(self.checkpoints.newest)
+        if checkpoint is None:
+            return
         log.info("%s resumes after step %d from %s", self.config.name, checkpoint["step"], checkpoint["folder"])
         self.checkpoints.load(checkpoint["folder"], self.built.networks)
         self.stream.load_state_dict(checkpoint["data"])
-        return checkpoint["step"]
+        self.step = checkpoint["step"]
 
     def _warm_up(self) -> None:
         for step in range(1 - self.built.method.warmup_steps, 1):
@@ -194,4 +197,5 @@ def _input_errors() -> Iterator[None]:
     except ConfigError:
         raise
     except ValueError as error:
+        log.debug("what lies behind the one line:", exc_info=True)
         raise ConfigError(str(error)) from error

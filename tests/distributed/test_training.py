@@ -155,6 +155,13 @@ def refused(result: CompletedProcess[str], line: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_without_a_config_the_embedded_default_runs_and_says_so() -> None:
+    result = run(sys.executable, TRAIN, "--local_rank", "0", "train.stepz=3")
+    assert "no --config: running the embedded default" in result.stderr
+    assert "toy/afd.yaml" in result.stderr
+    refused(result, "train.stepz (3) is not a known key")
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
