@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from afd_scale.config import ConfigError, load_config
+from afd_scale.parallel.launchers import launched_as
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "toy" / "afd.yaml"
 
@@ -22,20 +23,23 @@ def main() -> int:
     parser.add_argument("--local_rank", type=int, help="given by some launchers; the environment says the same")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="over the values of the YAML file")
     options = parser.parse_intermixed_args()
-    is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
-    logging.getLogger("afd_scale").setLevel(logging.INFO if is_main else logging.WARNING)
+    log = logging.getLogger("afd_scale")
     # torch 2.13 renames the collectives that DeepSpeed 0.19 calls; nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    is_main = True
     try:
+        launched = launched_as(os.environ)
+        is_main = launched.rank == 0
+        log.setLevel(logging.INFO if is_main else logging.WARNING)
         if options.config is None:
-            logging.getLogger("afd_scale").info("no --config: running the embedded default, %s", DEFAULT_CONFIG)
+            log.info("no --config: running the embedded default, %s", DEFAULT_CONFIG)
         config = load_config(options.config or DEFAULT_CONFIG, options.overrides)
         # Heavy imports come after the config has been checked.
         from afd_scale.parallel.ranks import start_ranks
         from afd_scale.training.trainer import train
 
-        with start_ranks(config.engine.timeout_minutes) as ranks:
+        with start_ranks(launched, config.engine.timeout_minutes) as ranks:
             train(config, ranks)
     except ConfigError as error:
         if is_main:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from afd_scale.config import ConfigError
+from afd_scale.parallel.launchers import Launched
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,13 @@ class Ranks:
 
 
 @contextmanager
-def start_ranks(timeout_minutes: int) -> Iterator[Ranks]:
-    """Join the process group that python, torchrun, deepspeed or srun describes in the environment, and leave it.
+def start_ranks(launched: Launched, timeout_minutes: int) -> Iterator[Ranks]:
+    """Join the process group that a launcher describes, and leave it at the end.
 
     The device and the backend follow from what is there: nccl with a GPU, gloo without.
     """
     import deepspeed
 
-    launched = launched_as(os.environ)
     os.environ.update(launched.environment)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", launched.local_rank) if on_gpu else torch.device("cpu")
@@ -102,55 +102,3 @@ def start_ranks(timeout_minutes: int) -> Iterator[Ranks]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
-
-
-@dataclass(frozen=True)
-class Launched:
-    """Who a launcher says that this process is."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    address: str
-    port: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What torch.distributed reads."""
-        return {
-            "RANK": str(self.rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": str(self.local_rank),
-            "MASTER_ADDR": self.address, "MASTER_PORT": self.port,
-        }  # fmt: skip
-
-
-def launched_as(environment: Mapping[str, str]) -> Launched:
-    """Read the variables of torchrun or deepspeed, of srun, of Open MPI's mpirun; none of them is a run of one rank.
-
-    Raises:
-        ConfigError: srun or mpirun spans machines and nobody said where the first one is.
-    """
-    if "RANK" in environment:
-        local_size_name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"  # deepspeed's
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", local_size_name)
-    elif "SLURM_STEP_NUM_TASKS" in environment:  # set by srun, and not in the batch script around it
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-    else:
-        prefix = "OMPI_COMM_WORLD_"
-        names = (prefix + "RANK", prefix + "SIZE", prefix + "LOCAL_RANK", prefix + "LOCAL_SIZE")
-    rank, size, local_rank = (int(environment.get(name, default)) for name, default in zip(names, "010", strict=False))
-    local_size = int(environment.get(names[3], size))
-    on_one_machine = local_size == size or environment.get("SLURM_STEP_NUM_NODES") == "1"
-    if "MASTER_ADDR" not in environment and not on_one_machine:
-        raise ConfigError(f"MASTER_ADDR (not set) must name the first of the machines that share {size} ranks: "
-                          "all ranks meet there")  # fmt: skip
-    port = environment.get("MASTER_PORT") or (_free_port() if size == 1 else "29500")
-    return Launched(rank, size, local_rank, local_size, environment.get("MASTER_ADDR", "127.0.0.1"), port)
-
-
-def _free_port() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

@@ -4,6 +4,7 @@ Run as a script by torchrun this file is one rank; as a test it starts them.
 """
 
 import copy
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def check_all(folder: Path) -> None:
     from afd_scale.config.models import StudentConfig
     from afd_scale.models.wan import CausalWan
     from afd_scale.parallel.engine import AverageNetwork, FrozenNetwork, TrainedNetwork, build_sharded
+    from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
     from afd_scale.rollout.causal import rollout
 
@@ -33,7 +35,7 @@ def check_all(folder: Path) -> None:
     def build() -> nn.Module:
         return CausalWan(StudentConfig.model_validate(shape))
 
-    with start_ranks(timeout_minutes=2) as ranks:
+    with start_ranks(launched_as(os.environ), timeout_minutes=2) as ranks:
         plain = randomised(build())
         trained = TrainedNetwork(config, build_sharded(config, build, plain.state_dict()), optimizer)
         average = AverageNetwork(config, build_sharded(config, build, plain.state_dict()))

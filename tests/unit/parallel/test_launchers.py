@@ -3,7 +3,7 @@
 import pytest
 
 from afd_scale.config import ConfigError
-from afd_scale.parallel.ranks import Launched, launched_as
+from afd_scale.parallel.launchers import Launched, launched_as
 
 
 def test_a_plain_process_is_alone() -> None:
