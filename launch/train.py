@@ -1,7 +1,8 @@
 """Train a run: `deepspeed --hostfile hosts launch/train.py --config FILE [section.key=value ...]`.
 
 The same file starts under python, torchrun, deepspeed and srun. Without --config it runs the embedded default, the toy
-world, which a CPU finishes in minutes. Exit codes: 0 done, 2 bad input (one line on stderr).
+world, which a CPU finishes in minutes. Exit codes: 0 done, 2 bad input (one line on stderr),
+3 told to stop (SIGTERM, SIGUSR1) and saved.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from afd_scale.config import ConfigError, load_config
 from afd_scale.parallel.launchers import launched_as
+from afd_scale.training.preemption import Preempted
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "toy" / "afd.yaml"
 
@@ -39,8 +41,11 @@ def main() -> int:
         from afd_scale.parallel.ranks import start_ranks
         from afd_scale.training.trainer import train
 
-        with start_ranks(launched, config.engine.timeout_minutes) as ranks:
+        with start_ranks(launched, config.engine.timeout_minutes, agreed=(ConfigError, Preempted)) as ranks:
             train(config, ranks)
+    except Preempted as stop:
+        log.info("%s", stop)
+        return 3
     except ConfigError as error:
         if is_main:
             print(f"error: {error}", file=sys.stderr)

@@ -40,6 +40,12 @@ class Ranks:
         dist.all_reduce(x)
         return x / self.size
 
+    def any(self, condition: bool) -> bool:
+        """Whether it holds on some rank; the same answer on all."""
+        flag = torch.tensor(float(condition), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier()
@@ -71,10 +77,15 @@ class Ranks:
 
 
 @contextmanager
-def start_ranks(launched: Launched, timeout_minutes: int) -> Iterator[Ranks]:
+def start_ranks(
+    launched: Launched, timeout_minutes: int, agreed: tuple[type[Exception], ...] = (ConfigError,)
+) -> Iterator[Ranks]:
     """Join the process group that a launcher describes, and leave it at the end.
 
     The device and the backend follow from what is there: nccl with a GPU, gloo without.
+
+    Args:
+        agreed: exceptions that all ranks raise together; after any other the rest may never come to the good-bye.
     """
     import deepspeed
 
@@ -98,7 +109,8 @@ def start_ranks(launched: Launched, timeout_minutes: int) -> Iterator[Ranks]:
     )
     try:
         yield Ranks(launched.rank, launched.size, device)
-    except ConfigError:  # raised by all ranks; after any other exception the rest may never come to the good-bye
-        dist.destroy_process_group()
+    except Exception as error:
+        if isinstance(error, agreed):
+            dist.destroy_process_group()
         raise
     dist.destroy_process_group()

@@ -21,6 +21,7 @@ from afd_scale.protocols import Metrics
 from afd_scale.training.build import Run, build_run
 from afd_scale.training.judge import Judge
 from afd_scale.training.metrics import MetricsWriter, Progress
+from afd_scale.training.preemption import Preempted, listening
 from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
 from afd_scale.types import Batch
 
@@ -32,6 +33,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
     Raises:
         ConfigError: the config, the data, the start weights or the run folder cannot be used.
+        Preempted: the run was told to stop, and has saved.
     """
     if config.requires is not None:
         train(load_config(config.requires), ranks)
@@ -111,6 +113,7 @@ class Trainer:
         with (
             closing(MetricsWriter(config.folder, enabled=main, resume_step=self.step)) as writer,
             closing(Progress(config.name, config.train.steps, main, self.step, config.train.log_every)) as progress,
+            listening() as stop,
         ):
             last_log, last_time = self.step, time.monotonic()
             for step in range(self.step + 1, config.train.steps + 1):
@@ -126,8 +129,13 @@ class Trainer:
                     progress.update(step)
                 if self._is_due(config.train.sample_every):
                     self.judge.sample(self.built.exported, step)
-                if self._is_due(config.train.save_every) and step < config.train.steps:
+                told_to_stop = self.ranks.any(stop.made)
+                if told_to_stop or (self._is_due(config.train.save_every) and step < config.train.steps):
                     self._save()
+                if told_to_stop:
+                    raise Preempted(
+                        f"{config.name} was told to stop and saved after step {step}; start it again to go on"
+                    )
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0

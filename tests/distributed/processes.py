@@ -1,18 +1,21 @@
 """Start real gloo processes from a test."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
 def torchrun(num_ranks: int, *command: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """Run a script on so many ranks; returns the finished process, whatever its exit code."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
-    return run(sys.executable, *launcher, *command, timeout=timeout)
+    return run(sys.executable, *TORCHRUN, str(num_ranks), *command, timeout=timeout)
 
 
 def deepspeed(num_ranks: int, *command: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
@@ -26,13 +29,25 @@ def deepspeed(num_ranks: int, *command: str | Path, timeout: float = 280) -> sub
 
 def run(*command: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """Run a command at the root of the source tree, one thread a process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    arguments = [str(part) for part in command]
     return subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+        arguments, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@contextmanager
+def start(*command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The same without waiting; killed at the end, with all that it started, if it still runs."""
+    arguments = [str(part) for part in command]
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=_environment(), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -3,7 +3,9 @@ exactly, every launcher starts the same file, bad input ends in one line."""
 
 import json
 import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -15,7 +17,7 @@ import yaml
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
-from tests.distributed.processes import ROOT, deepspeed, run, torchrun
+from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, run, start, torchrun
 
 TRAIN = ROOT / "launch" / "train.py"
 STEPS = 5
@@ -99,6 +101,24 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 def without_time(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name != TIMING}
+
+
+def test_told_to_stop_a_run_saves_and_goes_on_later(configs: Path, two_ranks: list[dict[str, Any]]) -> None:
+    """SIGTERM to the launcher reaches the ranks; all of them stop after the same step."""
+    command = [sys.executable, *TORCHRUN, "2", TRAIN, "--config", configs / "afd.yaml", "name=stopped"]
+    folder = configs / "runs" / "stopped"
+    with start(*command, "train.steps=100000", "train.keep_checkpoints=1") as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").is_file() or not metrics(folder):
+            assert time.monotonic() < deadline and process.poll() is None, "the run never came to its first step"
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+    (checkpoint,) = (folder / "checkpoints").glob("step_*")
+    saved = json.loads((checkpoint / "state.json").read_text())["step"]
+    assert saved == metrics(folder)[-1]["step"]
+    succeed(run(*command, f"train.steps={saved + 1}"))
+    assert [line["step"] for line in metrics(folder)] == list(range(1, saved + 2))
 
 
 def test_the_other_ways_to_train(configs: Path) -> None:
