@@ -133,9 +133,7 @@ class Trainer:
                 if told_to_stop or (self._is_due(config.train.save_every) and step < config.train.steps):
                     self._save()
                 if told_to_stop:
-                    raise Preempted(
-                        f"{config.name} was told to stop and saved after step {step}; start it again to go on"
-                    )
+                    raise Preempted(f"{config.name} was told to stop and saved step {step}; start it again to go on")
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
