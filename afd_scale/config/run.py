@@ -85,7 +85,7 @@ class EvaluationConfig(Section):
 
     metrics: Literal["toy", "none"] = "toy"
     """`toy`: trajectories measured from the toy world's pixels, and sample videos; `none`: no evaluation."""
-    clips: PositiveInt = 384
+    clips: int = Field(default=384, ge=2)
     """Clips a policy generates, spread over the prompts of the data."""
     batch: PositiveInt = 64
     """Clips generated together on one rank."""

@@ -53,7 +53,7 @@ def ensure_dataset(config: DataConfig) -> None:
         made_from = DatasetFacts.load(folder, FIELD).provenance.get("source")
         if made_from != config.source.model_dump(mode="json"):
             raise ConfigError(f"data.source ({config.source}) must be what {folder} was made from, {made_from}: "
-                              "delete that folder, or name another as data.shards")  # fmt: skip
+                              "to read the folder as it is, give data.source=null")  # fmt: skip
 
 
 def check_dataset(config: RunConfig) -> DatasetFacts:

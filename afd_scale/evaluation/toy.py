@@ -21,6 +21,12 @@ def decode(latents: Tensor) -> Frames:
     return to_uint8(SpaceTimeToDepth().decode(latents.float().cpu())).numpy()
 
 
+def check_sentences(sentences: Sequence[str]) -> None:
+    """ValueError for the first prompt that is not the toy world's."""
+    for sentence in sentences:
+        parse_prompt(sentence)
+
+
 def teacher_clips(sentences: Sequence[str], clips: int) -> Frames:
     """Fresh teacher clips, clip i of prompt i modulo P: what a perfect student would score."""
     prompts = [parse_prompt(sentences[i % len(sentences)]) for i in range(clips)]

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from afd_scale.config import RunConfig
+from afd_scale.config import ConfigError, RunConfig
 from afd_scale.data.reader import distinct_prompts
 from afd_scale.evaluation import toy
 from afd_scale.evaluation.generate import generate
@@ -24,6 +24,19 @@ class Judge:
         self.config, self.ranks = config, ranks
         self.samples = config.folder / "samples"
         self.base: toy.Frames | None = None
+
+    def check_prompts(self) -> None:
+        """Refuse prompts that the metrics cannot read.
+
+        Raises:
+            ConfigError: names the first one.
+        """
+        if self._is_on:
+            try:
+                toy.check_sentences(self.prompts.prompts)
+            except ValueError as error:
+                raise ConfigError("evaluation.metrics (toy) must be none for prompts from outside the toy world: "
+                                  f"{error}") from error  # fmt: skip
 
     def keep_base(self, policy: Policy) -> None:
         """The start policy's clips, before it is trained."""

@@ -21,7 +21,7 @@ from afd_scale.evaluation.report import read_metrics
 
 log = logging.getLogger(__name__)
 
-SHOWN_METRICS = ("student/loss", "rollout/reward_mean")
+SHOWN_METRICS = ("student/loss", "rollout/reward_mean", "discriminator/accuracy")
 
 
 class MetricsWriter:

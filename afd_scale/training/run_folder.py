@@ -41,7 +41,8 @@ def start_anew(config: RunConfig) -> None:
     (config.folder / SUMMARY).unlink(missing_ok=True)
     for checkpoint in complete_checkpoints(config.folder / "checkpoints"):
         remove_checkpoint(checkpoint)
-    shutil.rmtree(config.folder / "samples", ignore_errors=True)
+    for folder in ("samples", "tensorboard"):
+        shutil.rmtree(config.folder / folder, ignore_errors=True)
     for left_over in ("report.html", "metrics.jsonl"):
         (config.folder / left_over).unlink(missing_ok=True)
 
@@ -64,7 +65,8 @@ def write_config(config: RunConfig, num_ranks: int) -> None:
 def _refuse_another_config(path: Path, config: RunConfig) -> None:
     before = _flat(yaml.safe_load(path.read_text()))
     now = _flat(yaml.safe_load(resolved_yaml(config)))
-    for key in sorted(before.keys() | now.keys()):
+    # The method's name first: with another one all its fields differ.
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "method.name", key)):
         if not key.startswith(CHANGEABLE) and before.get(key) != now.get(key):
             raise ConfigError(
                 f"{key} ({now.get(key)}) must stay {before.get(key)}, as in {path}: the run there would go on as "

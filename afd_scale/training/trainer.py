@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -28,18 +29,21 @@ from afd_scale.types import Batch
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, ranks: Ranks) -> None:
+def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> None:
     """Bring a run, and the one it requires, to completion; a complete run is left as it is.
 
     Raises:
         ConfigError: the config, the data, the start weights or the run folder cannot be used.
         Preempted: the run was told to stop, and has saved.
     """
+    ranks.run_on_main(_check_early, config, ranks.size, requirers)
     if config.requires is not None:
-        train(load_config(config.requires), ranks)
+        log.info("%s requires the run of %s", config.name, config.requires)
+        train(load_config(config.requires), ranks, (*requirers, config.requires))
     summary = ranks.run_on_main(_complete_summary, config)
     if summary is not None:
-        log.info("%s is complete: %s\n%s", config.name, config.folder / "report.html", metric_table(summary))
+        table = "" if requirers else "\n" + metric_table(summary)
+        log.info("%s is complete: %s%s", config.name, config.folder / "report.html", table)
         return
     Trainer(config, ranks).run()
 
@@ -71,6 +75,7 @@ class Trainer:
                 keep=config.train.keep_checkpoints,
             )  # fmt: skip
             self.judge = Judge(config, ranks)
+            self.judge.check_prompts()
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
         self.step = 0  # the last one finished
 
@@ -105,6 +110,8 @@ class Trainer:
         self.step = checkpoint["step"]
 
     def _warm_up(self) -> None:
+        if self.built.method.warmup_steps:
+            log.info("%s warms up for %d steps", self.config.name, self.built.method.warmup_steps)
         for step in range(1 - self.built.method.warmup_steps, 1):
             self.built.method.train_step(self._next_batch(), step)
 
@@ -121,6 +128,7 @@ class Trainer:
                 self.step = step
                 if self._is_due(config.train.log_every) or step == config.train.steps:
                     values = self._reduce(metrics)  # waits for the device, so that the time is that of finished steps
+                    self._check_finite(values)
                     values["system/step_seconds"] = (time.monotonic() - last_time) / (step - last_log)
                     last_log, last_time = step, time.monotonic()
                     writer.write(step, values)
@@ -131,9 +139,17 @@ class Trainer:
                     self.judge.sample(self.built.exported, step)
                 told_to_stop = self.ranks.any(stop.made)
                 if told_to_stop or (self._is_due(config.train.save_every) and step < config.train.steps):
+                    self._check_finite(self._reduce(metrics))
                     self._save()
                 if told_to_stop:
                     raise Preempted(f"{config.name} was told to stop and saved step {step}; start it again to go on")
+
+    def _check_finite(self, values: dict[str, float]) -> None:
+        """A diverged run ends here: its weights must not push good checkpoints out."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ConfigError(f"{name} ({value}) must be finite at step {self.step}: the run diverged, and earlier "
+                                  "checkpoints stand; lower the learning rate")  # fmt: skip
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
@@ -171,6 +187,16 @@ class Trainer:
         if metrics:
             log.info("%s\n%s", self.config.name, metric_table(summary))
         log.info("%s is complete; look at %s", self.config.name, report)
+
+
+def _check_early(config: RunConfig, num_ranks: int, requirers: tuple[Path, ...]) -> None:
+    """What would otherwise come out only after the run that this one requires."""
+    check_folder(config)
+    if config.requires in requirers:
+        raise ConfigError(f"requires ({config.requires}) must not lead back to itself")
+    if config.data.global_batch % num_ranks:
+        raise ConfigError(f"data.global_batch ({config.data.global_batch}) must be a multiple of the number of data "
+                          f"ranks ({num_ranks}): each takes an equal share")  # fmt: skip
 
 
 def _check_inputs(config: RunConfig) -> None:

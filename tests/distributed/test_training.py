@@ -182,6 +182,14 @@ def test_without_a_config_the_embedded_default_runs_and_says_so() -> None:
     refused(result, "train.stepz (3) is not a known key")
 
 
+def test_a_diverged_run_ends_and_saves_no_more(configs: Path, one_rank: list[dict[str, Any]]) -> None:
+    result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=diverged", "train.save_every=1",
+                 "method.optimizer.learning_rate=1e30")  # fmt: skip
+    refused(result, "must be finite at step")
+    saved = [path.name for path in (configs / "runs" / "diverged" / "checkpoints").glob("step_*")]
+    assert saved == ["step_00000001"]
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -214,6 +222,7 @@ def test_bad_files(configs: Path, one_rank: list[dict[str, Any]], tmp_path: Path
         ([f"data.shards={missing}"], f"data.shards ({missing}"),
         ([f"data.shards={tmp_path / 'nowhere'}", "data.source=null"], f"data.shards ({tmp_path / 'nowhere'})"),
         (["student.num_layers=3"], "student.weights"),
+        ([f"requires={configs / 'afd.yaml'}", f"data.shards={tmp_path / 'nowhere'}", f"out={occupied}"], "out ("),
         ([f"out={occupied}"], f"out ({occupied})"),
     ):
         result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=bad", *overrides)
