@@ -63,6 +63,15 @@ class WanArchitecture(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters on q, k, v, o and feed-forward of every block; the weights under them stay frozen."""
+
+    rank: PositiveInt = 256
+    """Width of the adapter's bottleneck."""
+    alpha: PositiveFloat = 256.0
+    """The adapter's output is scaled by alpha / rank."""
+
+
 class StudentConfig(WanArchitecture):
     """The causal student: its architecture and how it generates."""
 
@@ -83,6 +92,8 @@ class StudentConfig(WanArchitecture):
     """s of the warp sigma' = s sigma / (1 + (s - 1) sigma)."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of storing its activations."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the weights; None trains the weights."""
 
     @model_validator(mode="before")
     @classmethod
@@ -148,8 +159,12 @@ class LatentDiscriminatorConfig(WanArchitecture):
 
     name: Literal["latent"] = "latent"
     """Tag of this variant."""
+    weights: Path | None = None
+    """Where the trunk starts, as `student.weights`; None starts from random weights. The score always does."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of storing its activations."""
+    lora: LoraConfig | None = None
+    """Train adapters and the score instead of all weights."""
 
 
 DiscriminatorConfig = Annotated[ConvDiscriminatorConfig | LatentDiscriminatorConfig, Field(discriminator="name")]

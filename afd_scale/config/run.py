@@ -7,8 +7,13 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from afd_scale.config.methods import AfdConfig, MethodConfig
-from afd_scale.config.models import LatentDiscriminatorConfig, StudentConfig
+from afd_scale.config.models import LatentDiscriminatorConfig, StudentConfig, WanArchitecture
 from afd_scale.config.section import Section
+
+
+def sequence_degrees(num_heads: int) -> list[int]:
+    """Ulysses degrees that share so many heads evenly."""
+    return [degree for degree in range(1, num_heads + 1) if num_heads % degree == 0]
 
 
 class ProceduralSource(Section):
@@ -60,6 +65,9 @@ class TrainConfig(Section):
     """Steps between sample grids; None makes them at the end only."""
     resume: bool = True
     """Continue from the newest complete checkpoint of the run folder."""
+    micro_batch: PositiveInt | None = None
+    """Videos of a rank that pass through a network together; the gradients of a step are accumulated over them. None
+    takes all at once. The discriminator takes whole prompts, one teacher video with its rollouts, at least one."""
 
 
 class ParallelConfig(Section):
@@ -76,8 +84,22 @@ class EngineConfig(Section):
     """Of a collective: loading and evaluation make some ranks wait."""
     parameter_persistence: NonNegativeInt = 0
     """Parameters with fewer elements stay whole on every rank (stage3_param_persistence_threshold)."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where optimizer states live between steps (ZeRO-Offload)."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """Where parameter shards live between uses."""
+    nvme_path: Path | None = None
+    """Folder on a fast local disk for what is offloaded to nvme."""
     deepspeed: dict[str, Any] = {}
     """Raw DeepSpeed keys merged over the generated configuration."""
+
+
+class RolloutConfig(Section):
+    """How the sampling policy generates."""
+
+    weights: Literal["sharded", "gathered", "auto"] = "auto"
+    """`sharded` gathers each block's weights in every pass, `gathered` all of them once a rollout; `auto` gathers where
+    they fit into the memory that is free, and logs what it chose."""
 
 
 class EvaluationConfig(Section):
@@ -102,8 +124,13 @@ class RunConfig(Section):
     """Folder of all runs."""
     seed: NonNegativeInt = 0
     """Of every random stream."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of parameters and activations; optimizer states are float32."""
+    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
+    """Of parameters and activations; optimizer states are float32. `fp8` is bf16 with q, k, v, o and feed-forward
+    products in FP8: Transformer Engine's on a GPU, emulated on a CPU."""
+    fp8_scaling: Literal["current", "delayed"] = "current"
+    """From where FP8 takes a tensor's scale: its own maximum, or those of the steps before."""
+    attention: Literal["auto", "sdpa", "flash", "flex", "fa4"] = "auto"
+    """Kernels of self-attention; `auto` takes the fastest one that is there, and logs what it chose."""
     requires: Path | None = None
     """Config of a run that must be complete first; run when it is not (relative to this file)."""
     method: MethodConfig
@@ -118,6 +145,8 @@ class RunConfig(Section):
     """Ranks."""
     engine: EngineConfig = EngineConfig()
     """DeepSpeed."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Of the sampling policy."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """After training."""
 
@@ -143,16 +172,40 @@ class RunConfig(Section):
             if size % patch:
                 raise ValueError(f"data.latent_{axis} ({size}) must be a multiple of student.patch ({patch}): "
                                  "a latent is a whole number of tokens")  # fmt: skip
-        if self.parallel.sequence > 1:
-            raise ValueError(f"parallel.sequence ({self.parallel.sequence}) must be 1: "
-                             "this version shards data and parameters only")  # fmt: skip
         zero = self.engine.deepspeed.get("zero_optimization", {})
         if not isinstance(zero, dict) or zero.get("stage", 3) != 3:
             raise ValueError(f"engine.deepspeed.zero_optimization ({zero}) must be a section that leaves stage at 3: "
                              "policies are averaged and saved shard by shard")  # fmt: skip
         if isinstance(self.method, AfdConfig):
             self._check_afd(self.method)
+        for name, network in self._transformers().items():
+            self._check_transformer(name, network)
+        if "nvme" in (self.engine.offload_optimizer, self.engine.offload_parameters) and not self.engine.nvme_path:
+            raise ValueError("engine.nvme_path (None) must be given: optimizer states or parameters go to nvme")
         return self
+
+    def _transformers(self) -> dict[str, WanArchitecture]:
+        """The networks that are sharded by heads and may run in FP8, by their place in the config."""
+        found: dict[str, WanArchitecture] = {"student": self.student}
+        if isinstance(self.method, AfdConfig) and isinstance(self.method.discriminator, LatentDiscriminatorConfig):
+            found["method.discriminator"] = self.method.discriminator
+        return found
+
+    def _check_transformer(self, name: str, network: Any) -> None:
+        sequence = self.parallel.sequence
+        if network.num_heads % sequence:
+            valid = ", ".join(str(degree) for degree in sequence_degrees(network.num_heads))
+            raise ValueError(f"parallel.sequence ({sequence}) must divide {name}.num_heads ({network.num_heads}): each "
+                             f"rank of a sequence attends with equally many heads; it may be {valid}")  # fmt: skip
+        if self.precision != "fp8":
+            return
+        for field in ("dim", "ffn_dim"):
+            if getattr(network, field) % 16:
+                raise ValueError(f"{name}.{field} ({getattr(network, field)}) must be a multiple of 16 with "
+                                 "precision fp8: the tensor cores take rows of 16 bytes")  # fmt: skip
+        if not network.activation_checkpointing:
+            raise ValueError(f"{name}.activation_checkpointing (False) must be true with precision fp8: quantised "
+                             "weights would stay whole on every rank until the backward pass")  # fmt: skip
 
     def _check_afd(self, method: AfdConfig) -> None:
         advantage = method.advantage

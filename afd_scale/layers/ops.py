@@ -1,41 +1,66 @@
-"""What a model takes from outside: its linears, its attention, and how a block is run.
+"""What a model takes from outside: its linears, its attention, how a block is run, and which tokens are here.
 
-These are the plain operations of one device. `afd_scale.parallel` and precision layers subclass them; a model never
-knows which it was given.
+A model never knows which it was given: `precision` makes linears and runs blocks, `attend` is a kernel, `adapters` put
+small trained weights beside frozen ones, and a subclass in `afd_scale.parallel` shares the tokens among ranks.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from afd_scale.layers.attention import AttentionLayout, attend
 from afd_scale.layers.kv_cache import Past
+from afd_scale.layers.lora import Adapters
+from afd_scale.layers.precision import ParameterPrecision, Precision
+from afd_scale.layers.rope import Rotation
+
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout], Tensor]
 
 
 class ModelOps:
-    """Plain torch on one device."""
+    """All tokens on one device.
+
+    Args:
+        precision: of the blocks' linears.
+        attend: (q, k, v, layout) to the output, (B, L, N, D) each.
+        adapters: what every linear of a block gets beside its weight.
+    """
+
+    def __init__(self, precision: Precision | None = None, attend: Attend = attend, adapters: Adapters | None = None):
+        self.precision, self.attend, self.adapters = precision or ParameterPrecision(), attend, adapters
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         """A linear layer with bias: q, k, v, o and feed-forward of a block."""
-        return nn.Linear(in_features, out_features)
+        linear = self.precision.linear(in_features, out_features)
+        if self.adapters is not None:
+            self.adapters.attach(linear, in_features, out_features)
+        return linear
+
+    def split_tokens(self, x_BLE: Tensor, frames: int) -> Tensor:
+        """The tokens that this rank works on; as many of every latent frame."""
+        return x_BLE
+
+    def gather_tokens(self, x_BLE: Tensor, frames: int, tokens_per_frame: int) -> Tensor:
+        """All tokens again, on every rank: the inverse of `split_tokens`."""
+        return x_BLE
 
     def attention(
-        self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, layout: AttentionLayout, past: Past | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor,
+        rotation: Rotation, layout: AttentionLayout, past: Past | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Self-attention of the current tokens over the past and themselves.
 
+        Args:
+            q_BLND, k_BLND, v_BLND: of this rank's tokens, before RoPE.
+            rotation, layout: of all tokens.
         Returns:
             The output (B, L, N, D), and the current keys and values as a later pass may see them.
         """
+        q_BLND, k_BLND = rotation(q_BLND), rotation(k_BLND)
         keys, values = (k_BLND, v_BLND) if past is None else past.extend(k_BLND, v_BLND)
-        return attend(q_BLND, keys, values, layout), k_BLND, v_BLND
+        return self.attend(q_BLND, keys, values, layout), k_BLND, v_BLND
 
     def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
         """A transformer block, its activations stored or recomputed in the backward pass."""
-        if not (recompute and torch.is_grad_enabled()):
-            return block(*arguments)
-        # ZeRO-3 empties a parameter between forward and recomputation, which the metadata check takes for an error.
-        return checkpoint(block, *arguments, use_reentrant=False, determinism_check="none")
+        return self.precision.run_block(block, *arguments, recompute=recompute)

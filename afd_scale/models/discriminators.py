@@ -60,7 +60,9 @@ class ConvDiscriminator(Network):
 
 
 class LatentDiscriminator(WanTrunk):
-    """A bidirectional Wan trunk over clean latents that cross-attends the prompt, and a score of its pooled tokens."""
+    """A bidirectional Wan trunk over clean latents that cross-attends the prompt, and the mean score of its tokens."""
+
+    ADAPTER = "discriminator"
 
     def __init__(self, config: LatentDiscriminatorConfig, ops: ModelOps | None = None):
         super().__init__(config, ops or ModelOps(), config.activation_checkpointing)
@@ -74,5 +76,9 @@ class LatentDiscriminator(WanTrunk):
         _, time_BF6E = self.embed_time(latents_BFCHW.new_zeros(latents_BFCHW.shape[:2]))
         layout = AttentionLayout.full(frames)
         rotation = self.rotation(latents_BFCHW, range(frames))
-        x = self.run_blocks(latents_BFCHW, time_BF6E, self.embed_text(text_BTE), rotation, layout)
-        return self.score(self.norm(x).mean(dim=1)).squeeze(1).float()
+        adapter = self.ADAPTER if self.ops.adapters else None
+        x = self.run_blocks(latents_BFCHW, time_BF6E, self.embed_text(text_BTE), rotation, layout, adapter=adapter)
+        rows, columns = self.token_grid(latents_BFCHW)
+        # The score is linear: a token's number travels between ranks, and not its whole vector.
+        scores = self.ops.gather_tokens(self.score(self.norm(x)), frames, rows * columns)
+        return scores.float().mean(dim=(1, 2))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from afd_scale.config.models import StudentConfig, WanArchitecture
 from afd_scale.layers.attention import AttentionLayout, attend_all
 from afd_scale.layers.kv_cache import CleanPast, KVCache, Past
+from afd_scale.layers.lora import adapted
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.layers.rope import Rotation
@@ -76,14 +77,28 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (ops.linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim, eps), RMSNorm(dim, eps)
 
-    def project(self, x_BLE: Tensor, source_BLE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BLE: Tensor, source_BLE: Tensor, adapter: str | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of x, keys and values of the source, (B, L, N, D) each."""
         heads = (self.num_heads, -1)
         return (
-            self.norm_q(self.q(x_BLE)).unflatten(-1, heads),
-            self.norm_k(self.k(source_BLE)).unflatten(-1, heads),
-            self.v(source_BLE).unflatten(-1, heads),
+            self.norm_q(adapted(self.q, x_BLE, adapter)).unflatten(-1, heads),
+            self.norm_k(adapted(self.k, source_BLE, adapter)).unflatten(-1, heads),
+            adapted(self.v, source_BLE, adapter).unflatten(-1, heads),
         )
+
+    def output(self, attended_BLND: Tensor, adapter: str | None) -> Tensor:
+        return adapted(self.o, attended_BLND.flatten(2), adapter)
+
+
+class FeedForward(nn.ModuleList):
+    """Two linears around a GELU; a list for the names of its parameters, 0 and 2."""
+
+    def __init__(self, dim: int, hidden: int, ops: ModelOps):
+        super().__init__([ops.linear(dim, hidden), nn.GELU(approximate="tanh"), ops.linear(hidden, dim)])
+
+    def forward(self, x_BLE: Tensor, adapter: str | None) -> Tensor:
+        into, activation, out = self
+        return adapted(out, activation(adapted(into, x_BLE, adapter)), adapter)
 
 
 class Block(nn.Module):
@@ -98,25 +113,24 @@ class Block(nn.Module):
         self.norm3 = LayerNorm(dim, eps)
         self.cross_attn = Attention(dim, config.num_heads, eps, ops)
         self.norm2 = LayerNorm(dim, eps, elementwise_affine=False)
-        self.ffn = nn.Sequential(
-            ops.linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), ops.linear(config.ffn_dim, dim)
-        )
+        self.ffn = FeedForward(dim, config.ffn_dim, ops)
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
         self, x_BLE: Tensor, time_BF6E: Tensor, text_BTE: Tensor, rotation: Rotation, layout: AttentionLayout,
-        past: Past | None,
+        past: Past | None, adapter: str | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """The tokens after this layer, and its keys and values (plain tensors: ZeRO-3 hooks what a module returns)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time_BF6E).unbind(2)
-        q, k, v = self.self_attn.project(*(modulate(self.norm1(x_BLE), shift1, scale1),) * 2)
-        attended, k, v = self.ops.attention(rotation(q), rotation(k), v, layout, past)
-        x_BLE = x_BLE + gate(self.self_attn.o(attended.flatten(2)), gate1)
+        modulated = modulate(self.norm1(x_BLE), shift1, scale1)
+        q, k, v = self.self_attn.project(modulated, modulated, adapter)
+        attended, k, v = self.ops.attention(q, k, v, rotation, layout, past)
+        x_BLE = x_BLE + gate(self.self_attn.output(attended, adapter), gate1)
 
-        read = attend_all(*self.cross_attn.project(self.norm3(x_BLE), text_BTE))
-        x_BLE = x_BLE + self.cross_attn.o(read.flatten(2))
+        read = attend_all(*self.cross_attn.project(self.norm3(x_BLE), text_BTE, adapter))
+        x_BLE = x_BLE + self.cross_attn.output(read, adapter)
 
-        return x_BLE + gate(self.ffn(modulate(self.norm2(x_BLE), shift2, scale2)), gate2), k, v
+        return x_BLE + gate(self.ffn(modulate(self.norm2(x_BLE), shift2, scale2), adapter), gate2), k, v
 
 
 class OutputLinear(nn.Linear):
@@ -182,7 +196,7 @@ class WanTrunk(Network):
 
     def run_blocks(
         self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, rotation: Rotation, layout: AttentionLayout,
-        pasts: Sequence[Past] | None = None, collected: list[CleanPast] | None = None,
+        *, pasts: Sequence[Past] | None = None, collected: list[CleanPast] | None = None, adapter: str | None = None,
     ) -> Tensor:  # fmt: skip
         """Patch embedding and all blocks.
 
@@ -190,13 +204,16 @@ class WanTrunk(Network):
             pasts: what each layer sees besides these latents.
             collected: gains each layer's keys and values.
         Returns:
-            (B, L, E) tokens.
+            (B, L, E): this rank's tokens.
         """
         x = self.patch_embedding(latents_BFCHW.to(self.dtype))
+        if torch.is_grad_enabled() and not x.requires_grad:
+            x = x.detach().requires_grad_()  # under frozen weights too every unit has an input with gradient
+        x = self.ops.split_tokens(x, latents_BFCHW.shape[1])
         for index, block in enumerate(self.blocks):
             past = None if pasts is None else pasts[index]
             x, k, v = self.ops.run_block(
-                block, x, time_BF6E, text_BTE, rotation, layout, past, recompute=self.activation_checkpointing
+                block, x, time_BF6E, text_BTE, rotation, layout, past, adapter, recompute=self.activation_checkpointing
             )
             if collected is not None:
                 collected.append(CleanPast(k, v))
@@ -221,7 +238,7 @@ class CausalWan(WanTrunk):
     def forward(
         self, noisy: Tensor, timestep: Tensor, text: Tensor,
         *, clean: Tensor | None = None, clean_gradient: bool = True, cache: KVCache | None = None,
-        bidirectional: bool = False,
+        bidirectional: bool = False, adapter: str | None = None,
     ) -> Tensor:  # fmt: skip
         """Velocity of noisy latents.
 
@@ -234,6 +251,7 @@ class CausalWan(WanTrunk):
             clean_gradient: let gradients flow through the clean pass.
             cache: of a rollout; `noisy` is its current chunk.
             bidirectional: every frame sees every frame, as in original Wan.
+            adapter: of `ops.adapters`; None is the base itself.
         Returns:
             (B, F, C, H, W) velocity noise - x0, in the dtype of `noisy`.
         """
@@ -242,12 +260,12 @@ class CausalWan(WanTrunk):
         if cache is not None:
             rotation = self.rotation(noisy, range(cache.first_frame, cache.first_frame + frames))
             layout = AttentionLayout.full(frames, cache.visible_frames)
-            prediction = self._predict(noisy, timestep, text, rotation, layout, cache.layers)
+            prediction = self._predict(noisy, timestep, text, rotation, layout, adapter, cache.layers)
         elif clean is not None:
-            prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, clean_gradient)
+            prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, clean_gradient, adapter)
         else:
             layout = AttentionLayout.full(frames) if bidirectional else AttentionLayout.block_causal(frames, *window)
-            prediction = self._predict(noisy, timestep, text, self.rotation(noisy, range(frames)), layout)
+            prediction = self._predict(noisy, timestep, text, self.rotation(noisy, range(frames)), layout, adapter)
         prediction = prediction.to(noisy.dtype)
         return prediction if config.prediction == "velocity" else velocity_from_x0(noisy, prediction, timestep)
 
@@ -258,15 +276,18 @@ class CausalWan(WanTrunk):
 
     def _predict(
         self, latents: Tensor, timestep: Tensor, text: Tensor, rotation: Rotation, layout: AttentionLayout,
-        pasts: Sequence[Past] | None = None,
+        adapter: str | None, pasts: Sequence[Past] | None = None,
     ) -> Tensor:  # fmt: skip
         """What the network outputs, (B, F, C, H, W): velocity or x0."""
+        frames, (rows, columns) = latents.shape[1], self.token_grid(latents)
         time_BFE, time_BF6E = self.embed_time(timestep)
-        x = self.run_blocks(latents, time_BF6E, self.embed_text(text), rotation, layout, pasts)
-        return self._unpatchify(self.head(x, time_BFE), latents.shape[1], *self.token_grid(latents))
+        text = self.embed_text(text)
+        x = self.run_blocks(latents, time_BF6E, text, rotation, layout, pasts=pasts, adapter=adapter)
+        patches = self.ops.gather_tokens(self.head(x, time_BFE), frames, rows * columns)
+        return self._unpatchify(patches, frames, rows, columns)
 
     def _predict_teacher_forcing(
-        self, noisy: Tensor, timestep: Tensor, text: Tensor, clean: Tensor, clean_gradient: bool
+        self, noisy: Tensor, timestep: Tensor, text: Tensor, clean: Tensor, clean_gradient: bool, adapter: str | None
     ) -> Tensor:
         """The states of a row stand one after the other along the frames, so that they share its text and clean past.
 
@@ -282,23 +303,24 @@ class CausalWan(WanTrunk):
             layout = AttentionLayout.clean_and_noisy(frames, *window, num_states=states)
             latents, times = torch.cat([clean.to(latents), latents], dim=1), torch.cat([clean_times, times], dim=1)
             rotation = self.rotation(clean, range(frames), repeats=1 + states)
-            prediction = self._predict(latents, times, text, rotation, layout)[:, frames:]
+            prediction = self._predict(latents, times, text, rotation, layout, adapter)[:, frames:]
         else:
             layout = AttentionLayout.teacher_forcing(frames, *window, num_states=states)
-            pasts = self._encode_clean(clean, clean_times, text)
+            pasts = self._encode_clean(clean, clean_times, text, adapter)
             rotation = self.rotation(clean, range(frames), repeats=states)
-            prediction = self._predict(latents, times, text, rotation, layout, pasts)
+            prediction = self._predict(latents, times, text, rotation, layout, adapter, pasts)
         return prediction.unflatten(1, (states, frames)).flatten(0, 1)
 
     @torch.no_grad()
-    def _encode_clean(self, clean: Tensor, timestep: Tensor, text: Tensor) -> list[CleanPast]:
+    def _encode_clean(self, clean: Tensor, timestep: Tensor, text: Tensor, adapter: str | None) -> list[CleanPast]:
         """Each layer's keys and values of clean latents."""
         config, frames = self.config, clean.shape[1]
         layout = AttentionLayout.block_causal(frames, config.chunk_frames, config.window_frames, config.sink_frames)
         _, time_BF6E = self.embed_time(timestep)
         pasts: list[CleanPast] = []
         rotation = self.rotation(clean, range(frames))
-        self.run_blocks(clean, time_BF6E, self.embed_text(text), rotation, layout, collected=pasts)
+        text = self.embed_text(text)
+        self.run_blocks(clean, time_BF6E, text, rotation, layout, collected=pasts, adapter=adapter)
         return pasts
 
     def _unpatchify(self, x_BLE: Tensor, frames: int, rows: int, columns: int) -> Tensor:

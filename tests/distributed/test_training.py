@@ -195,7 +195,7 @@ def test_a_diverged_run_ends_and_saves_no_more(configs: Path, one_rank: list[dic
     [
         ("train.stepz=3", "train.stepz (3) is not a known key"),
         ("student.chunk_frames=3", "student.chunk_frames (3) must divide data.latent_frames (4)"),
-        ("parallel.sequence=2", "parallel.sequence (2) must be 1"),
+        ("parallel.sequence=3", "parallel.sequence (3) must divide student.num_heads (4)"),
     ],
 )
 def test_bad_config(configs: Path, override: str, line: str) -> None:

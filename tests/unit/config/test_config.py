@@ -121,7 +121,7 @@ MISTAKES = {
     "wrong type": (["train.steps=many"], ["train.steps", "(many)", "integer"]),
     "out of range": (["method.policy_mix=1.5"], ["method.policy_mix", "(1.5)", "less than or equal to 1"]),
     "not finite": (["method.prior_weight=.nan"], ["method.prior_weight", "(nan)", "finite"]),
-    "wrong choice": (["precision=fp16"], ["precision", "(fp16)", "'fp32' or 'bf16'"]),
+    "wrong choice": (["precision=fp16"], ["precision", "(fp16)", "'fp32', 'bf16' or 'fp8'"]),
     "wrong method": (["method={name: grpo}"], ["method", "grpo", "'afd', 'sft'"]),
     "wrong preset": (["student.architecture=wan-2b"], ["student.architecture", "(wan-2b)", "wan-1.3b"]),
     "wrong family": (["student.family=none"], ["student.family", "(none)", "self-forcing"]),
@@ -140,7 +140,7 @@ MISTAKES = {
     "chunk does not divide": (["student.chunk_frames=3"], ["student.chunk_frames", "(3)", "data.latent_frames (4)"]),
     "latent is no whole token": (["data.latent_width=5"], ["data.latent_width", "(5)", "multiple of student.patch"]),
     "name": (["name=a/b"], ["name", "(a/b)", "folder"]),
-    "sequence": (["parallel.sequence=2"], ["parallel.sequence", "(2)", "must be 1"]),
+    "sequence": (["parallel.sequence=3"], ["parallel.sequence (3)", "student.num_heads (4)", "1, 2, 4"]),
     "group of one": (["method.rollouts_per_prompt=1"], ["method.rollouts_per_prompt", "(1)", "at least 2"]),
     "discriminator channels": (
         ["method.discriminator={name: latent, latent_channels: 16}"],

@@ -177,9 +177,9 @@ def test_the_clean_pass_with_and_without_gradient(window):
 class ConstantPast(ModelOps):
     """Cuts the gradient at the keys and values of the clean half of a teacher-forcing pass."""
 
-    def attention(self, q_BLND, k_BLND, v_BLND, layout, past):
+    def attention(self, q_BLND, k_BLND, v_BLND, *rest):
         cut = [torch.cat([x[:, : x.shape[1] // 2].detach(), x[:, x.shape[1] // 2 :]], dim=1) for x in (k_BLND, v_BLND)]
-        return super().attention(q_BLND, *cut, layout, past)
+        return super().attention(q_BLND, *cut, *rest)
 
 
 @every_window
@@ -319,6 +319,7 @@ class RecordingOps(ModelOps):
     """Writes down what a model asks of its ops."""
 
     def __init__(self):
+        super().__init__()
         self.calls = []
 
     def linear(self, in_features, out_features):

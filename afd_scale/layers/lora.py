@@ -1,0 +1,64 @@
+"""Low-rank adapters: one frozen linear, several named small ones beside it, and a caller who says which counts.
+
+    y = W x + b + alpha / rank  up (down x)
+
+`up` starts at zero, so a new adapter changes nothing. A policy is a base and the name of an adapter, or None for the
+base itself; the name travels down to the linear as an argument and nothing remembers it.
+
+Source: LoRA, arXiv:2106.09685.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FOLDER = "adapters"  # of a linear's children; what a parameter's name has before the adapter's
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters that every linear of a network gets.
+
+    Attributes:
+        names: of the policies that share the base.
+        rank: width of the bottleneck.
+        scale: alpha / rank.
+    """
+
+    names: tuple[str, ...]
+    rank: int
+    scale: float
+
+    def attach(self, linear: nn.Module, in_features: int, out_features: int) -> None:
+        """Put the adapters beside a linear's weight, which they leave as it is, name and all."""
+        adapters = {name: Adapter(in_features, out_features, self.rank, self.scale) for name in self.names}
+        linear.add_module(FOLDER, nn.ModuleDict(adapters))
+
+
+class Adapter(nn.Module):
+    """One low-rank product."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.down = nn.Parameter(torch.empty(rank, in_features))
+        self.up = nn.Parameter(torch.zeros(out_features, rank))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.down), self.up) * self.scale
+
+
+def adapted(linear: nn.Module, x: Tensor, adapter: str | None) -> Tensor:
+    """A linear with the named one of its adapters; with none where `adapter` is None."""
+    y: Tensor = linear(x)
+    return y if adapter is None else y + getattr(linear, FOLDER)[adapter](x)
+
+
+def adapter_of(parameter_name: str) -> str | None:
+    """The adapter that a parameter belongs to, by its name; None for a parameter of the base."""
+    parts: Sequence[str] = parameter_name.split(".")
+    return parts[parts.index(FOLDER) + 1] if FOLDER in parts else None
