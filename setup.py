@@ -44,6 +44,7 @@ setup(
         "rich>=13",
         "tensorboard>=2.17,<3",
         "xxhash>=3.4,<4",
+        "psutil>=5.9",
     ],
     extras_require={
         # Neither installs without CUDA: transformer_engine fails on import, flash-attn at build time.

@@ -1,6 +1,7 @@
 """The few interfaces that cross packages: what a method needs of engines, and a trainer of methods."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -17,6 +18,10 @@ class Policy(Protocol):
 
     def new_cache(self, frames: int) -> Any: ...
 
+    def resident(self) -> AbstractContextManager[None]:
+        """While it lasts the policy's weights may stay whole on every rank; for rollouts, without gradient."""
+        ...
+
 
 class Scorer(Protocol):
     """A discriminator: (B, F, C, H, W) clean latents and (B, T, E) text to (B,) logits."""
@@ -27,7 +32,9 @@ class Scorer(Protocol):
 class Trained(Protocol):
     """What an engine adds to the network it trains; losses are means over this rank's share."""
 
-    def backward(self, loss: Tensor) -> None: ...
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradient to those gathered since the last step; each forward pass has one."""
+        ...
 
     def step(self, learning_rate: float) -> Tensor:
         """Update the weights from the gradients gathered so far; returns the gradient's global norm before clipping."""

@@ -31,3 +31,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        return Batch(self.prompts[rows], self.prompt_ids[rows], self.samples[rows], self.text[rows], self.latents[rows])

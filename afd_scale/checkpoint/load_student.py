@@ -9,7 +9,7 @@ from torch import Tensor
 
 from afd_scale.checkpoint.formats import diffusers, wan
 from afd_scale.checkpoint.weights import find_weights, load_weights
-from afd_scale.config.models import StudentConfig
+from afd_scale.config.models import StudentConfig, WanArchitecture
 
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth")
 # Fields that change what the same tensors compute.
@@ -67,8 +67,8 @@ def read_student(path: Path, prefer_ema: bool = True) -> StudentSource:
     return StudentSource(kind, path, stated, sizes, state)
 
 
-def load_student_state(path: Path, config: StudentConfig) -> dict[str, Tensor]:
-    """The state dict for `CausalWan(config)` from `student.weights`.
+def load_student_state(path: Path, config: WanArchitecture, section: str = "student") -> dict[str, Tensor]:
+    """The state dict for `CausalWan(config)` from `student.weights`, or of a trunk from another section's `weights`.
 
     Returns:
         Exactly the keys and shapes of `CausalWan(config).state_dict()`, in the dtype that is stored.
@@ -78,12 +78,12 @@ def load_student_state(path: Path, config: StudentConfig) -> dict[str, Tensor]:
     try:
         source = read_student(path)
     except ValueError as error:
-        raise ValueError(f"student.{error}") from error
+        raise ValueError(f"{section}.{error}") from error
     found = asdict(source.sizes) | {field: source.stated[field] for field in _MEANING if field in source.stated}
     for field, value in found.items():
         if value != getattr(config, field):
-            raise ValueError(f"student.weights ({path}) must have {field} {getattr(config, field)} as student.{field} "
-                             f"says, it has {value}")  # fmt: skip
+            raise ValueError(f"{section}.weights ({path}) must have {field} {getattr(config, field)} as "
+                             f"{section}.{field} says, it has {value}")  # fmt: skip
     return source.state
 
 

@@ -102,7 +102,7 @@ class TeacherStream:
             ConfigError: the global batch or the canonical nodes do not divide among the ranks.
         """
         data = config.data
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        ranks = (dist.get_world_size() if dist.is_initialized() else 1) // config.parallel.sequence
         if data.global_batch % ranks:
             raise ConfigError(f"data.global_batch ({data.global_batch}) must be a multiple of the number of data ranks "
                               f"({ranks}): each takes an equal share")  # fmt: skip

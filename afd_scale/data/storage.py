@@ -90,6 +90,7 @@ def open_stream(config: RunConfig, batch: int) -> "StreamingDataset":
             shuffle=True,
             shuffle_seed=config.seed,
             shuffle_block_size=_SHUFFLE_BLOCK,
+            replication=config.parallel.sequence if config.parallel.sequence > 1 else None,
         )
 
 

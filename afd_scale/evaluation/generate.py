@@ -28,10 +28,11 @@ def generate(
     share = -(-clips // size)  # every rank makes as many, or a collective inside the policy would wait for ever
     keys = [(rank * share + i) % clips for i in range(share)]
     parts = []
-    for start in range(0, share, batch):
-        part = keys[start : start + batch]
-        noise = randomness.normal("evaluation/noise", 0, part, latent_shape, text.device)
-        renoise = randomness.normal("evaluation/renoise", 0, part, (len(sigmas) - 1, *latent_shape), text.device)
-        rows = torch.tensor([key % len(text) for key in part], device=text.device)
-        parts.append(rollout(policy, text[rows], noise, renoise.transpose(0, 1), sigmas))
+    with policy.resident():
+        for start in range(0, share, batch):
+            part = keys[start : start + batch]
+            noise = randomness.normal("evaluation/noise", 0, part, latent_shape, text.device)
+            renoise = randomness.normal("evaluation/renoise", 0, part, (len(sigmas) - 1, *latent_shape), text.device)
+            rows = torch.tensor([key % len(text) for key in part], device=text.device)
+            parts.append(rollout(policy, text[rows], noise, renoise.transpose(0, 1), sigmas))
     return gather(torch.cat(parts))[:clips]

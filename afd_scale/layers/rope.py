@@ -17,6 +17,7 @@ class Rotation:
     """
 
     def __init__(self, frames: range, repeats: int, rows: int, columns: int, head_dim: int, device: torch.device):
+        self.tokens_per_frame = rows * columns
         pairs = head_dim // 2
         spatial = pairs // 3
         grid = (repeats * len(frames), rows, columns)

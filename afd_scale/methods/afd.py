@@ -10,6 +10,8 @@
 P prompts of this rank, G rollouts each, S noised states of a rollout: rows stand as (P, G, S).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from afd_scale.flow.advantage import centre, divide_by_spread, weight_from_advan
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS, denoising_sigmas
+from afd_scale.methods.accumulate import accumulate, pieces
 from afd_scale.methods.learning_rate import learning_rate
 from afd_scale.methods.sigma import sigma_draw
 from afd_scale.protocols import AveragedPolicy, Metrics, Policy, TrainedPolicy, TrainedScorer
@@ -27,28 +30,53 @@ from afd_scale.rollout.causal import rollout
 from afd_scale.types import Batch, RankMean
 
 
+@dataclass(frozen=True)
+class Rollouts:
+    """Videos of the sampling policy, rows (P, G).
+
+    Attributes:
+        keys: of a rollout's random numbers: its sample's position in the dataset and its number in the group.
+        text: (P G, T, E) embeddings of their prompts.
+        videos: (P G, F, C, H, W) clean latents.
+    """
+
+    keys: list[int]
+    text: Tensor
+    videos: Tensor
+
+    def __getitem__(self, rows: slice) -> "Rollouts":
+        return Rollouts(self.keys[rows], self.text[rows], self.videos[rows])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
 class Afd:
-    """Student against teacher through a prompt-paired discriminator."""
+    """Student against teacher through a prompt-paired discriminator.
+
+    Args:
+        micro_batch: videos that pass through a network together; None is all of a step.
+    """
 
     def __init__(
         self, config: AfdConfig, student_config: StudentConfig, steps: int, randomness: Randomness,
         student: TrainedPolicy, old_policy: AveragedPolicy, reference: Policy | None, discriminator: TrainedScorer,
-        mean_over_ranks: RankMean,
+        mean_over_ranks: RankMean, micro_batch: int | None = None,
     ):  # fmt: skip
         self.config, self.student_config, self.steps, self.randomness = config, student_config, steps, randomness
         self.student, self.old_policy, self.reference = student, old_policy, reference
-        self.discriminator, self.mean_over_ranks = discriminator, mean_over_ranks
+        self.discriminator, self.mean_over_ranks, self.micro_batch = discriminator, mean_over_ranks, micro_batch
         self.warmup_steps = config.discriminator_warmup_steps
         self.sigmas = denoising_sigmas(student_config.timesteps, student_config.timestep_shift)
         self.sigma_draw = sigma_draw(config.sigma, student_config)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        videos = self._rollout(batch, step)
-        discriminator_metrics = self._train_discriminator(batch, videos, step)
+        rollouts = self._roll_out(batch, step)
+        discriminator_metrics = self._train_discriminator(batch, rollouts, step)
         if step < 1:  # warm-up: the student's first step already has a judge
             return discriminator_metrics
-        reward, weight = self._weigh(batch, videos)
-        student_metrics = self._train_student(batch, videos, weight, step)
+        reward, weight = self._weigh(rollouts)
+        student_metrics = self._train_student(rollouts, weight.flatten(), step)
         self.old_policy.follow(self.student, self._old_policy_decay(step))
         return {
             **discriminator_metrics,
@@ -58,22 +86,40 @@ class Afd:
             "rollout/weight_spread": (weight - 0.5).abs().mean(),
         }
 
-    def _rollout(self, batch: Batch, step: int) -> Tensor:
-        """(P G, F, C, H, W) clean latents of the sampling policy."""
-        shape, device, keys = tuple(batch.latents.shape[1:]), batch.latents.device, self._rollout_keys(batch)
-        noise = self.randomness.normal("rollout/noise", step, keys, shape, device)
-        renoise = self.randomness.normal("rollout/renoise", step, keys, (len(self.sigmas) - 1, *shape), device)
-        text = batch.text.repeat_interleave(self.config.rollouts_per_prompt, dim=0)
-        return rollout(self.old_policy, text, noise, renoise.transpose(0, 1), self.sigmas)
+    def _roll_out(self, batch: Batch, step: int) -> Rollouts:
+        group, shape, device = self.config.rollouts_per_prompt, tuple(batch.latents.shape[1:]), batch.latents.device
+        keys = [sample * group + number for sample in batch.samples for number in range(group)]
+        text = batch.text.repeat_interleave(group, dim=0)
+        videos = []
+        with self.old_policy.resident():
+            for part in pieces(len(keys), self.micro_batch):
+                noise = self.randomness.normal("rollout/noise", step, keys[part], shape, device)
+                again = (len(self.sigmas) - 1, *shape)
+                renoise = self.randomness.normal("rollout/renoise", step, keys[part], again, device)
+                videos.append(rollout(self.old_policy, text[part], noise, renoise.transpose(0, 1), self.sigmas))
+        return Rollouts(keys, text, torch.cat(videos))
 
-    def _train_discriminator(self, batch: Batch, videos: Tensor, step: int) -> Metrics:
+    def _train_discriminator(self, batch: Batch, rollouts: Rollouts, step: int) -> Metrics:
+        group = self.config.rollouts_per_prompt
+        prompts_at_once = None if self.micro_batch is None else max(1, self.micro_batch // (1 + group))
+
+        def loss_of(prompts: slice) -> tuple[Tensor, Metrics]:
+            of_prompts = slice(prompts.start * group, prompts.stop * group)
+            return self._discriminator_loss(batch[prompts], rollouts[of_prompts], step)
+
+        metrics = accumulate(self.discriminator, pieces(len(batch), prompts_at_once), loss_of)
+        rate = learning_rate(self.config.discriminator_optimizer, max(step, 1), self.steps)
+        gradient_norm = self.discriminator.step(rate)
+        return {**metrics, "discriminator/gradient_norm": gradient_norm}
+
+    def _discriminator_loss(self, batch: Batch, rollouts: Rollouts, step: int) -> tuple[Tensor, Metrics]:
         config, prompts = self.config, len(batch)
-        text = torch.cat([batch.text, batch.text.repeat_interleave(config.rollouts_per_prompt, dim=0)])
-        clean = torch.cat([batch.latents, videos])
+        text = torch.cat([batch.text, rollouts.text])
+        clean = torch.cat([batch.latents, rollouts.videos])
         penalised = config.r1_weight > 0 or config.r2_weight > 0
         if penalised:
             # One pass for both: ZeRO-3 takes one forward of a block for each backward.
-            perturbed = clean + config.penalty_deviation * self._penalty_noise(batch, clean, step)
+            perturbed = clean + config.penalty_deviation * self._penalty_noise(batch, rollouts, step)
             both = self.discriminator(torch.cat([clean, perturbed]), torch.cat([text, text]))
             logits, perturbed_logits = both.chunk(2)
         else:
@@ -83,25 +129,22 @@ class Afd:
             loss = losses.bradley_terry_loss(teacher, student)
         else:
             loss = losses.softplus_loss(teacher, student)
-        metrics = {"discriminator/loss": loss.detach()}
+        metrics = {
+            "discriminator/loss": loss.detach(),
+            "discriminator/accuracy": (teacher > student).float().mean(),
+            "discriminator/margin": (teacher - student).mean().detach(),
+        }
         if penalised:
             penalty = self._penalty(logits, perturbed_logits, prompts)
             metrics["discriminator/penalty"] = penalty.detach()
             loss = loss + penalty
-        self.discriminator.backward(loss)
-        gradient_norm = self.discriminator.step(learning_rate(config.discriminator_optimizer, max(step, 1), self.steps))
-        return {
-            **metrics,
-            "discriminator/accuracy": (teacher > student).float().mean(),
-            "discriminator/margin": (teacher - student).mean().detach(),
-            "discriminator/gradient_norm": gradient_norm,
-        }
+        return loss, metrics
 
-    def _penalty_noise(self, batch: Batch, clean: Tensor, step: int) -> Tensor:
+    def _penalty_noise(self, batch: Batch, rollouts: Rollouts, step: int) -> Tensor:
         """Noise on the teacher's videos and on the rollouts."""
-        shape, device = tuple(clean.shape[1:]), clean.device
+        shape, device = tuple(batch.latents.shape[1:]), batch.latents.device
         teacher = self.randomness.normal("penalty/teacher", step, batch.samples, shape, device)
-        student = self.randomness.normal("penalty/student", step, self._rollout_keys(batch), shape, device)
+        student = self.randomness.normal("penalty/student", step, rollouts.keys, shape, device)
         return torch.cat([teacher, student])
 
     def _penalty(self, logits: Tensor, perturbed: Tensor, prompts: int) -> Tensor:
@@ -113,50 +156,50 @@ class Afd:
         return self.config.r1_weight * r1 + self.config.r2_weight * r2
 
     @torch.no_grad()
-    def _weigh(self, batch: Batch, videos: Tensor) -> tuple[Tensor, Tensor]:
+    def _weigh(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """(P, G) logits of the rollouts and their weights in [0, 1]."""
         rule = self.config.advantage
-        text = batch.text.repeat_interleave(self.config.rollouts_per_prompt, dim=0)
-        reward = self.discriminator(videos, text).unflatten(0, (len(batch), -1))
+        parts = [rollouts[rows] for rows in pieces(len(rollouts), self.micro_batch)]
+        logits = torch.cat([self.discriminator(part.videos, part.text) for part in parts])
+        reward = logits.unflatten(0, (-1, self.config.rollouts_per_prompt))
         centred = centre(reward, rule.baseline, self.mean_over_ranks)
         advantage = divide_by_spread(centred, rule.spread, rule.spread_floor, self.mean_over_ranks)
         return reward, weight_from_advantage(advantage, rule.clip)
 
-    def _train_student(self, batch: Batch, videos: Tensor, weight: Tensor, step: int) -> Metrics:
+    def _train_student(self, rollouts: Rollouts, weight: Tensor, step: int) -> Metrics:
+        def loss_of(rows: slice) -> tuple[Tensor, Metrics]:
+            return self._student_loss(rollouts[rows], weight[rows], step)
+
+        metrics = accumulate(self.student, pieces(len(rollouts), self.micro_batch), loss_of)
+        rate = learning_rate(self.config.optimizer, step, self.steps)
+        gradient_norm = self.student.step(rate)
+        return {**metrics, "student/gradient_norm": gradient_norm, "student/learning_rate": torch.tensor(rate)}
+
+    def _student_loss(self, rollouts: Rollouts, weight: Tensor, step: int) -> tuple[Tensor, Metrics]:
         config, states = self.config, self.config.states_per_rollout
-        keys = [key * states + state for key in self._rollout_keys(batch) for state in range(states)]
-        x0 = videos.repeat_interleave(states, dim=0)
+        keys = [key * states + state for key in rollouts.keys for state in range(states)]
+        x0 = rollouts.videos.repeat_interleave(states, dim=0)
         noise = self.randomness.normal("student/noise", step, keys, tuple(x0.shape[1:]), x0.device)
         sigma = self.sigma_draw(self.randomness, "student/sigma", step, keys, x0)
-        noisy, timestep = add_noise(x0, noise, sigma), sigma * TIMESTEPS
-        text = batch.text.repeat_interleave(config.rollouts_per_prompt, dim=0)
+        noisy = add_noise(x0, noise, sigma)
 
-        with torch.no_grad():
-            old_velocity = self.old_policy(noisy, timestep, text, clean=videos)
-        velocity = self.student(noisy, timestep, text, clean=videos, clean_gradient=config.context_gradient)
+        arguments, clean = (noisy, sigma * TIMESTEPS, rollouts.text), rollouts.videos
+        with torch.no_grad():  # before the student's pass: with adapters all three are one network
+            old_velocity = self.old_policy(*arguments, clean=clean)
+            reference_velocity = None if self.reference is None else self.reference(*arguments, clean=clean)
+        velocity = self.student(*arguments, clean=clean, clean_gradient=config.context_gradient)
         loss = losses.policy_loss(
-            velocity, old_velocity, noisy, x0, sigma, weight.flatten().repeat_interleave(states),
+            velocity, old_velocity, noisy, x0, sigma, weight.repeat_interleave(states),
             policy_mix=config.policy_mix, clip=config.advantage.clip, normalise=config.normalise,
         ).mean()  # fmt: skip
         metrics = {
             "student/loss": loss.detach(),
             "student/old_policy_distance": (velocity - old_velocity).detach().abs().mean(),
         }
-        if self.reference is not None:
-            with torch.no_grad():
-                reference_velocity = self.reference(noisy, timestep, text, clean=videos)
-            prior = losses.prior_loss(velocity, reference_velocity).mean()
+        if reference_velocity is not None:
             metrics["student/reference_distance"] = (velocity - reference_velocity).detach().abs().mean()
-            loss = loss + config.prior_weight * prior
-        self.student.backward(loss)
-        rate = learning_rate(config.optimizer, step, self.steps)
-        metrics["student/gradient_norm"] = self.student.step(rate)
-        return {**metrics, "student/learning_rate": torch.tensor(rate)}
-
-    def _rollout_keys(self, batch: Batch) -> list[int]:
-        """One key for each rollout: its sample's position in the dataset and its number in the group."""
-        rollouts = self.config.rollouts_per_prompt
-        return [sample * rollouts + number for sample in batch.samples for number in range(rollouts)]
+            loss = loss + config.prior_weight * losses.prior_loss(velocity, reference_velocity).mean()
+        return loss, metrics
 
     def _old_policy_decay(self, step: int) -> float:
         config = self.config

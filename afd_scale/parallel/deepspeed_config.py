@@ -5,12 +5,15 @@ from typing import Any
 from afd_scale.config import RunConfig
 
 
-def deepspeed_config(config: RunConfig, *, gradient_norm: float = 0.0, frozen: bool = False) -> dict[str, Any]:
+def deepspeed_config(
+    config: RunConfig, *, gradient_norm: float = 0.0, frozen: bool = False, edited: bool = False
+) -> dict[str, Any]:
     """ZeRO-3 for a network that is trained, or only sharded.
 
     Args:
         gradient_norm: the gradient is clipped to this global norm; 0 does not clip.
         frozen: the network has no optimizer.
+        edited: shards are edited in place, so none may live as a whole copy beside its shard.
     """
     generated: dict[str, Any] = {
         # Batches are ours: DeepSpeed only has to find its own accounting consistent.
@@ -20,15 +23,27 @@ def deepspeed_config(config: RunConfig, *, gradient_norm: float = 0.0, frozen: b
         "steps_per_print": 10**12,
         "zero_optimization": {
             "stage": 3,
-            # A frozen network's shards are edited in place, so none may live as a whole copy beside its shard.
-            "stage3_param_persistence_threshold": 0 if frozen else config.engine.parameter_persistence,
+            "stage3_param_persistence_threshold": 0 if edited else config.engine.parameter_persistence,
             "memory_efficient_linear": False,  # replaces torch.nn.functional.linear for the whole process
+            **_offload(config, frozen),
         },
-        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": False},
+        "bf16": {"enabled": config.precision != "fp32", "check_grad_overflow": False},
         # The optimizers are torch's own, chosen by us: DeepSpeed would compile one.
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
     }
+    if config.train.micro_batch is not None and config.precision != "fp32":
+        generated["data_types"] = {"grad_accum_dtype": "fp32"}  # a sum of many in bf16 loses the small ones
     return merge(generated, config.engine.deepspeed)
+
+
+def _offload(config: RunConfig, frozen: bool) -> dict[str, Any]:
+    engine = config.engine
+    places = {"offload_param": engine.offload_parameters}
+    if not frozen:
+        places["offload_optimizer"] = engine.offload_optimizer
+    path = {"nvme_path": str(engine.nvme_path)} if engine.nvme_path else {}
+    return {key: {"device": device, "pin_memory": True, **path} for key, device in places.items() if device != "none"}
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

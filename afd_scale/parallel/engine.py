@@ -1,28 +1,44 @@
-"""Networks sharded by DeepSpeed ZeRO-3: trained ones, and frozen ones that may follow a trained one."""
+"""Networks sharded by DeepSpeed ZeRO-3: trained ones, frozen ones, and policies that are adapters of a trained one."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param, set_z3_leaf_module
-from safetensors.torch import load_file, save_file
+from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor
 
 from afd_scale.config import RunConfig
 from afd_scale.config.models import OptimizerConfig
+from afd_scale.layers.lora import adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.parallel.deepspeed_config import deepspeed_config
+from afd_scale.parallel.shards import (
+    GatherCounter,
+    Residency,
+    ShardAverage,
+    kept_whole,
+    merged_weights,
+    whole_weight,
+)
 
 
-def build_sharded(config: RunConfig, build: Callable[[], Network], state: dict[str, Tensor] | None) -> Network:
+def build_sharded(
+    config: RunConfig,
+    build: Callable[[], Network],
+    state: dict[str, Tensor] | None,
+    counter: GatherCounter | None = None,
+) -> Network:
     """Construct a network shard by shard, so that no rank ever holds all of it, and fill it.
 
     Args:
         build: makes the network; its random numbers come from a generator seeded with config.seed, alike on all ranks.
-        state: weights by parameter name (needed on the main rank only), or None to keep the initial ones.
+        state: weights by parameter name (needed on the main rank only), or None to keep the initial ones; a parameter
+            that it lacks keeps its initial weight.
+        counter: counts what is gathered of this network.
     """
     # No dtype argument: DeepSpeed 0.19 takes bf16 for any that is given where the accelerator has no fp16. It follows
     # the configuration when none is.
@@ -36,42 +52,81 @@ def build_sharded(config: RunConfig, build: Callable[[], Network], state: dict[s
     if state is not None:
         for name, parameter in network.named_parameters():
             with GatheredParameters([parameter], modifier_rank=0):
-                if torch.distributed.get_rank() == 0:
+                if name in state:
                     parameter.data.copy_(state[name])
+    if counter is not None:
+        counter.watch(network.parameters())
     return network
 
 
 class ShardedNetwork:
-    """A network behind a DeepSpeed engine; calls go through it, so that shards are gathered and released."""
+    """A network behind a DeepSpeed engine; calls go through it, so that shards are gathered and released.
 
-    def __init__(self, engine: Any):
-        self.engine = engine
+    Args:
+        adapter: that counts in its passes; None is the weights themselves.
+        residency: of its weights during rollouts; None keeps them sharded.
+    """
+
+    def __init__(self, engine: Any, adapter: str | None = None, residency: Residency | None = None):
+        self.engine, self.adapter, self.residency = engine, adapter, residency
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        return self.engine(*arguments, **options)
+        if self.adapter is not None:
+            options["adapter"] = self.adapter
+        output: Tensor = self.engine(*arguments, **options)
+        return output
 
     def new_cache(self, frames: int) -> Any:
         return self.engine.module.new_cache(frames)
 
     @property
-    def parameters(self) -> list[Any]:
-        """ZeRO-3 parameters: `ds_tensor` is this rank's shard."""
-        return list(self.engine.module.parameters())
+    def network(self) -> Network:
+        network: Network = self.engine.module
+        return network
+
+    def parameters(self, adapter: str | None) -> dict[str, Any]:
+        """ZeRO-3 parameters of one adapter, or of the base, by name."""
+        return {name: p for name, p in self.network.named_parameters() if adapter_of(name) == adapter}
+
+    @contextmanager
+    def resident(self) -> Iterator[None]:
+        """While it lasts, weights stay whole here if so configured; without gradient, on all ranks together."""
+        self.release()
+        parameters = list(self.parameters(None).values())
+        if self.adapter is not None:
+            parameters += self.parameters(self.adapter).values()
+        if self.residency is not None and self.residency.gathers(parameters):
+            with kept_whole(parameters, self.network.units()):
+                yield
+        else:
+            yield
+        self.release()
+
+    def release(self) -> None:
+        """Let go of whole copies that passes have left behind for reuse, and of those fetched ahead."""
+        # Not by the engine's method of the same name, which also collects garbage and empties the allocator.
+        self.engine.optimizer.empty_partition_cache()
 
 
 class TrainedNetwork(ShardedNetwork):
-    """A network with its optimizer."""
+    """A network with its optimizer; what needs no gradient is frozen.
 
-    def __init__(self, config: RunConfig, network: Network, optimizer: OptimizerConfig):
+    Args:
+        options: of `ShardedNetwork`.
+    """
+
+    def __init__(self, config: RunConfig, network: Network, optimizer: OptimizerConfig, **options: Any):
+        trained = [p for p in network.parameters() if p.requires_grad]
         torch_optimizer = torch.optim.AdamW(
-            network.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas,
+            trained, lr=optimizer.learning_rate, betas=optimizer.betas,
             eps=optimizer.epsilon, weight_decay=optimizer.weight_decay, fused=True,
         )  # fmt: skip
+        partly = any(not p.requires_grad for p in network.parameters())
         engine, *_ = deepspeed.initialize(
             model=network, optimizer=torch_optimizer,
-            config=deepspeed_config(config, gradient_norm=optimizer.gradient_norm),
+            config=deepspeed_config(config, gradient_norm=optimizer.gradient_norm, edited=partly),
         )  # fmt: skip
-        super().__init__(engine)
+        super().__init__(engine, **options)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
@@ -80,78 +135,85 @@ class TrainedNetwork(ShardedNetwork):
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
+        self.release()
         norm = self.engine.get_global_grad_norm()
         return torch.zeros(()) if norm is None else torch.as_tensor(norm)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole float32 weight of each parameter, one at a time; on all ranks together."""
-        for name, parameter in self.engine.module.named_parameters():
-            yield name, safe_get_full_fp32_param(parameter)
+        """Name and whole float32 weight of each parameter, the adapter merged; on all ranks together."""
+        return merged_weights(self.network, self.adapter, lambda name, parameter: whole_weight(parameter))
 
     def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        # Frozen weights are the start's: a run that goes on builds them again.
+        self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        self.engine.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False)
+        self.engine.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False, load_module_strict=False)
 
 
 class FrozenNetwork(ShardedNetwork):
-    """A network without optimizer, sharded like the trained ones."""
+    """A network without optimizer, sharded like the trained ones.
 
-    def __init__(self, config: RunConfig, network: Network):
+    Args:
+        options: of `ShardedNetwork`.
+    """
+
+    def __init__(self, config: RunConfig, network: Network, **options: Any):
         network.requires_grad_(False)
         network.eval()
-        engine, *_ = deepspeed.initialize(model=network, config=deepspeed_config(config, frozen=True))
-        super().__init__(engine)
+        engine, *_ = deepspeed.initialize(model=network, config=deepspeed_config(config, frozen=True, edited=True))
+        super().__init__(engine, **options)
 
 
 class AverageNetwork(FrozenNetwork):
-    """A frozen network whose shards are a running average of a trained one's.
+    """A frozen network whose shards are a running average of a trained one's."""
 
-    The average is kept in float32 beside bf16 shards: a small step would vanish in bf16.
-    """
+    def __init__(self, config: RunConfig, network: Network, **options: Any):
+        super().__init__(config, network, **options)
+        self.average = ShardAverage(self.parameters(None), self.release)
+        self.save, self.load = self.average.save, self.average.load
 
-    def __init__(self, config: RunConfig, network: Network):
-        super().__init__(config, network)
-        self.shards: list[Tensor] = [p.ds_tensor.detach().float() for p in self.parameters]  # float32: no copy
-
-    @torch.no_grad()
     def follow(self, trained: ShardedNetwork, decay: float) -> None:
         """weights <- decay weights + (1 - decay) trained weights, on this rank's shards."""
-        for shard, source in zip(self.shards, trained.parameters, strict=True):
-            shard.lerp_(safe_get_local_fp32_param(source).view_as(shard), 1 - decay)
-        self._write_shards()
-
-    def _write_shards(self) -> None:
-        # Whole copies that a forward pass may have left behind would hide the new shards. Not by the engine's method of
-        # the same name, which also collects garbage and empties the allocator.
-        self.engine.optimizer.empty_partition_cache()
-        for shard, parameter in zip(self.shards, self.parameters, strict=True):
-            parameter.ds_tensor.copy_(shard)
+        self.average.follow(trained.parameters(None).values(), decay)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole float32 average of each parameter, one at a time; on all ranks together."""
-        for (name, parameter), shard in zip(self.engine.module.named_parameters(), self.shards, strict=True):
-            shards = [torch.empty_like(shard) for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather(shards, shard)
-            yield name, torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
+        return merged_weights(self.network, None, lambda name, parameter: self.average.whole(name))
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        save_file(self._named_shards(), self._file(folder))
 
-    @torch.no_grad()
-    def load(self, folder: Path) -> None:
-        saved = load_file(self._file(folder))
-        for name, shard in self._named_shards().items():
-            shard.copy_(saved[name])
-        self._write_shards()
+class AdapterPolicy(ShardedNetwork):
+    """A trained network seen through another of its adapters, or through none: no copy of a weight.
 
-    def _named_shards(self) -> dict[str, Tensor]:
-        """This rank's float32 shards by parameter name."""
-        names = [name for name, _ in self.engine.module.named_parameters()]
-        return dict(zip(names, self.shards, strict=True))
+    Args:
+        options: of `ShardedNetwork`.
+    """
 
-    @staticmethod
-    def _file(folder: Path) -> Path:
-        return folder / f"rank_{torch.distributed.get_rank():05d}.safetensors"
+    def __init__(self, trained: TrainedNetwork, adapter: str | None, **options: Any):
+        super().__init__(trained.engine, adapter, **options)
+
+
+class AverageAdapter(AdapterPolicy):
+    """An adapter that is a running average of the trained one; it starts as a copy.
+
+    Args:
+        options: of `ShardedNetwork`.
+    """
+
+    def __init__(self, trained: TrainedNetwork, adapter: str, **options: Any):
+        super().__init__(trained, adapter, **options)
+        self.average = ShardAverage(self.parameters(adapter), self.release)
+        self.save, self.load = self.average.save, self.average.load
+        self.follow(trained, 0.0)
+
+    def follow(self, trained: ShardedNetwork, decay: float) -> None:
+        """adapter <- decay adapter + (1 - decay) trained adapter, on this rank's shards."""
+        self.average.follow(trained.parameters(trained.adapter).values(), decay)
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole float32 weight of each parameter of the base, the average merged; on all ranks together."""
+
+        def whole(name: str, parameter: Any) -> Tensor:
+            return whole_weight(parameter) if adapter_of(name) is None else self.average.whole(name)
+
+        return merged_weights(self.network, self.adapter, whole)

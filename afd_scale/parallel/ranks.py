@@ -18,16 +18,32 @@ from afd_scale.parallel.launchers import Launched
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run.
+    """This process among those of the run: data x sequence, the ranks that share a video standing together.
 
     Attributes:
         rank, size: among all processes.
+        local_size: processes on this machine.
         device: where this rank computes.
+        sequence: ranks that share one video's tokens.
+        sequence_group: those of this rank's video; None where each has its own.
     """
 
     rank: int
     size: int
+    local_size: int
     device: torch.device
+    sequence: int = 1
+    sequence_group: dist.ProcessGroup | None = None
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a batch this rank has."""
+        return self.rank // self.sequence
+
+    @property
+    def data_size(self) -> int:
+        """Shares of a batch."""
+        return self.size // self.sequence
 
     @property
     def is_main(self) -> bool:
@@ -35,7 +51,7 @@ class Ranks:
         return self.rank == 0
 
     def mean(self, x: Tensor) -> Tensor:
-        """Mean of a tensor over the ranks, float32, on all of them."""
+        """Mean of a tensor over the shares of a batch, float32, on all ranks; ranks of a sequence hold the same."""
         x = x.detach().float().to(self.device).clone()
         dist.all_reduce(x)
         return x / self.size
@@ -57,10 +73,10 @@ class Ranks:
         return box[0]
 
     def gather(self, x: Tensor) -> Tensor:
-        """Rows of all ranks in rank order, (size x B, ...), on all ranks; every rank holds as many."""
+        """Rows of all shares in their order, (data_size x B, ...), on all ranks; every rank holds as many."""
         rows = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(rows, x.contiguous())
-        return torch.cat(rows)
+        return torch.cat(rows[:: self.sequence])
 
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on the main rank only; all ranks get its result, or raise its exception."""
@@ -78,13 +94,14 @@ class Ranks:
 
 @contextmanager
 def start_ranks(
-    launched: Launched, timeout_minutes: int, agreed: tuple[type[Exception], ...] = (ConfigError,)
+    launched: Launched, timeout_minutes: int, sequence: int = 1, agreed: tuple[type[Exception], ...] = (ConfigError,)
 ) -> Iterator[Ranks]:
     """Join the process group that a launcher describes, and leave it at the end.
 
     The device and the backend follow from what is there: nccl with a GPU, gloo without.
 
     Args:
+        sequence: ranks that share one video's tokens.
         agreed: exceptions that all ranks raise together; after any other the rest may never come to the good-bye.
     """
     import deepspeed
@@ -108,9 +125,20 @@ def start_ranks(
         verbose=False,
     )
     try:
-        yield Ranks(launched.rank, launched.size, device)
+        group = _sequence_group(launched.size, sequence, timedelta(minutes=timeout_minutes))
+        yield Ranks(launched.rank, launched.size, launched.local_size, device, sequence, group)
     except Exception as error:
         if isinstance(error, agreed):
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _sequence_group(size: int, sequence: int, timeout: timedelta) -> dist.ProcessGroup | None:
+    if size % sequence:
+        raise ConfigError(f"parallel.sequence ({sequence}) must divide the number of ranks ({size}): every video takes "
+                          "as many ranks")  # fmt: skip
+    if sequence == 1:
+        return None
+    group, _ = dist.new_subgroups(sequence, timeout=timeout)
+    return group

@@ -88,5 +88,5 @@ class Judge:
             policy, self.prompts.text.to(ranks.device),
             (data.latent_frames, config.student.latent_channels, data.latent_height, data.latent_width),
             denoising_sigmas(config.student.timesteps, config.student.timestep_shift), Randomness(config.seed),
-            clips=clips, batch=config.evaluation.batch, rank=ranks.rank, size=ranks.size, gather=ranks.gather,
+            clips=clips, batch=config.evaluation.batch, rank=ranks.data_rank, size=ranks.data_size, gather=ranks.gather,
         )  # fmt: skip

@@ -15,8 +15,10 @@ from afd_scale.evaluation.report import provenance_header
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 
-# What may change when a run goes on: how long, how often it logs and saves, and what happens after.
-CHANGEABLE = ("train", "evaluation", "engine", "requires", "out", "data.cache", "data.source")
+# What may change when a run goes on: how long, how often it logs and saves, how ranks share the work, what comes then.
+CHANGEABLE = (
+    "train", "evaluation", "engine", "parallel", "rollout", "attention", "requires", "out", "data.cache", "data.source",
+)  # fmt: skip
 
 
 def check_folder(config: RunConfig) -> None:

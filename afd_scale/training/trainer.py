@@ -36,10 +36,12 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
         ConfigError: the config, the data, the start weights or the run folder cannot be used.
         Preempted: the run was told to stop, and has saved.
     """
-    ranks.run_on_main(_check_early, config, ranks.size, requirers)
+    ranks.run_on_main(_check_early, config, ranks.data_size, requirers)
     if config.requires is not None:
         log.info("%s requires the run of %s", config.name, config.requires)
-        train(load_config(config.requires), ranks, (*requirers, config.requires))
+        # How ranks share the work was decided when they were started.
+        required = load_config(config.requires, [f"parallel.sequence={config.parallel.sequence}"])
+        train(required, ranks, (*requirers, config.requires))
     summary = ranks.run_on_main(_complete_summary, config)
     if summary is not None:
         table = "" if requirers else "\n" + metric_table(summary)
@@ -122,7 +124,8 @@ class Trainer:
             closing(Progress(config.name, config.train.steps, main, self.step, config.train.log_every)) as progress,
             listening() as stop,
         ):
-            last_log, last_time = self.step, time.monotonic()
+            last_log, last_time, counter = self.step, time.monotonic(), self.built.counter
+            counter.bytes = 0
             for step in range(self.step + 1, config.train.steps + 1):
                 metrics = self.built.method.train_step(self._next_batch(), step)
                 self.step = step
@@ -130,7 +133,8 @@ class Trainer:
                     values = self._reduce(metrics)  # waits for the device, so that the time is that of finished steps
                     self._check_finite(values)
                     values["system/step_seconds"] = (time.monotonic() - last_time) / (step - last_log)
-                    last_log, last_time = step, time.monotonic()
+                    values["system/gathered_gib"] = counter.bytes / 2**30 / (step - last_log)
+                    last_log, last_time, counter.bytes = step, time.monotonic(), 0
                     writer.write(step, values)
                     progress.update(step, values)
                 else:
@@ -164,10 +168,10 @@ class Trainer:
         return dict(zip(names, self.ranks.mean(values).tolist(), strict=True))
 
     def _save(self) -> None:
+        student = self.config.student.model_copy(update={"lora": None})  # adapters are merged into what is saved
         path = self.checkpoints.save(
-            self.step, self.built.networks, self.stream.state_dict(), self.built.exported.full_weights(),
-            self.config.student,
-        )  # fmt: skip
+            self.step, self.built.networks, self.stream.state_dict(), self.built.exported.full_weights(), student
+        )
         log.info("%s saved %s", self.config.name, path)
 
     def _finish(self, metrics: dict[str, dict[str, float]]) -> None:
@@ -189,14 +193,14 @@ class Trainer:
         log.info("%s is complete; look at %s", self.config.name, report)
 
 
-def _check_early(config: RunConfig, num_ranks: int, requirers: tuple[Path, ...]) -> None:
+def _check_early(config: RunConfig, data_ranks: int, requirers: tuple[Path, ...]) -> None:
     """What would otherwise come out only after the run that this one requires."""
     check_folder(config)
     if config.requires in requirers:
         raise ConfigError(f"requires ({config.requires}) must not lead back to itself")
-    if config.data.global_batch % num_ranks:
+    if config.data.global_batch % data_ranks:
         raise ConfigError(f"data.global_batch ({config.data.global_batch}) must be a multiple of the number of data "
-                          f"ranks ({num_ranks}): each takes an equal share")  # fmt: skip
+                          f"ranks ({data_ranks}): each takes an equal share")  # fmt: skip
 
 
 def _check_inputs(config: RunConfig) -> None:

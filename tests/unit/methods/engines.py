@@ -1,5 +1,6 @@
 """Engines in one process, without DeepSpeed: what a training method asks of the networks that it is given."""
 
+import contextlib
 import copy
 
 import torch
@@ -30,6 +31,9 @@ class Engine:
 
     def new_cache(self, frames):
         return self.network.new_cache(frames)
+
+    def resident(self):
+        return contextlib.nullcontext()
 
     def weights(self):
         """A copy of all parameters as one vector."""

@@ -151,7 +151,7 @@ def test_the_teacher_reaches_the_student_through_the_discriminator_only():
 def test_the_students_step_leaves_the_discriminator_alone():
     trained, alone = make_afd(), make_afd()
     trained.train_step(make_batch(), 1)
-    alone._train_discriminator(make_batch(), alone._rollout(make_batch(), 1), 1)
+    alone._train_discriminator(make_batch(), alone._roll_out(make_batch(), 1), 1)
     assert torch.equal(trained.discriminator.weights(), alone.discriminator.weights())
     assert all(p.grad is None for p in trained.discriminator.network.parameters())
     assert all(p.grad is None for p in trained.old_policy.network.parameters())

@@ -1,0 +1,190 @@
+"""Operations on ZeRO-3 shards: count what is gathered, keep weights whole for a while, average shard by shard.
+
+A ZeRO-3 parameter has `ds_tensor` (this rank's shard, padded), `ds_numel` and `ds_shape` (of the whole).
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from afd_scale.layers.lora import FOLDER, adapter_of
+
+log = logging.getLogger(__name__)
+
+_RESIDENT = "resident"  # stands among the modules that are using a parameter, so that none of them releases it
+_HEADROOM = 1.2  # what a rollout takes besides weights and cache: activations of a chunk, text, fragmentation
+
+
+class GatherCounter:
+    """Bytes of whole weights that this rank has gathered from the others.
+
+    Every gather of DeepSpeed's hooks and of ours goes through the parameter's own `all_gather_coalesced`.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def watch(self, parameters: Iterable[Any]) -> None:
+        for parameter in parameters:
+            parameter.all_gather_coalesced = self._counted(parameter.all_gather_coalesced)
+
+    def _counted(self, gather: Callable[..., Any]) -> Callable[..., Any]:
+        def gather_and_count(parameters: Iterable[Any], *arguments: Any, **options: Any) -> Any:
+            parameters = list(parameters)
+            self.bytes += whole_bytes(parameters)
+            return gather(parameters, *arguments, **options)
+
+        return gather_and_count
+
+
+def whole_bytes(parameters: Iterable[Any]) -> int:
+    """Bytes of parameters that are whole."""
+    return sum(p.ds_numel * p.ds_tensor.element_size() for p in parameters)
+
+
+class Residency:
+    """Whether a policy's weights stay whole on every rank during a rollout.
+
+    Args:
+        choice: `sharded`, `gathered` or `auto`, which gathers where it fits on all ranks, decided at the first rollout.
+        cache_bytes: of a rank's KV cache.
+        ranks_of_machine: that share a CPU's memory.
+        any_rank: whether a condition holds on some rank, the same answer on all.
+    """
+
+    def __init__(self, choice: str, cache_bytes: int, ranks_of_machine: int, any_rank: Callable[[bool], bool]):
+        self.choice, self.cache_bytes = choice, cache_bytes
+        self.ranks_of_machine, self.any_rank = ranks_of_machine, any_rank
+
+    def gathers(self, parameters: Sequence[Any]) -> bool:
+        """The decision; a collective the first time."""
+        if self.choice == "auto":
+            needed = _HEADROOM * (whole_bytes(parameters) + self.cache_bytes)
+            fits = not self.any_rank(needed > _free_bytes(self.ranks_of_machine))
+            self.choice = "gathered" if fits else "sharded"
+            log.info("rollout.weights auto: %s (weights and KV cache take %.1f GiB)", self.choice, needed / 2**30)
+        return self.choice == "gathered"
+
+
+@contextmanager
+def kept_whole(parameters: Sequence[Any], units: Iterable[nn.Module]) -> Iterator[None]:
+    """Gather parameters once and keep them whole until the end, whatever passes run meanwhile; on all ranks together.
+
+    Args:
+        parameters: none of which is whole now.
+        units: whose parameters are gathered in one collective each, which bounds the buffers.
+    """
+    wanted = set(parameters)
+    groups: list[list[Any]] = [[p for p in unit.parameters() if p in wanted] for unit in units]
+    grouped = {p for group in groups for p in group}
+    groups.append([p for p in parameters if p not in grouped])
+    for group in groups:
+        if group:
+            group[0].all_gather_coalesced(group).wait()
+    for parameter in parameters:
+        parameter.ds_active_sub_modules.add(_RESIDENT)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.ds_active_sub_modules.discard(_RESIDENT)
+        parameters[0].partition(param_list=list(parameters), has_been_updated=False)
+
+
+class ShardAverage:
+    """A running average of trained weights, kept shard by shard in other parameters.
+
+    It is kept in float32 beside bf16 shards: a small step would vanish in bf16.
+
+    Args:
+        parameters: that hold the average, by name.
+        release: lets go of whole copies, which would hide new shards.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any], release: Callable[[], None]):
+        self.parameters, self.release = parameters, release
+        self.shards = {name: p.ds_tensor.detach().float() for name, p in parameters.items()}  # float32: no copy
+
+    @torch.no_grad()
+    def follow(self, sources: Iterable[Any], decay: float) -> None:
+        """average <- decay average + (1 - decay) source, on this rank's shards."""
+        for shard, source in zip(self.shards.values(), sources, strict=True):
+            shard.lerp_(safe_get_local_fp32_param(source).view_as(shard), 1 - decay)
+        self._write()
+
+    def _write(self) -> None:
+        self.release()
+        for name, parameter in self.parameters.items():
+            parameter.ds_tensor.copy_(self.shards[name])
+
+    def whole(self, name: str) -> Tensor:
+        """The whole float32 average of a parameter; on all ranks together."""
+        shard, parameter = self.shards[name], self.parameters[name]
+        shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
+        dist.all_gather(shards, shard)
+        return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        save_file(self.shards, _file(folder))
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        saved = load_file(_file(folder))
+        for name, shard in self.shards.items():
+            shard.copy_(saved[name])
+        self._write()
+
+
+def whole_weight(parameter: Any) -> Tensor:
+    """A parameter's whole float32 weight: the optimizer's where it is trained; on all ranks together."""
+    if parameter.requires_grad:
+        weight: Tensor = safe_get_full_fp32_param(parameter)
+        return weight
+    with GatheredParameters([parameter]):
+        return parameter.data.float().clone()
+
+
+def merged_weights(
+    network: nn.Module, adapter: str | None, whole: Callable[[str, Any], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole float32 weight of each parameter of the base, the adapter's product added; one at a time.
+
+    Args:
+        whole: the whole weight of a named parameter; on all ranks together.
+    """
+    for name, parameter in network.named_parameters():
+        if adapter_of(name) is not None:
+            continue
+        weight = whole(name, parameter)
+        path, _, kind = name.rpartition(".")
+        adapters = getattr(network.get_submodule(path), FOLDER, None)
+        if adapter is not None and adapters is not None and kind == "weight":
+            product = adapters[adapter]
+            up, down = (
+                whole(f"{path}.{FOLDER}.{adapter}.{side}", getattr(product, side)).to(weight) for side in ("up", "down")
+            )
+            weight = weight + product.scale * (up @ down)
+        yield name, weight
+
+
+def _free_bytes(ranks_of_machine: int) -> float:
+    """What this rank may still allocate."""
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return float(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    return float(psutil.virtual_memory().available / ranks_of_machine)
+
+
+def _file(folder: Path) -> Path:
+    return folder / f"rank_{dist.get_rank():05d}.safetensors"
