@@ -10,7 +10,7 @@ Either the keys are copied side by side, or each range R is a call of its own an
 
     lse = log sum_R exp(lse_R)        out = sum_R exp(lse_R - lse) out_R
 
-Backward needs nothing new. A kernel rebuilds its probabilities as exp(q k - lse) and takes D = sum(grad_out * out): with
+Backward needs nothing new. A kernel rebuilds its probabilities as exp(q k - lse) and takes D = sum(grad_out * out); of
 the merged `lse` and `out` these are those of the whole softmax, so the call on R gives dK and dV of R exactly, and its
 part of dQ.
 
