@@ -28,8 +28,9 @@ def load() -> Attend:
     import triton  # noqa: F401
     from torch.nn.attention.flex_attention import flex_attention
 
-    # A layout has its shapes: were they made dynamic, its tiles could not be.
-    return FlexAttention(torch.compile(flex_attention, dynamic=False))
+    # A layout has its shapes, so nothing is dynamic. Without `fullgraph`, where layouts are more than torch keeps compiled
+    # (8), the rest would silently be computed by materialising all scores.
+    return FlexAttention(torch.compile(flex_attention, dynamic=False, fullgraph=True))
 
 
 class FlexAttention:
