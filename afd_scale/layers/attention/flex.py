@@ -28,8 +28,8 @@ def load() -> Attend:
     import triton  # noqa: F401
     from torch.nn.attention.flex_attention import flex_attention
 
-    # A layout has its shapes, so nothing is dynamic. Without `fullgraph`, where layouts are more than torch keeps compiled
-    # (8), the rest would silently be computed by materialising all scores.
+    # A layout has its shapes, so nothing is dynamic. Without `fullgraph`, layouts beyond the 8 that torch keeps
+    # compiled would silently be computed by materialising all scores.
     return FlexAttention(torch.compile(flex_attention, dynamic=False, fullgraph=True))
 
 
