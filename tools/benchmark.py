@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afd_scale.layers.attention import AttentionLayout, attend, attend_all
+from afd_scale.layers.attention import AttentionLayout, attend_all, choose_backend
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+BACKENDS = ("auto", "sdpa", "flash", "flex", "fa4")
 
 # Default shapes of `attention`: on a GPU those of Wan 1.3B at 832x480, on a CPU large enough for attention to dominate.
 SHAPES = {
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=tuple(BENCHMARKS), metavar="NAME", help=f"one of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="of attention (default %(default)s)")
     parser.add_argument("--repeats", type=_positive, default=25, help="turns of each (default %(default)s)")
     # Two threads wait for each other at every kernel: where other work shares the cores, that would be measured.
     parser.add_argument("--threads", type=_positive, default=1, help="of a CPU (default %(default)s)")
@@ -44,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    result = {"name": options.name, **BENCHMARKS[options.name](options, device), "device": machine}
+    try:
+        measured = BENCHMARKS[options.name](options, device)
+    except ValueError as error:
+        parser.error(str(error))
+    result = {"name": options.name, **measured, "device": machine}
     result |= {"threads": options.threads, "torch": torch.__version__}
     if options.json:
         print(json.dumps(result))
@@ -59,6 +65,7 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
     tokens = options.tokens_per_chunk
     layout = AttentionLayout.block_causal(options.chunks, chunk_frames=1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    backend = choose_backend(options.backend, device=device, dtype=dtype, head_dim=options.head_dim)
     generator = torch.Generator(device).manual_seed(0)
     shape = (1, options.chunks * tokens, options.heads, options.head_dim)
     q, k, v, grad_out = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(4))
@@ -67,7 +74,7 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
     mask = torch.zeros(visible.shape, device=device, dtype=dtype).masked_fill_(~visible, float("-inf"))
 
     def segments(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, layout)
+        return backend.attend(q, k, v, layout)
 
     def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -95,6 +102,7 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
         "forward_backward_seconds": both,
         "shape": {field: getattr(options, field) for field in SHAPES[device.type]},
         "dtype": str(dtype).removeprefix("torch."),
+        "backend": f"{backend.name} ({backend.kernels})",
     }
 
 

@@ -92,9 +92,7 @@ class ShardedNetwork:
     def resident(self) -> Iterator[None]:
         """While it lasts, weights stay whole here if so configured; without gradient, on all ranks together."""
         self.release()
-        parameters = list(self.parameters(None).values())
-        if self.adapter is not None:
-            parameters += self.parameters(self.adapter).values()
+        parameters = list(self.network.parameters())  # adapters of others too: a block is gathered as a whole
         if self.residency is not None and self.residency.gathers(parameters):
             with kept_whole(parameters, self.network.units()):
                 yield

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tests.distributed.processes import torchrun
 
 TOLERANCE = 1e-4
-STEPS, PROMPTS, FRAMES, SIZE = 5, 4, 4, 6
+STEPS, PROMPTS, FRAMES, SIZE = 5, 2, 3, 6
 SHAPE = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6, "text_length": 5,
          "latent_channels": 3, "prediction": "velocity"}  # fmt: skip
 OPTIMIZER = {"learning_rate": 0.01, "epsilon": 1e-3, "weight_decay": 0.1, "gradient_norm": 0.5}
@@ -31,9 +31,9 @@ def run_config(folder: Path, checkpointing: bool, window: bool, lora: bool, **se
     from afd_scale.config import RunConfig
 
     shared = {**SHAPE, "activation_checkpointing": checkpointing, "lora": LORA if lora else None}
-    windowed = {"window_frames": 3, "sink_frames": 1} if window else {}
+    windowed = {"window_frames": 2, "sink_frames": 1} if window else {}
     return RunConfig.model_validate({
-        "student": {**shared, **windowed, "weights": folder / "student"},
+        "student": {**shared, **windowed, "timesteps": [1000, 500], "weights": folder / "student"},
         "data": {"latent_frames": FRAMES, "latent_height": SIZE, "latent_width": SIZE, "global_batch": PROMPTS},
         "evaluation": {"metrics": "none"},
         "method": {
@@ -54,7 +54,7 @@ def check_matrix(folder: Path, sequence: int) -> None:
         ranks.run_on_main(save_start, folder)
         for checkpointing, window, lora in itertools.product((False, True), repeat=3):
             weights = "gathered" if window else "sharded"
-            micro = 3 if checkpointing else None
+            micro = 1 if checkpointing else None
             config = run_config(
                 folder, checkpointing, window, lora, rollout={"weights": weights}, train={"micro_batch": micro}
             )

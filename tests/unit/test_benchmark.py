@@ -43,6 +43,7 @@ def test_attention_prints_one_json_object(benchmark, capsys):
     assert result["flop_ratio"] == pytest.approx((3 + 1) / (2 * 3))
     assert result["device"]
     assert result["torch"]
+    assert result["backend"].startswith("sdpa (torch")
     for phase in ("forward", "forward_backward"):
         seconds = result[f"{phase}_seconds"]
         assert min(seconds.values()) > 0
@@ -58,8 +59,12 @@ def test_without_json_it_prints_a_line_for_each_figure(benchmark, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["nothing"], "invalid choice"), (["attention", "--chunks", "0"], "(0) must be at least 1")],
-    ids=["name", "chunks"],
+    [
+        (["nothing"], "invalid choice"),
+        (["attention", "--chunks", "0"], "(0) must be at least 1"),
+        (["attention", "--backend", "flex", *TINY], "attention (flex): FlexAttention needs "),
+    ],
+    ids=["name", "chunks", "backend"],
 )
 def test_bad_input_exits_2(benchmark, capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):

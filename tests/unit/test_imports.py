@@ -32,13 +32,16 @@ MAY_IMPORT["training"] = set(MAY_IMPORT)
 LIBRARIES: dict[str, set[str]] = {
     "transformer_engine": {"layers"},
     "flash_attn": {"layers"},
+    "flash_attn_3": {"layers"},
+    "triton": {"layers"},
     "deepspeed": {"parallel"},
     "streaming": {"data"},
     "torchvision": {"data"},
     "diffusers": {"checkpoint"},
     "transformers": {"models"},
 }
-ONE_FILE = {"transformer_engine", "flash_attn"}
+# flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
+ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -65,6 +68,11 @@ def forbidden_imports(package: str, source: str) -> list[str]:
         elif package not in LIBRARIES.get(top, {package}):
             wrong.append(name)
     return wrong
+
+
+def library_of(name: str) -> str | None:
+    """The library of ONE_FILE that a dotted name belongs to."""
+    return max((x for x in ONE_FILE if f"{name}.".startswith(f"{x}.")), key=len, default=None)
 
 
 def package_of(module: Path) -> str:
@@ -101,8 +109,22 @@ def test_the_package_itself_imports_nothing() -> None:
 
 @pytest.mark.parametrize("library", sorted(ONE_FILE))
 def test_optional_library_is_imported_in_one_file(library: str) -> None:
-    files = [m for m in MODULES if any(n.split(".")[0] == library for n in imported_names(m.read_text()))]
+    files = [m for m in MODULES if library in map(library_of, imported_names(m.read_text()))]
     assert len(files) <= 1, files
+
+
+@pytest.mark.parametrize(
+    ("source", "library"),
+    [
+        ("from flash_attn import flash_attn_interface", "flash_attn"),
+        ("from flash_attn.cute import interface", "flash_attn.cute"),
+        ("from flash_attn import cute", "flash_attn.cute"),
+        ("import flash_attn_3._C", "flash_attn_3"),
+        ("import torch", None),
+    ],
+)
+def test_flash_attn_4_is_not_flash_attn_2(source: str, library: str | None) -> None:
+    assert {library_of(name) for name in imported_names(source)} == {library}
 
 
 @pytest.mark.parametrize(

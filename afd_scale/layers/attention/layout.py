@@ -80,6 +80,13 @@ class AttentionLayout:
     def is_full(self) -> bool:
         return self.segments == AttentionLayout.full(self.query_frames, self.key_frames).segments
 
+    def tokens_per_frame(self, query_tokens: int, key_tokens: int) -> int:
+        """Of sequences that this layout describes."""
+        tokens = query_tokens // self.query_frames
+        assert query_tokens == self.query_frames * tokens, "queries do not fit the layout"
+        assert key_tokens == self.key_frames * tokens, "keys do not fit the layout"
+        return tokens
+
     def token_segments(self, tokens_per_frame: int) -> tuple[Segment, ...]:
         """The segments with ranges in tokens."""
 

@@ -1,23 +1,36 @@
-"""Exact attention on torch's own kernels: one call per segment of the layout, on the keys that it sees.
+"""The kernels that come with torch: exact on every device.
 
-A segment needs no mask and no padding, so the kernel does the work of the visible pairs only: (n + 1) / 2n of a dense
-call for n chunks. Slicing under autograd would pad the gradient of each slice to full length; one autograd function
-accumulates dK and dV in place instead. It calls the kernels behind `scaled_dot_product_attention` directly because only
-they hand out the log-sum-exp that their backward needs, and because what it saves goes through `save_for_backward`,
-where activation checkpointing finds it.
+They are called directly, and not through `scaled_dot_product_attention`, because only the kernels hand out the
+log-sum-exp that a segment's backward needs (segmented.py). A GPU gets the kernel that torch itself would take: cuDNN or
+flash, or the memory-efficient one in float32. Keys of several ranges are copied side by side: cuDNN and the
+memory-efficient kernel lay their log-sum-exp out in their own way.
 
-Shape suffixes: B batch, L tokens, N heads, D head width. Kernels take (B, N, L, D).
+Shape suffixes: B batch, L tokens, N heads, D head width. The operators take (B, N, L, D).
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-from afd_scale.layers.attention.layout import AttentionLayout, Range, Segment
+from afd_scale.layers.attention.layout import AttentionLayout
+from afd_scale.layers.attention.limits import Attend, Limits
+from afd_scale.layers.attention.segmented import Gradients, Kernel, attend_segments
 
+LIMITS = {
+    "cpu": Limits(dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16)),
+    # Flash and cuDNN take the 16-bit types, the memory-efficient kernel float32; in float64 torch has no kernel that
+    # hands out its log-sum-exp.
+    "cuda": Limits(
+        dtypes=(torch.float32, torch.bfloat16, torch.float16), head_multiple=8, max_head_dim=256, capabilities=(8, 99)
+    ),
+}
 _aten = torch.ops.aten
+_Forward = tuple[Tensor, Tensor, tuple[Tensor, ...]]
+
+
+def load() -> Attend:
+    return attend
 
 
 def attend(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, layout: AttentionLayout) -> Tensor:
@@ -29,89 +42,105 @@ def attend(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, layout: AttentionLayo
     Returns:
         (B, L, N, D) of the queries.
     """
-    tokens_per_frame = q_BLND.shape[1] // layout.query_frames
-    assert q_BLND.shape[1] == layout.query_frames * tokens_per_frame, "queries do not fit the layout"
-    assert k_BLND.shape[1] == layout.key_frames * tokens_per_frame, "keys do not fit the layout"
+    layout.tokens_per_frame(q_BLND.shape[1], k_BLND.shape[1])
     if layout.is_full:
         return attend_all(q_BLND, k_BLND, v_BLND)
-    # The kernels take it for granted that a head's channels are neighbours; scaled_dot_product_attention looks first.
-    q, k, v = ((x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in (q_BLND, k_BLND, v_BLND))
-    return _SegmentedAttention.apply(q, k, v, layout.token_segments(tokens_per_frame)).transpose(1, 2)
+    return attend_segments(q_BLND, k_BLND, v_BLND, layout, _kernel(q_BLND, k_BLND, v_BLND))
 
 
 def attend_all(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Tensor:
     """Softmax attention of every query to every key; (B, L, N, D) of the queries."""
-    q, k, v = (x.transpose(1, 2) for x in (q_BLND, k_BLND, v_BLND))
+    q, k, v = _heads_first(q_BLND, k_BLND, v_BLND)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-class _SegmentedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...]) -> Tensor:
-        # Memory as (B, L, N, D): the caller's transpose and flatten then cost nothing.
-        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        saved: list[Tensor] = []
-        for segment in segments:
-            q_i = q[:, :, slice(*segment.query)]
-            out_i, *statistics = _forward_kernel(q_i, _take(k, segment.keys), _take(v, segment.keys))
-            out[:, :, slice(*segment.query)] = out_i
-            saved += statistics
-        ctx.save_for_backward(q, k, v, out, *saved)
-        ctx.segments = segments
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, out, *saved = ctx.saved_tensors
-        per_segment = len(saved) // len(ctx.segments)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for i, segment in enumerate(ctx.segments):
-            query = slice(*segment.query)
-            grad_q_i, grad_k_i, grad_v_i = _backward_kernel(
-                grad_out[:, :, query], q[:, :, query], _take(k, segment.keys), _take(v, segment.keys),
-                out[:, :, query], saved[i * per_segment : (i + 1) * per_segment],
-            )  # fmt: skip
-            grad_q[:, :, query] = grad_q_i
-            _accumulate(grad_k, grad_k_i, segment.keys)
-            _accumulate(grad_v, grad_v_i, segment.keys)
-        return grad_q, grad_k, grad_v, None
+def _kernel(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Kernel:
+    if q_BLND.device.type == "cpu":
+        return CpuKernel()
+    if q_BLND.dtype == torch.float32:
+        return EfficientKernel()
+    # scaled_dot_product_attention asks it too; it knows of chips, cuDNN versions and `torch.nn.attention.sdpa_kernel`.
+    q, k, v = _heads_first(q_BLND, k_BLND, v_BLND)
+    choice = torch._fused_sdp_choice(q, k, v)
+    return CudnnKernel() if choice == SDPBackend.CUDNN_ATTENTION.value else FlashKernel()
 
 
-def _take(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:
-    """The keys of some ranges: a view where there is one range."""
-    parts = [x[:, :, start:stop] for start, stop in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+class CpuKernel:
+    merges_ranges = False
 
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
+        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*_heads_first(q, k, v))
+        return out.transpose(1, 2), lse, ()
 
-def _accumulate(total: Tensor, part: Tensor, ranges: tuple[Range, ...]) -> None:
-    offset = 0
-    for start, stop in ranges:
-        total[:, :, start:stop] += part[:, :, offset : offset + stop - start]
-        offset += stop - start
-
-
-def _forward_kernel(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """The output and the statistics that the same device's backward kernel takes."""
-    if q.device.type == "cpu":
-        return _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    if q.dtype == torch.float32:
-        return _aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
-    out, lse, _, _, _, _, seed, offset, _ = _aten._scaled_dot_product_flash_attention(q, k, v)
-    return out, lse, seed, offset
-
-
-def _backward_kernel(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, statistics: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    if q.device.type == "cpu":
-        (lse,) = statistics
-        return _aten._scaled_dot_product_flash_attention_for_cpu_backward(grad_out, q, k, v, out, lse, 0.0, False)
-    lse, seed, offset = statistics
-    if q.dtype == torch.float32:
-        grads = _aten._scaled_dot_product_efficient_attention_backward(
-            grad_out, q, k, v, None, out, lse, seed, offset, 0.0, [True, True, True, False]
+    def backward(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
+    ) -> Gradients:
+        return _heads_second(
+            _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *_heads_first(grad_out, q, k, v, out), lse, 0.0, False
+            )
         )
-        return grads[0], grads[1], grads[2]
-    return _aten._scaled_dot_product_flash_attention_backward(
-        grad_out, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, False, seed, offset
-    )
+
+
+class EfficientKernel:
+    merges_ranges = False
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
+        out, lse, seed, offset = _aten._scaled_dot_product_efficient_attention(*_heads_first(q, k, v), None, True)
+        return out.transpose(1, 2), lse, (seed, offset)
+
+    def backward(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
+    ) -> Gradients:
+        grad_out, q, k, v, out = _heads_first(grad_out, q, k, v, out)
+        return _heads_second(
+            _aten._scaled_dot_product_efficient_attention_backward(
+                grad_out, q, k, v, None, out, lse, *rest, 0.0, [True, True, True, False]
+            )
+        )
+
+
+class FlashKernel:
+    merges_ranges = False
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
+        out, lse, _, _, _, _, seed, offset, _ = _aten._scaled_dot_product_flash_attention(*_heads_first(q, k, v))
+        return out.transpose(1, 2), lse, (seed, offset)
+
+    def backward(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
+    ) -> Gradients:
+        return _heads_second(
+            _aten._scaled_dot_product_flash_attention_backward(
+                *_heads_first(grad_out, q, k, v, out), lse, None, None, q.shape[1], k.shape[1], 0.0, False, *rest
+            )
+        )
+
+
+class CudnnKernel:
+    merges_ranges = False
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
+        out, lse, _, _, _, _, seed, offset, _ = _aten._scaled_dot_product_cudnn_attention(
+            *_heads_first(q, k, v), None, True
+        )
+        return out.transpose(1, 2), lse, (seed, offset)
+
+    def backward(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
+    ) -> Gradients:
+        return _heads_second(
+            _aten._scaled_dot_product_cudnn_attention_backward(
+                *_heads_first(grad_out, q, k, v, out), lse, *rest, None, None, None,
+                q.shape[1], k.shape[1], 0.0, False,
+            )
+        )  # fmt: skip
+
+
+def _heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.transpose(1, 2) for x in tensors)
+
+
+def _heads_second(gradients: tuple[Tensor, ...]) -> Gradients:
+    """dQ, dK, dV; the memory-efficient kernel adds a gradient of its bias."""
+    return gradients[0].transpose(1, 2), gradients[1].transpose(1, 2), gradients[2].transpose(1, 2)

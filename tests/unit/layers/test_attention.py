@@ -1,5 +1,7 @@
 """Attention by segments against one dense call under the mask, and the masks against a rolling list of frames."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from afd_scale.layers.attention import AttentionLayout, attend, attend_all, sdpa
+from afd_scale.layers.attention.segmented import attend_segments
 
 LAYOUTS = {
     "full": AttentionLayout.full(6),
@@ -21,6 +24,16 @@ LAYOUTS = {
     "clean_and_noisy": AttentionLayout.clean_and_noisy(6, 2),
     "clean_and_noisy_window_sink": AttentionLayout.clean_and_noisy(12, 2, 6, 2, num_states=2),
 }
+
+
+class MergingKernel(sdpa.CpuKernel):
+    """The CPU's kernel, called as flash-attn is: a call for each key range."""
+
+    merges_ranges = True
+
+
+WAYS = {"keys_copied": attend, "ranges_merged": partial(attend_segments, kernel=MergingKernel())}
+both_ways = pytest.mark.parametrize("attend", WAYS.values(), ids=WAYS.keys())
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 
 
@@ -50,16 +63,18 @@ def assert_all_close(ours, reference, tolerance):
         torch.testing.assert_close(a.to(b.dtype), b, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@both_ways
 @every_layout
 @pytest.mark.parametrize(("tokens", "head_dim"), [(5, 24), (3, 10), (1, 7)])
-def test_segments_equal_the_dense_mask(layout, tokens, head_dim):
+def test_segments_equal_the_dense_mask(attend, layout, tokens, head_dim):
     qkv, grad_out = inputs(layout, tokens, head_dim=head_dim)
     ours = with_gradients(lambda *x: attend(*x, layout), qkv, grad_out)
     dense = with_gradients(lambda *x: attend_dense(*x, layout, tokens), qkv, grad_out)
     assert_all_close(ours, dense, 1e-5)
 
 
-def test_chunks_that_straddle_the_kernels_tiles():
+@both_ways
+def test_chunks_that_straddle_the_kernels_tiles(attend):
     layout = AttentionLayout.block_causal(6, 2, window_frames=4, sink_frames=2)
     qkv, grad_out = inputs(layout, 67, batch=1)
     ours = with_gradients(lambda *x: attend(*x, layout), qkv, grad_out)
@@ -67,14 +82,16 @@ def test_chunks_that_straddle_the_kernels_tiles():
     assert_all_close(ours, dense, 1e-5)
 
 
+@both_ways
 @every_layout
-def test_gradients_against_finite_differences(layout):
+def test_gradients_against_finite_differences(attend, layout):
     qkv, _ = inputs(layout, 1, batch=1, heads=1, head_dim=2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *x: attend(*x, layout), qkv)
 
 
+@both_ways
 @every_layout
-def test_bfloat16(layout):
+def test_bfloat16(attend, layout):
     qkv, grad_out = inputs(layout, 3, dtype=torch.bfloat16)
     ours = with_gradients(lambda *x: attend(*x, layout), qkv, grad_out)
     assert all(x.dtype == torch.bfloat16 for x in ours)
@@ -82,11 +99,12 @@ def test_bfloat16(layout):
     assert_all_close(ours, with_gradients(lambda *x: attend_dense(*x, layout, 3), exact, grad_out.float()), 3e-2)
 
 
+@both_ways
 @every_layout
-def test_an_activation_checkpoint_changes_no_gradient(layout, monkeypatch):
+def test_an_activation_checkpoint_changes_no_gradient(attend, layout, monkeypatch):
     calls = []
-    forward_kernel = sdpa._forward_kernel
-    monkeypatch.setattr(sdpa, "_forward_kernel", lambda *x: calls.append(x) or forward_kernel(*x))
+    forward = sdpa.CpuKernel.forward
+    monkeypatch.setattr(sdpa.CpuKernel, "forward", lambda *x: calls.append(x) or forward(*x))
     qkv, grad_out = inputs(layout, 3)
 
     def run(q, k, v):
@@ -94,7 +112,10 @@ def test_an_activation_checkpoint_changes_no_gradient(layout, monkeypatch):
 
     plain = with_gradients(run, qkv, grad_out)
     without = len(calls)
-    assert without == (0 if layout.is_full else len(layout.segments))
+    if attend is WAYS["ranges_merged"]:
+        assert without == sum(len(segment.keys) for segment in layout.segments)
+    else:
+        assert without == (0 if layout.is_full else len(layout.segments))
     recomputed = with_gradients(lambda *x: checkpoint(run, *x, use_reentrant=False), qkv, grad_out)
     assert len(calls) == 3 * without, "the checkpoint must run it again"
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
@@ -109,21 +130,53 @@ STRIDES = {
 }
 
 
+@both_ways
 @pytest.mark.parametrize("strided", STRIDES.values(), ids=STRIDES.keys())
-def test_strides_do_not_matter(strided):
+def test_strides_do_not_matter(strided, attend):
     layout, tokens = LAYOUTS["window_sink"], 3
     qkv, grad_out = inputs(layout, tokens)
     ours = with_gradients(lambda *x: attend(*map(strided, x), layout), qkv, strided(grad_out))
     assert_all_close(ours, with_gradients(lambda *x: attend_dense(*x, layout, tokens), qkv, grad_out), 1e-5)
 
 
-def test_an_expanded_gradient():
-    layout = LAYOUTS["block_causal"]
+@both_ways
+def test_an_expanded_gradient(attend):
+    layout = LAYOUTS["window_sink"]
     qkv, _ = inputs(layout, 3)
     one = torch.ones(())
     ours = torch.autograd.grad(attend(*qkv, layout).sum(), qkv, one)
     dense = torch.autograd.grad(attend_dense(*qkv, layout, 3).sum(), qkv, one)
     torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)
+
+
+@both_ways
+def test_inputs_stay_as_they_were(attend):
+    layout = LAYOUTS["clean_and_noisy_window_sink"]
+    qkv, grad_out = inputs(layout, 3)
+    before = [x.detach().clone() for x in (*qkv, grad_out)]
+    with_gradients(lambda *x: attend(*x, layout), qkv, grad_out)
+    assert all(torch.equal(a, b) for a, b in zip(before, (*qkv, grad_out), strict=True))
+
+
+def test_merging_holds_where_one_range_outweighs_the_other_by_more_than_float32_can_say():
+    layout = LAYOUTS["window_sink"]
+    qkv, grad_out = inputs(layout, 3)
+    exact = [(30 * x.detach().double()).requires_grad_() for x in qkv]
+    large = [x.detach().float().requires_grad_() for x in exact]
+    ours = with_gradients(lambda *x: WAYS["ranges_merged"](*x, layout), large, grad_out)
+    dense = with_gradients(lambda *x: attend_dense(*x, layout, 3), exact, grad_out.double())
+    assert all(x.isfinite().all() for x in ours)
+    for a, b in zip(ours, dense, strict=True):
+        assert (a.double() - b).abs().max() < 1e-3 * b.abs().max()
+
+
+def test_merging_copies_no_key():
+    layout = LAYOUTS["clean_and_noisy_window_sink"]
+    qkv, grad_out = inputs(layout, 3)
+    for name, copies in (("keys_copied", True), ("ranges_merged", False)):
+        with CallLog() as log:
+            with_gradients(lambda *x, a=WAYS[name]: a(*x, layout), qkv, grad_out)
+        assert bool(log.of("cat")) == copies
 
 
 def test_attend_all_is_softmax_attention():
@@ -232,14 +285,18 @@ class CallLog(TorchDispatchMode):
 
 
 CUDA_KERNELS = {
-    torch.bfloat16: "_scaled_dot_product_flash_attention",
-    torch.float32: "_scaled_dot_product_efficient_attention",
+    "flash": (torch.bfloat16, 1),
+    "cudnn": (torch.bfloat16, 3),
+    "efficient": (torch.float32, 2),
 }
 
 
 @pytest.mark.parametrize("layout", [LAYOUTS["window_sink"], LAYOUTS["clean_and_noisy"]], ids=["window_sink", "clean"])
-@pytest.mark.parametrize(("dtype", "kernel"), CUDA_KERNELS.items(), ids=["bfloat16", "float32"])
-def test_the_kernels_of_a_gpu_are_called_by_their_schemas(layout, dtype, kernel):
+@pytest.mark.parametrize("kernel", CUDA_KERNELS)
+def test_the_kernels_of_a_gpu_are_called_by_their_schemas(layout, kernel, monkeypatch):
+    dtype, choice = CUDA_KERNELS[kernel]
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda q, k, v: choice)
+    kernel = f"_scaled_dot_product_{kernel}_attention"
     qkv, grad_out = inputs(layout, 5, heads=3, head_dim=24, dtype=dtype, device="meta")
     with CallLog() as log:
         out = attend(*qkv, layout)
@@ -265,6 +322,9 @@ def test_the_kernels_of_a_gpu_are_called_by_their_schemas(layout, dtype, kernel)
             assert taken["grad_input_mask"] == [True, True, True, False]
             statistics = {"logsumexp": made[1], "philox_seed": made[2], "philox_offset": made[3]}
         else:
+            if "cudnn" in kernel:
+                assert given["attn_bias"] is taken["attn_bias"] is None
+                assert given["compute_log_sumexp"] is True
             assert taken["grad_out"].shape == taken["query"].shape
             assert (taken["cum_seq_q"], taken["cum_seq_k"]) == (made[2], made[3])
             assert (taken["max_q"], taken["max_k"]) == (num_queries, num_keys)
