@@ -86,10 +86,10 @@ class EngineConfig(Section):
     """Parameters with fewer elements stay whole on every rank (stage3_param_persistence_threshold)."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where optimizer states live between steps (ZeRO-Offload)."""
-    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
-    """Where parameter shards live between uses."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """Where parameter shards live between uses. Not on nvme: averages are written into them after each step."""
     nvme_path: Path | None = None
-    """Folder on a fast local disk for what is offloaded to nvme."""
+    """Folder on a fast local disk for optimizer states that are offloaded to nvme."""
     deepspeed: dict[str, Any] = {}
     """Raw DeepSpeed keys merged over the generated configuration."""
 
@@ -180,8 +180,8 @@ class RunConfig(Section):
             self._check_afd(self.method)
         for name, network in self._transformers().items():
             self._check_transformer(name, network)
-        if "nvme" in (self.engine.offload_optimizer, self.engine.offload_parameters) and not self.engine.nvme_path:
-            raise ValueError("engine.nvme_path (None) must be given: optimizer states or parameters go to nvme")
+        if self.engine.offload_optimizer == "nvme" and not self.engine.nvme_path:
+            raise ValueError("engine.nvme_path (None) must be given: optimizer states go to nvme")
         return self
 
     def _transformers(self) -> dict[str, WanArchitecture]:

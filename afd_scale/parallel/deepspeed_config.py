@@ -38,7 +38,18 @@ def deepspeed_config(
 
 
 def _offload(config: RunConfig, frozen: bool) -> dict[str, Any]:
+    """Sections of what is offloaded.
+
+    Raises:
+        ValueError: nvme takes libaio, which is not here.
+    """
     engine = config.engine
+    if engine.offload_optimizer == "nvme":
+        from deepspeed.accelerator import get_accelerator
+
+        if not get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible(verbose=False):
+            raise ValueError("engine.offload_optimizer (nvme) needs libaio (Debian: libaio-dev): DeepSpeed reads and "
+                             "writes with it; cpu needs nothing")  # fmt: skip
     places = {"offload_param": engine.offload_parameters}
     if not frozen:
         places["offload_optimizer"] = engine.offload_optimizer

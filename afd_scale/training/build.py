@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from afd_scale.checkpoint.load_student import load_student_state
@@ -12,6 +13,7 @@ from afd_scale.config import RunConfig
 from afd_scale.config.methods import AfdConfig, SftConfig
 from afd_scale.config.models import LatentDiscriminatorConfig, LoraConfig, WanArchitecture
 from afd_scale.flow.randomness import Randomness
+from afd_scale.layers.attention import Backend, choose_backend
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
@@ -98,6 +100,7 @@ class Builder:
 
     def __init__(self, config: RunConfig, ranks: Ranks):
         self.config, self.ranks, self.counter = config, ranks, GatherCounter()
+        self.backends: dict[int, Backend] = {}
         self.state = self._load(config.student.weights, lambda path: load_student_state(path, config.student))
         self.residency = Residency(config.rollout.weights, _cache_bytes(config, ranks), ranks.local_size, ranks.any)
 
@@ -155,12 +158,20 @@ class Builder:
         return network
 
     def _ops(self, architecture: WanArchitecture, lora: LoraConfig | None, adapters: tuple[str, ...]) -> ModelOps:
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"attend": self._attention(architecture.dim // architecture.num_heads).attend}
         if lora:
             options["adapters"] = Adapters(adapters, lora.rank, lora.alpha / lora.rank)
         if self.ranks.sequence_group is not None:
             return SequenceParallelOps(self.ranks.sequence_group, **options)
         return ModelOps(**options)
+
+    def _attention(self, head_dim: int) -> Backend:
+        if head_dim not in self.backends:
+            dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
+            self.backends[head_dim] = choose_backend(
+                self.config.attention, device=self.ranks.device, dtype=dtype, head_dim=head_dim
+            )
+        return self.backends[head_dim]
 
     def _load(self, path: Any, load: Callable[[Any], dict[str, Tensor]]) -> State:
         """Start weights on the main rank, an empty dictionary on the others; None to start at random."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from afd_scale.checkpoint.weights import save_weights
+from afd_scale.checkpoint.weights import load_weights, save_weights
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, run, start, torchrun
@@ -22,6 +22,7 @@ from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, run, start, t
 TRAIN = ROOT / "launch" / "train.py"
 STEPS = 5
 TIMING = "system/step_seconds"
+MACHINE = (TIMING, "system/gathered_gib")
 SHAPE = {"architecture": "toy", "dim": 48, "ffn_dim": 96, "num_layers": 2}
 
 
@@ -73,9 +74,61 @@ def two_ranks(configs: Path) -> list[dict[str, Any]]:
 def test_losses_do_not_depend_on_ranks(one_rank: list[dict[str, Any]], two_ranks: list[dict[str, Any]]) -> None:
     assert [line["step"] for line in two_ranks] == [line["step"] for line in one_rank] == list(range(1, STEPS + 1))
     for one, two in zip(one_rank, two_ranks, strict=True):
-        for name in one.keys() - {TIMING, "discriminator/accuracy"}:  # a count may tip over
+        for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:  # a count may tip over
             assert one[name] == pytest.approx(two[name], abs=1e-4), (one["step"], name)
     assert len({line["student/loss"] for line in one_rank}) == STEPS, "losses that never move compare nothing"
+
+
+def test_losses_do_not_depend_on_sequence_parallelism(configs: Path, one_rank: list[dict[str, Any]]) -> None:
+    """Two shares of the batch by two ranks a video, in micro-batches, the sampling policy's weights gathered."""
+    options = ["name=four", "parallel.sequence=2", "train.micro_batch=1", "rollout.weights=gathered"]
+    succeed(deepspeed(4, TRAIN, "--config", configs / "afd.yaml", *options))
+    four = metrics(configs / "runs" / "four")
+    for one, line in zip(one_rank, four, strict=True):
+        for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:
+            assert one[name] == pytest.approx(line[name], abs=1e-4), (one["step"], name)
+    assert all(line["system/gathered_gib"] > 0 for line in four)
+
+
+def test_ranks_that_no_video_can_share_are_refused(configs: Path) -> None:
+    options = ["name=bad", "parallel.sequence=2"]
+    result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", *options)
+    refused(result, "parallel.sequence (2) must divide the number of ranks (1)")
+
+
+def test_adapters_train_resume_and_leave_a_merged_student(configs: Path) -> None:
+    """LoRA on student and discriminator; killed after step 2; what it saves loads as any student."""
+    small = {"name": "latent", **SHAPE, "num_layers": 1, "lora": {"rank": 2}}
+    options = [
+        "student.lora={rank: 4, alpha: 8}",
+        f"method.discriminator={small}",
+        "method.optimizer.learning_rate=0.01",
+    ]
+    command = [TRAIN, "--config", configs / "afd.yaml", "name=lora", "train.save_every=2", *options]
+    succeed(torchrun(2, *command))
+    folder = configs / "runs" / "lora"
+    whole, weights = metrics(folder), load_weights(folder / "checkpoints" / f"step_{STEPS:08d}" / "student")
+    config, state = weights
+    assert config.lora is None
+    assert state.keys() == CausalWan(config).state_dict().keys()
+    start = load_weights(configs / "start")[1]
+    changed = {name for name in start if not torch.equal(start[name], state[name])}
+    assert changed == {name for name in start if is_adapted(name)}, "adapters are merged, all else is the start's"
+
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
+    succeed(torchrun(2, *command))
+    assert [without_time(line) for line in metrics(folder)] == [without_time(line) for line in whole]
+    resumed = load_weights(folder / "checkpoints" / f"step_{STEPS:08d}" / "student")[1]
+    for name, weight in state.items():
+        assert torch.equal(resumed[name], weight), name
+    # A run of adapters that are an average, from the merged student.
+    sft = ["method={name: sft, ema_decay: 0.9}", "name=lora-sft", f"student.weights={folder}", "student.lora={rank: 2}"]
+    succeed(torchrun(2, TRAIN, "--config", configs / "afd.yaml", *sft, "train.steps=2", "parallel.sequence=2"))
+
+
+def is_adapted(name: str) -> bool:
+    return name.endswith(".weight") and (".ffn." in name or ("_attn." in name and ".norm" not in name))
 
 
 @pytest.mark.parametrize(("name", "num_ranks"), [("one", 1), ("two", 2)])
@@ -100,7 +153,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 def without_time(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name != TIMING}
+    return {name: value for name, value in line.items() if name not in MACHINE}
 
 
 def test_told_to_stop_a_run_saves_and_goes_on_later(configs: Path, two_ranks: list[dict[str, Any]]) -> None:
@@ -123,7 +176,7 @@ def test_told_to_stop_a_run_saves_and_goes_on_later(configs: Path, two_ranks: li
 
 def test_the_other_ways_to_train(configs: Path) -> None:
     """bf16, the transformer discriminator with its penalties, recomputed activations, raw DeepSpeed keys; sft with an
-    average of the weights, over more than one epoch."""
+    average of the weights, over more than one epoch, in micro-batches, states and shards offloaded."""
     options = ["evaluation.metrics=none", "train.steps=3", "precision=bf16", "student.activation_checkpointing=true"]
     small = {"name": "latent", **SHAPE, "num_layers": 1}
     succeed(
@@ -135,7 +188,9 @@ def test_the_other_ways_to_train(configs: Path) -> None:
     )  # fmt: skip
     assert all(line["discriminator/penalty"] > 0 for line in metrics(configs / "runs" / "latent"))
     sft = "method={name: sft, ema_decay: 0.9}"
-    succeed(torchrun(2, TRAIN, "--config", configs / "afd.yaml", *options, "name=sft", sft, "data.global_batch=96"))
+    offload = ["engine.offload_optimizer=cpu", "engine.offload_parameters=cpu", "train.micro_batch=20"]
+    options += [*offload, "data.global_batch=96"]
+    succeed(torchrun(2, TRAIN, "--config", configs / "afd.yaml", *options, "name=sft", sft))
     lines = metrics(configs / "runs" / "sft")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["student/gradient_norm"] > 0 for line in lines)
