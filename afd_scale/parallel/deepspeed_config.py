@@ -50,7 +50,7 @@ def _offload(config: RunConfig, frozen: bool) -> dict[str, Any]:
         if not get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible(verbose=False):
             raise ValueError("engine.offload_optimizer (nvme) needs libaio (Debian: libaio-dev): DeepSpeed reads and "
                              "writes with it; cpu needs nothing")  # fmt: skip
-    places = {"offload_param": engine.offload_parameters}
+    places: dict[str, str] = {"offload_param": engine.offload_parameters}
     if not frozen:
         places["offload_optimizer"] = engine.offload_optimizer
     path = {"nvme_path": str(engine.nvme_path)} if engine.nvme_path else {}

@@ -141,6 +141,17 @@ MISTAKES = {
     "latent is no whole token": (["data.latent_width=5"], ["data.latent_width", "(5)", "multiple of student.patch"]),
     "name": (["name=a/b"], ["name", "(a/b)", "folder"]),
     "sequence": (["parallel.sequence=3"], ["parallel.sequence (3)", "student.num_heads (4)", "1, 2, 4"]),
+    "sequence of the discriminator": (
+        ["parallel.sequence=4", "method.discriminator={name: latent, dim: 96, num_heads: 6}"],
+        ["parallel.sequence (4)", "method.discriminator.num_heads (6)", "1, 2, 3, 6"],
+    ),
+    "fp8 with all activations": (["precision=fp8"], ["student.activation_checkpointing", "(False)", "must be true"]),
+    "fp8 width": (
+        ["precision=fp8", "student.activation_checkpointing=true", "student.ffn_dim=100"],
+        ["student.ffn_dim", "(100)", "multiple of 16"],
+    ),
+    "nvme": (["engine.offload_optimizer=nvme"], ["engine.nvme_path", "(None)", "must be given"]),
+    "parameters on nvme": (["engine.offload_parameters=nvme"], ["engine.offload_parameters", "(nvme)"]),
     "group of one": (["method.rollouts_per_prompt=1"], ["method.rollouts_per_prompt", "(1)", "at least 2"]),
     "discriminator channels": (
         ["method.discriminator={name: latent, latent_channels: 16}"],

@@ -1,0 +1,60 @@
+"""Micro-batches: the pieces, and that a step in pieces is the step as a whole."""
+
+import pytest
+import torch
+
+from afd_scale.config.methods import SftConfig
+from afd_scale.flow.randomness import Randomness
+from afd_scale.methods.accumulate import pieces
+from afd_scale.methods.sft import Sft
+from tests.unit.methods.engines import STUDENT, TrainedEngine, make_batch, make_student
+from tests.unit.methods.test_afd import make_afd
+
+
+def test_pieces() -> None:
+    assert pieces(5, None) == [slice(0, 5)]
+    assert pieces(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert pieces(4, 8) == [slice(0, 4)]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prior_weight": 0.1, "states_per_rollout": 2},
+        {"r1_weight": 1.0, "r2_weight": 1.0, "discriminator_objective": "softplus"},
+        {"advantage": {"baseline": "batch"}, "context_gradient": True},
+    ],
+    ids=str,
+)
+def test_a_step_of_afd_in_pieces_is_the_whole_step(fields: dict[str, object], micro_batch: int) -> None:
+    whole, parts = make_afd(**fields), make_afd(**fields)
+    parts.micro_batch = micro_batch
+    for afd in (whole, parts):
+        for trained in (afd.student, afd.discriminator):
+            trained.optimizer = torch.optim.SGD(trained.network.parameters(), lr=1.0)  # keeps the gradient's size
+    for step in (1, 2):
+        expected, found = whole.train_step(make_batch((4, 9, 2)), step), parts.train_step(make_batch((4, 9, 2)), step)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(parts.student.weights(), whole.student.weights(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts.discriminator.weights(), whole.discriminator.weights(), rtol=0, atol=1e-5)
+    assert len(parts.student.calls) > len(whole.student.calls)
+    largest = max(len(arguments[2]) for arguments, _, _ in parts.student.calls)
+    assert largest <= micro_batch
+
+
+def test_a_step_of_sft_in_pieces_is_the_whole_step() -> None:
+    weights = []
+    for micro_batch in (None, 2):
+        student = TrainedEngine(make_student())
+        student.optimizer = torch.optim.SGD(student.network.parameters(), lr=1.0)
+        sft = Sft(
+            SftConfig.model_validate({"optimizer": {"learning_rate": 0.1}}), STUDENT, 100, Randomness(0), student, None,
+            micro_batch,
+        )  # fmt: skip
+        sft.train_step(make_batch((4, 9, 2)), 1)
+        weights.append(student.weights())
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-6)
+    assert not torch.equal(weights[0], TrainedEngine(make_student()).weights())
