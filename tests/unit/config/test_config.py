@@ -141,6 +141,12 @@ MISTAKES = {
     "latent is no whole token": (["data.latent_width=5"], ["data.latent_width", "(5)", "multiple of student.patch"]),
     "name": (["name=a/b"], ["name", "(a/b)", "folder"]),
     "sequence": (["parallel.sequence=3"], ["parallel.sequence (3)", "student.num_heads (4)", "1, 2, 4"]),
+    "fp8 width": (["precision=fp8", "student.ffn_dim=100"], ["student.ffn_dim", "(100)", "multiple of 16"]),
+    "fp8 without recomputation": (["precision=fp8"], ["student.activation_checkpointing", "(False)", "must be true"]),
+    "fp8 discriminator without recomputation": (
+        ["precision=fp8", "student.activation_checkpointing=true", "method.discriminator={name: latent}"],
+        ["method.discriminator.activation_checkpointing", "(False)", "must be true with precision fp8"],
+    ),
     "group of one": (["method.rollouts_per_prompt=1"], ["method.rollouts_per_prompt", "(1)", "at least 2"]),
     "discriminator channels": (
         ["method.discriminator={name: latent, latent_channels: 16}"],
