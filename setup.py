@@ -47,8 +47,9 @@ setup(
         "psutil>=5.9",
     ],
     extras_require={
-        # Neither installs without CUDA: transformer_engine fails on import, flash-attn at build time.
-        "gpu": ["transformer-engine[pytorch]>=2,<3", "flash-attn>=2.7,<3", "nvidia-ml-py>=12"],
+        # Neither works without CUDA: transformer_engine fails on import, flash-attn at build time. Both are built
+        # against the torch that is there: pip install --no-build-isolation. te.autocast is there since 2.9.
+        "gpu": ["transformer-engine[pytorch]>=2.9,<3", "flash-attn>=2.7,<3", "nvidia-ml-py>=12"],
         "mpi": ["mpi4py>=4,<5"],
         "dev": ["pytest>=8.4", "pytest-timeout>=2.3", "ruff>=0.12", "mypy>=1.16", "types-PyYAML>=6"],
     },

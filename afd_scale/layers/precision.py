@@ -30,4 +30,6 @@ class ParameterPrecision:
         if not (recompute and torch.is_grad_enabled()):
             return block(*arguments)
         # ZeRO-3 empties a parameter between forward and recomputation, which the metadata check takes for an error.
+        # Recomputation stops early, at the last tensor that is needed (torch's default): a block that runs to its end
+        # releases its parameters in the middle of its backward pass, which then fails (DeepSpeed 0.19).
         return checkpoint(block, *arguments, use_reentrant=False, determinism_check="none")

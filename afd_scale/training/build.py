@@ -14,6 +14,7 @@ from afd_scale.config.methods import AfdConfig, SftConfig
 from afd_scale.config.models import LatentDiscriminatorConfig, LoraConfig, WanArchitecture
 from afd_scale.flow.randomness import Randomness
 from afd_scale.layers.attention import Backend, choose_backend
+from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
@@ -100,6 +101,7 @@ class Builder:
 
     def __init__(self, config: RunConfig, ranks: Ranks):
         self.config, self.ranks, self.counter = config, ranks, GatherCounter()
+        self.precision = choose_precision(config.precision, config.fp8_scaling, ranks.device)
         self.backends: dict[int, Backend] = {}
         self.state = self._load(config.student.weights, lambda path: load_student_state(path, config.student))
         self.residency = Residency(config.rollout.weights, _cache_bytes(config, ranks), ranks.local_size, ranks.any)
@@ -158,7 +160,8 @@ class Builder:
         return network
 
     def _ops(self, architecture: WanArchitecture, lora: LoraConfig | None, adapters: tuple[str, ...]) -> ModelOps:
-        options: dict[str, Any] = {"attend": self._attention(architecture.dim // architecture.num_heads).attend}
+        attend = self._attention(architecture.dim // architecture.num_heads).attend
+        options: dict[str, Any] = {"precision": self.precision, "attend": attend}
         if lora:
             options["adapters"] = Adapters(adapters, lora.rank, lora.alpha / lora.rank)
         if self.ranks.sequence_group is not None:

@@ -17,6 +17,7 @@ from afd_scale.checkpoint.run_state import RunCheckpoints
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.data.reader import TeacherStream, check_dataset, ensure_dataset
 from afd_scale.evaluation.report import metric_table, write_report
+from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.protocols import Metrics
 from afd_scale.training.build import Run, build_run
@@ -36,7 +37,7 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
         ConfigError: the config, the data, the start weights or the run folder cannot be used.
         Preempted: the run was told to stop, and has saved.
     """
-    ranks.run_on_main(_check_early, config, ranks.data_size, requirers)
+    ranks.run_on_main(_check_early, config, ranks, requirers)
     if config.requires is not None:
         log.info("%s requires the run of %s", config.name, config.requires)
         # How ranks share the work was decided when they were started.
@@ -193,14 +194,17 @@ class Trainer:
         log.info("%s is complete; look at %s", self.config.name, report)
 
 
-def _check_early(config: RunConfig, data_ranks: int, requirers: tuple[Path, ...]) -> None:
+def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -> None:
     """What would otherwise come out only after the run that this one requires."""
     check_folder(config)
     if config.requires in requirers:
         raise ConfigError(f"requires ({config.requires}) must not lead back to itself")
-    if config.data.global_batch % data_ranks:
+    if config.data.global_batch % ranks.data_size:
         raise ConfigError(f"data.global_batch ({config.data.global_batch}) must be a multiple of the number of data "
-                          f"ranks ({data_ranks}): each takes an equal share")  # fmt: skip
+                          f"ranks ({ranks.data_size}): each takes an equal share")  # fmt: skip
+    if config.requires is not None:
+        with _input_errors():
+            choose_precision(config.precision, config.fp8_scaling, ranks.device)
 
 
 def _check_inputs(config: RunConfig) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from afd_scale.checkpoint.load_student import load_student_state
 from afd_scale.checkpoint.weights import load_weights, save_weights
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
@@ -194,6 +195,30 @@ def test_the_other_ways_to_train(configs: Path) -> None:
     lines = metrics(configs / "runs" / "sft")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["student/gradient_norm"] > 0 for line in lines)
+
+
+def test_fp8_is_emulated_and_leaves_a_plain_student(configs: Path) -> None:
+    """Student, old policy and discriminator; what is exported loads where FP8 is unknown."""
+    small = {"name": "latent", **SHAPE, "num_layers": 1, "activation_checkpointing": True}
+    result = torchrun(
+        2, TRAIN, "--config", configs / "afd.yaml", "evaluation.metrics=none", "train.steps=2", "precision=fp8",
+        "student.activation_checkpointing=true", f"method.discriminator={small}", "name=fp8",
+    )  # fmt: skip
+    succeed(result)
+    assert "emulated FP8, a numerical stand-in, no faster" in result.stderr
+    assert all(line["student/gradient_norm"] > 0 for line in metrics(configs / "runs" / "fp8"))
+    config = load_config(configs / "afd.yaml").student
+    CausalWan(config).load_state_dict(load_student_state(configs / "runs" / "fp8", config))
+
+
+def test_delayed_fp8_scaling_is_refused_before_the_required_run(configs: Path) -> None:
+    result = run(
+        sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=bad", "precision=fp8", "fp8_scaling=delayed",
+        "student.activation_checkpointing=true", f"requires={configs / 'afd.yaml'}",
+    )  # fmt: skip
+    refused(result, "fp8_scaling (delayed) must be current on a CPU")
+    assert not (configs / "runs" / "bad").exists()
+    assert not (configs / "runs" / "afd").exists()
 
 
 def test_what_a_run_leaves(configs: Path, one_rank: list[dict[str, Any]]) -> None:

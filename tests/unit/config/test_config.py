@@ -145,10 +145,11 @@ MISTAKES = {
         ["parallel.sequence=4", "method.discriminator={name: latent, dim: 96, num_heads: 6}"],
         ["parallel.sequence (4)", "method.discriminator.num_heads (6)", "1, 2, 3, 6"],
     ),
-    "fp8 with all activations": (["precision=fp8"], ["student.activation_checkpointing", "(False)", "must be true"]),
-    "fp8 width": (
-        ["precision=fp8", "student.activation_checkpointing=true", "student.ffn_dim=100"],
-        ["student.ffn_dim", "(100)", "multiple of 16"],
+    "fp8 width": (["precision=fp8", "student.ffn_dim=100"], ["student.ffn_dim", "(100)", "multiple of 16"]),
+    "fp8 without recomputation": (["precision=fp8"], ["student.activation_checkpointing", "(False)", "must be true"]),
+    "fp8 discriminator without recomputation": (
+        ["precision=fp8", "student.activation_checkpointing=true", "method.discriminator={name: latent}"],
+        ["method.discriminator.activation_checkpointing", "(False)", "must be true with precision fp8"],
     ),
     "nvme": (["engine.offload_optimizer=nvme"], ["engine.nvme_path", "(None)", "must be given"]),
     "parameters on nvme": (["engine.offload_parameters=nvme"], ["engine.offload_parameters", "(nvme)"]),

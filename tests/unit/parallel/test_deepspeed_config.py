@@ -18,6 +18,8 @@ def test_defaults_that_deepspeed_would_choose_otherwise() -> None:
     assert deepspeed_config(run_config())["gradient_clipping"] == 0.0
     assert generated["bf16"] == {"enabled": False, "check_grad_overflow": False}
     assert deepspeed_config(run_config(precision="bf16"))["bf16"]["enabled"]
+    fp8 = run_config(precision="fp8", student={"activation_checkpointing": True})
+    assert deepspeed_config(fp8)["bf16"]["enabled"]
 
 
 def test_raw_keys_go_over_the_generated_ones() -> None:

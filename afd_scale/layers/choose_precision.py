@@ -1,0 +1,32 @@
+"""From a run's `precision` to what makes its linears."""
+
+import logging
+
+import torch
+
+from afd_scale.layers.fp8_emulated import EmulatedFp8
+from afd_scale.layers.precision import ParameterPrecision, Precision
+from afd_scale.layers.transformer_engine import TransformerEngineFp8
+
+log = logging.getLogger(__name__)
+
+
+def choose_precision(name: str, scaling: str, device: torch.device) -> Precision:
+    """Transformer Engine's FP8 on a GPU, an emulated one on a CPU; for another precision plain linears.
+
+    Args:
+        name: fp32, bf16 or fp8.
+        scaling: of FP8: current or delayed.
+    Raises:
+        ValueError: FP8 cannot be had here as asked for.
+    """
+    if name != "fp8":
+        return ParameterPrecision()
+    if device.type == "cuda":
+        precision = TransformerEngineFp8(scaling)
+        log.info("precision fp8: Transformer Engine, %s scaling", scaling)
+        return precision
+    if scaling != "current":
+        raise ValueError(f"fp8_scaling ({scaling}) must be current on a CPU: emulated FP8 keeps no history of maxima")
+    log.info("precision fp8: emulated FP8, a numerical stand-in, no faster")
+    return EmulatedFp8()
