@@ -43,9 +43,7 @@ def main() -> int:
         from afd_scale.parallel.ranks import start_ranks
         from afd_scale.training.trainer import train
 
-        with start_ranks(
-            launched, config.engine.timeout_minutes, config.parallel.sequence, agreed=(ConfigError, Preempted)
-        ) as ranks:
+        with start_ranks(launched, config.engine.timeout_minutes, agreed=(ConfigError, Preempted)) as ranks:
             train(config, ranks)
     except Preempted as stop:
         log.info("%s", stop)

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -50,6 +50,20 @@ class Ranks:
         """The rank that writes files and talks to the user."""
         return self.rank == 0
 
+    def sharing_videos(self, sequence: int, timeout_minutes: int) -> "Ranks":
+        """The same processes with so many of them to a video; on all ranks together.
+
+        Raises:
+            ConfigError: the ranks are no multiple of it.
+        """
+        if self.size % sequence:
+            raise ConfigError(f"parallel.sequence ({sequence}) must divide the number of ranks ({self.size}): every "
+                              "video takes as many ranks")  # fmt: skip
+        if sequence == 1:
+            return replace(self, sequence=1, sequence_group=None)
+        group, _ = dist.new_subgroups(sequence, timeout=timedelta(minutes=timeout_minutes))
+        return replace(self, sequence=sequence, sequence_group=group)
+
     def mean(self, x: Tensor) -> Tensor:
         """Mean of a tensor over the shares of a batch, float32, on all ranks; ranks of a sequence hold the same."""
         x = x.detach().float().to(self.device).clone()
@@ -94,14 +108,13 @@ class Ranks:
 
 @contextmanager
 def start_ranks(
-    launched: Launched, timeout_minutes: int, sequence: int = 1, agreed: tuple[type[Exception], ...] = (ConfigError,)
+    launched: Launched, timeout_minutes: int, agreed: tuple[type[Exception], ...] = (ConfigError,)
 ) -> Iterator[Ranks]:
     """Join the process group that a launcher describes, and leave it at the end.
 
     The device and the backend follow from what is there: nccl with a GPU, gloo without.
 
     Args:
-        sequence: ranks that share one video's tokens.
         agreed: exceptions that all ranks raise together; after any other the rest may never come to the good-bye.
     """
     import deepspeed
@@ -125,20 +138,9 @@ def start_ranks(
         verbose=False,
     )
     try:
-        group = _sequence_group(launched.size, sequence, timedelta(minutes=timeout_minutes))
-        yield Ranks(launched.rank, launched.size, launched.local_size, device, sequence, group)
+        yield Ranks(launched.rank, launched.size, launched.local_size, device)
     except Exception as error:
         if isinstance(error, agreed):
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
-
-
-def _sequence_group(size: int, sequence: int, timeout: timedelta) -> dist.ProcessGroup | None:
-    if size % sequence:
-        raise ConfigError(f"parallel.sequence ({sequence}) must divide the number of ranks ({size}): every video takes "
-                          "as many ranks")  # fmt: skip
-    if sequence == 1:
-        return None
-    group, _ = dist.new_subgroups(sequence, timeout=timeout)
-    return group

@@ -37,18 +37,17 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
         ConfigError: the config, the data, the start weights or the run folder cannot be used.
         Preempted: the run was told to stop, and has saved.
     """
-    ranks.run_on_main(_check_early, config, ranks, requirers)
+    sharing = ranks.sharing_videos(config.parallel.sequence, config.engine.timeout_minutes)
+    ranks.run_on_main(_check_early, config, sharing, requirers)
     if config.requires is not None:
         log.info("%s requires the run of %s", config.name, config.requires)
-        # How ranks share the work was decided when they were started.
-        required = load_config(config.requires, [f"parallel.sequence={config.parallel.sequence}"])
-        train(required, ranks, (*requirers, config.requires))
+        train(load_config(config.requires), ranks, (*requirers, config.requires))
     summary = ranks.run_on_main(_complete_summary, config)
     if summary is not None:
         table = "" if requirers else "\n" + metric_table(summary)
         log.info("%s is complete: %s%s", config.name, config.folder / "report.html", table)
         return
-    Trainer(config, ranks).run()
+    Trainer(config, sharing).run()
 
 
 @dataclass

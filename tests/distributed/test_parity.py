@@ -50,7 +50,8 @@ def check_matrix(folder: Path, sequence: int) -> None:
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
 
-    with start_ranks(launched_as(os.environ), timeout_minutes=2, sequence=sequence) as ranks:
+    with start_ranks(launched_as(os.environ), timeout_minutes=2) as processes:
+        ranks = processes.sharing_videos(sequence, timeout_minutes=2)
         ranks.run_on_main(save_start, folder)
         for checkpointing, window, lora in itertools.product((False, True), repeat=3):
             weights = "gathered" if window else "sharded"
