@@ -63,8 +63,8 @@ class Gpu:
         ]  # fmt: skip
 
 
-# 790 TFLOP/s and 4.3 TB/s were measured on an H200. An H100 SXM has the same processor: 700 is assumed, on the safe side;
-# 3.35 TB/s is the vendor's figure.
+# 790 TFLOP/s and 4.3 TB/s were measured on an H200. An H100 SXM has the same processor; 700 is assumed to be safe, and
+# 3.35 TB/s is its vendor's figure.
 GPUS: Mapping[str, Gpu] = {
     "h100": Gpu("h100", memory_gib=79.6, matmul_tflops=700, memory_gb_per_second=3350),
     "h200": Gpu("h200", memory_gib=139, matmul_tflops=790, memory_gb_per_second=4300),

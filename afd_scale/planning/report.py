@@ -72,16 +72,17 @@ def _parts(name: str, parts: dict[str, int]) -> list[str]:
 
 def _step(plan: Plan) -> list[str]:
     columns = (
-        "PFLOP", "gathered GB", "reduced GB", "exchanged GB", "compute s", "reading s", "ZeRO s", "Ulysses s", "total s",
+        "PFLOP", "gathered GB", "reduced GB", "exchanged GB",
+        "compute s", "reading s", "ZeRO s", "Ulysses s", "total s",
     )  # fmt: skip
-    lines = ["A step of a rank      " + "".join(f"{column:>14}" for column in columns)]
+    lines = ["A step of a rank      " + "".join(f"{column:>13}" for column in columns)]
     for name, seconds in plan.seconds.items():
         traffic = plan.traffic[name]
         values = (
             plan.flops[name].total / 1e15, traffic.gather / 1e9, traffic.reduce / 1e9, traffic.exchange / 1e9,
             seconds.compute, seconds.reading, seconds.zero, seconds.ulysses, seconds.total,
         )  # fmt: skip
-        lines.append(f"  {name:20}" + "".join(f"{value:14.2f}" for value in values))
+        lines.append(f"  {name:20}" + "".join(f"{value:13.2f}" for value in values))
     return [*lines, f"  predicted: {plan.step_seconds:.1f} s a step"]
 
 
