@@ -23,6 +23,7 @@ from afd_scale.planning.activations import (
 from afd_scale.planning.parameters import NetworkSize, discriminator_size, student_size
 from afd_scale.planning.workload import Workload
 
+MASTER, ADAM = 4, 8  # bytes a trained parameter
 # Defaults of DeepSpeed 0.19 that hold memory, in elements; engine.deepspeed.zero_optimization overrides them.
 ZERO_DEFAULTS = {
     "reduce_bucket_size": 500_000_000,
@@ -111,7 +112,7 @@ def _shards(config: RunConfig, gpus: int) -> tuple[dict[str, int], dict[str, int
 
     def trained(name: str, network: NetworkSize) -> None:
         add(parameters, f"{name} parameters", network.total, size)
-        add(optimizer, f"{name} optimizer", network.trained, 3 * FLOAT32)
+        add(optimizer, f"{name} optimizer", network.trained, MASTER + ADAM)
         add(optimizer, f"{name} gradients", network.trained, size)
         shards[f"{name} reduce bucket"] = _zero(config, "reduce_bucket_size") * size
 
