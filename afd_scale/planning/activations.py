@@ -13,7 +13,8 @@ What autograd saves in a block, T tokens of width E, feed-forward H (`upcast` is
                      their weight, the two outputs before their gate
     adapters         the bottlenecks of q k v o, q o, two of the feed-forward         8 rank
 
-Modelled: tensors. Not modelled: workspaces of kernels and what an allocator wastes.
+Modelled: tensors. Not modelled: workspaces of kernels, what an allocator wastes, and the send and receive buffers of
+Ulysses, which come and go outside the feed-forward, where the peaks are (for ffn_dim >= 2.5 dim).
 """
 
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ def saved_by_block(trunk: Trunk, tokens: Tokens) -> int:
         per_token += 8 * trunk.adapter_rank * size
         per_text_row += 2 * trunk.adapter_rank * size
     keys_and_values = 2 * (own + tokens.past) * dim * size
+    if trunk.sequence > 1 and not tokens.past:
+        keys_and_values += 2 * own * dim * size  # q, k and v arrive as one tensor, which v keeps
     modulation = 8 * tokens.frames * dim * size
     return own * per_token + text * per_text_row + keys_and_values + modulation
 

@@ -42,8 +42,11 @@ def step_traffic(config: RunConfig, load: Workload, gathered_rollout: bool) -> d
         return {"student": Traffic(gather, micro * _gather(config, load, size.trained), exchange)}
 
     passes, chunks = rollout_passes(student, load.frames), load.num_chunks
+    # Resident are the weights of the sampling policy; ZeRO-3 gathers a unit whole, with what it has of other adapters.
+    resident = size.resident if gathered_rollout else 0
+    every_pass = _gather(config, load, size.total - resident)
     rollout = Traffic(
-        gather=(1 if gathered_rollout else micro * passes) * _gather(config, load, size.total),
+        gather=_gather(config, load, resident) + micro * passes * every_pass,
         exchange=passes * _exchange(config, load, student, videos * video // chunks),
     )
     context, states = videos * video, method.states_per_rollout * videos * video

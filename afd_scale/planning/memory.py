@@ -1,8 +1,8 @@
 """Bytes on one rank: what ZeRO-3 shards all the time, and the peak of each phase on top of it.
 
 DeepSpeed 0.19 in bf16, bytes a parameter of a trained network: bf16 shard 2, float32 master 4, Adam 8, gradient
-partition 2 (it has the gradients' dtype; the optimizer's step makes a float32 copy, one sub-group at a time). In
-float32 the master is a second copy of the shard. Each trained engine also holds a bucket for gradients on their way.
+partition 2 (4 where micro-batches are accumulated; the optimizer's step makes a float32 copy, one sub-group at a time).
+In float32 the master is a second copy of the shard. Each trained engine also holds a bucket for gradients on their way.
 """
 
 from dataclasses import dataclass
@@ -113,7 +113,8 @@ def _shards(config: RunConfig, gpus: int) -> tuple[dict[str, int], dict[str, int
     def trained(name: str, network: NetworkSize) -> None:
         add(parameters, f"{name} parameters", network.total, size)
         add(optimizer, f"{name} optimizer", network.trained, MASTER + ADAM)
-        add(optimizer, f"{name} gradients", network.trained, size)
+        accumulated = FLOAT32 if config.train.micro_batch is not None else size  # as parallel/deepspeed_config.py sets
+        add(optimizer, f"{name} gradients", network.trained, accumulated)
         shards[f"{name} reduce bucket"] = _zero(config, "reduce_bucket_size") * size
 
     student, discriminator = student_size(config), discriminator_size(config)
@@ -137,7 +138,7 @@ def _rollout(config: RunConfig, load: Workload, static: int, gathered: bool) -> 
     tokens = Tokens(chunk, 0, load.chunk_frames * load.together, load.together)
     cached_frames = min(load.frames, student.window_frames or load.frames)
     cached = cached_frames * load.local_tokens_per_frame * load.together
-    weights = size.total * itemsize(config) if gathered else _gathered(config, size)
+    weights = size.resident * itemsize(config) if gathered else _gathered(config, size)
     parts = {
         "gathered weights": weights,
         "KV cache": key_value_bytes(trunk, cached),

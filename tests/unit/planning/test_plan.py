@@ -61,7 +61,9 @@ def test_zero_shards_by_ranks_and_adapters_replace_copies():
     size = student_size(load_config(FULL_1_3B)).total
     assert full.shards["student parameters"] == size / 8 * 2
     assert full.shards["student optimizer"] == size / 8 * 12
-    assert full.shards["student gradients"] == size / 8 * 2
+    assert full.shards["student gradients"] == size / 8 * 4, "micro-batches add up in float32"
+    at_once = load_config(FULL_1_3B, ["train.micro_batch=null"])
+    assert rank_memory(at_once, workload(at_once, 8), 0).shards["student gradients"] == size / 8 * 2
     assert full.shards["old policy float32 average"] == size / 8 * 4
     assert full.shards["reference parameters"] == full.shards["old policy parameters"] == size / 8 * 2
     assert "reference parameters" not in lora.shards
@@ -105,6 +107,10 @@ def test_traffic_worked_by_hand():
     assert traffic["student"].exchange == pytest.approx(8 * (2 + 2 + 4) * video)
     assert traffic["rollout"].exchange == pytest.approx(8 * 34 / 7 * video)
     assert traffic["discriminator"].exchange == pytest.approx((3 * 10 + 8) * video)
+    adapters = load_config(CONFIGS / "wan_1_3b/self_forcing.yaml")
+    size = student_size(adapters)
+    once, each = 2 * 63 / 64 * (size.base + size.adapter), 2 * 63 / 64 * size.adapter  # the student's own comes along
+    assert step_traffic(adapters, load, gathered_rollout=True)["rollout"].gather == pytest.approx(once + 2 * 34 * each)
     alone = load_config(FULL_1_3B, ["parallel.sequence=1"])
     traffic = step_traffic(alone, workload(alone, 1), gathered_rollout=False)
     assert all(phase.total == 0 for phase in traffic.values())
