@@ -143,16 +143,16 @@ def discriminator_update_flops(
     return forward + again + forward.backward(base_is_trained=discriminator.lora is None)
 
 
-def step_flops(config: RunConfig, load: Workload) -> dict[str, Flops]:
-    """What one rank executes in a step, by phase; recomputation counts."""
+def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> dict[str, Flops]:
+    """What one rank executes in a step, by phase; without recomputation what the models need."""
     student, method, frames, tokens = config.student, config.method, load.frames, load.tokens_per_frame
     if not isinstance(method, AfdConfig):
-        update = update_flops(student, frames, tokens, 1, context_gradient=True, recompute=True)
+        update = update_flops(student, frames, tokens, 1, context_gradient=True, recompute=recompute)
         return {"student": (load.videos / load.sequence) * update}
     rank = 0 if student.lora is None else student.lora.rank
     states = method.states_per_rollout
     update = update_flops(
-        student, frames, tokens, states, context_gradient=method.context_gradient, recompute=True
+        student, frames, tokens, states, context_gradient=method.context_gradient, recompute=recompute
     )  # fmt: skip
     old_context, old_states = teacher_forcing_flops(student, frames, tokens, states, rank)
     update += old_context + old_states
@@ -162,7 +162,7 @@ def step_flops(config: RunConfig, load: Workload) -> dict[str, Flops]:
     phases = {"rollout": load.videos * rollout_flops(student, frames, tokens, rank), "discriminator": Flops()}
     if isinstance(method.discriminator, LatentDiscriminatorConfig):
         penalised = 2 if method.r1_weight or method.r2_weight else 1
-        trained = discriminator_update_flops(config, method.discriminator, tokens, recompute=True)
+        trained = discriminator_update_flops(config, method.discriminator, tokens, recompute=recompute)
         reward = score_flops(config, method.discriminator, tokens)
         phases["discriminator"] = (penalised * (load.prompts + load.videos)) * trained + load.videos * reward
     phases["student"] = load.videos * update

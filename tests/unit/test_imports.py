@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parallel": {"types", "protocols", "config", "layers"},
     "checkpoint": {"types", "protocols", "config"},
     "planning": {"types", "config", "layers"},
+    "benchmarks": {"types", "config", "flow", "layers", "models", "rollout", "methods", "planning"},
     "evaluation": {"types", "protocols", "config", "flow", "rollout", "data"},
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
