@@ -9,9 +9,10 @@ from afd_scale.layers.ops import ModelOps
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
 from afd_scale.models.wan import CausalWan
 
-# Small, but large enough that no bias or norm decides: two shapes that differ in every proportion.
+# Small, but large enough that no bias or norm decides: shapes that differ in every proportion.
 SHAPES = {
     "narrow": {"student": {"dim": 128, "ffn_dim": 512, "num_heads": 4, "num_layers": 4}, "frames": 4, "size": (24, 24)},
+    "deep": {"student": {"dim": 96, "ffn_dim": 384, "num_heads": 4, "num_layers": 14}, "frames": 3, "size": (24, 24)},
     "wide": {"student": {"dim": 192, "ffn_dim": 576, "num_heads": 6, "num_layers": 3}, "frames": 3, "size": (24, 32)},
 }
 

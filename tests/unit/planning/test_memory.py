@@ -19,7 +19,7 @@ from afd_scale.planning.memory import ADAM
 from afd_scale.rollout.causal import rollout
 from tests.unit.planning.networks import adapter, build_discriminator, build_student, draw, make_config
 
-TOKENS = {"narrow": 144, "wide": 192}
+TOKENS = {"narrow": 144, "deep": 144, "wide": 192}
 WITHIN = 0.10
 
 
@@ -58,7 +58,7 @@ def test_the_measure_sees_an_allocation_and_its_end():
 
 
 # Shape, noised states, gradient through the context.
-PASSES = [("narrow", 2, False), ("narrow", 1, True), ("wide", 1, False)]
+PASSES = [("narrow", 2, False), ("narrow", 1, True), ("wide", 1, False), ("deep", 1, True)]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
@@ -101,6 +101,21 @@ def test_the_discriminators_update(shape, lora, checkpointing):
         trunk(config, config.method.discriminator), Tokens(frames * TOKENS[shape], 0, frames, 2)
     )
     assert modelled == pytest.approx(measured_peak(update), rel=WITHIN)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_pass_without_gradient(lora):
+    config = make_config("wide", lora=lora)
+    network, inputs, frames = build_student(config), draw(config), config.data.latent_frames
+    del inputs["clean"]
+
+    @torch.no_grad()
+    def run():
+        network(**inputs, adapter=adapter(config))
+
+    model, tokens = trunk(config, config.student), Tokens(frames * TOKENS["wide"], 0, frames, 1)
+    modelled = forward_working(model, tokens) + saved_outside_blocks(model, tokens)
+    assert modelled == pytest.approx(measured_peak(run), rel=WITHIN)
 
 
 @pytest.mark.parametrize(

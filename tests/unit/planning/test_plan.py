@@ -47,6 +47,8 @@ def test_shares_of_a_step():
     assert (load.together, load.micro_batches) == (3, 6)
     assert (load.prompts_together, load.discriminator_micro_batches) == (1, 4)  # one teacher video, four rollouts
     assert (load.tokens_per_frame, load.local_tokens_per_frame) == (1560, 195)
+    assert workload(load_config(AFD_14B, ["train.micro_batch=9"]), 64).prompts_together == 1
+    assert workload(load_config(AFD_14B, ["train.micro_batch=10"]), 64).prompts_together == 2
     odd = workload(load_config(FULL_1_3B, ["parallel.sequence=1", "data.latent_width=102"]), 1)
     assert odd.tokens_per_frame == 30 * 51
     shared = workload(load_config(FULL_1_3B, ["parallel.sequence=4", "data.latent_width=102"]), 4)
