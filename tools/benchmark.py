@@ -65,7 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=tuple(BENCHMARKS), metavar="NAME", help=f"one of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="of attention (default %(default)s)")
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        choices=BACKENDS,
+        help="of attention, instead of the config's (default %(default)s)",
+    )
     parser.add_argument("--repeats", type=_positive, help="turns of each (default: 25 of attention, else 5)")
     parser.add_argument("--config", type=Path, help="run whose networks are measured")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp8"), help="default fp32 on a CPU, else the config's")
@@ -144,8 +149,8 @@ def _of_config(benchmark: Callable[[RunConfig, int, torch.device], dict[str, Any
 
     def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         shrunk = () if options.config or device.type == "cuda" else (*SMALL, "precision=fp32")
-        precision = (f"precision={options.precision}",) if options.precision else ()
-        overrides = (*(() if options.config else ONE_DEVICE), *shrunk, *precision, *options.overrides)
+        chosen = (f"attention={options.backend}", *((f"precision={options.precision}",) if options.precision else ()))
+        overrides = (*(() if options.config else ONE_DEVICE), *shrunk, *chosen, *options.overrides)
         return benchmark(load_config(options.config or CONFIG, overrides), options.repeats, device)
 
     return run

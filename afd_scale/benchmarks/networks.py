@@ -10,9 +10,10 @@ from afd_scale.benchmarks.engines import PlainAverage, PlainNetwork, PlainTraine
 from afd_scale.benchmarks.timing import rates
 from afd_scale.config import RunConfig
 from afd_scale.config.methods import AfdConfig
-from afd_scale.config.models import LatentDiscriminatorConfig, LoraConfig
+from afd_scale.config.models import LatentDiscriminatorConfig, LoraConfig, StudentConfig
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import denoising_sigmas
+from afd_scale.layers.attention import choose_backend
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.ops import ModelOps
 from afd_scale.layers.precision import ParameterPrecision, Precision
@@ -27,6 +28,7 @@ from afd_scale.planning.workload import workload
 from afd_scale.rollout.causal import rollout
 from afd_scale.types import Batch
 
+LoraArchitecture = StudentConfig | LatentDiscriminatorConfig
 STUDENT, OLD_POLICY = "student", "old_policy"
 
 
@@ -141,7 +143,7 @@ def _plain_afd(
         old_policy = PlainAverage(student.network, OLD_POLICY)
         reference = PlainNetwork(student.network) if method.prior_weight else None
     with device:
-        judge = LatentDiscriminator(discriminator, _ops(config, discriminator.lora, LatentDiscriminator.ADAPTER))
+        judge = LatentDiscriminator(discriminator, _ops(config, discriminator, device, LatentDiscriminator.ADAPTER))
     judge = judge.to(dtype_of(config))
     if discriminator.lora is not None:
         for name, parameter in judge.named_parameters():
@@ -155,7 +157,7 @@ def _plain_afd(
 def build_student(config: RunConfig, device: torch.device) -> CausalWan:
     """With random weights, the head's too, which would start at zero."""
     with device:
-        network = CausalWan(config.student, _ops(config, config.student.lora, STUDENT, OLD_POLICY))
+        network = CausalWan(config.student, _ops(config, config.student, device, STUDENT, OLD_POLICY))
         nn.init.normal_(network.head.head.weight, 0, 0.02)
     return network.to(dtype_of(config))
 
@@ -179,9 +181,11 @@ def precision_of(config: RunConfig) -> Precision:
     return ParameterPrecision()
 
 
-def _ops(config: RunConfig, lora: LoraConfig | None, *names: str) -> ModelOps:
+def _ops(config: RunConfig, network: LoraArchitecture, device: torch.device, *names: str) -> ModelOps:
+    lora, head_dim = network.lora, network.dim // network.num_heads
     adapters = None if lora is None else Adapters(names, lora.rank, lora.alpha / lora.rank)
-    return ModelOps(precision_of(config), adapters=adapters)
+    backend = choose_backend(config.attention, device=device, dtype=dtype_of(config), head_dim=head_dim)
+    return ModelOps(precision_of(config), backend.attend, adapters)
 
 
 def _train_only(network: CausalWan, lora: LoraConfig | None) -> CausalWan:
@@ -213,6 +217,7 @@ def _described(config: RunConfig) -> dict[str, Any]:
     student, data = config.student, config.data
     return {
         "precision": config.precision,
+        "attention": config.attention,
         "config": config.name,
         "shape": {
             "dim": student.dim, "ffn_dim": student.ffn_dim, "heads": student.num_heads, "layers": student.num_layers,
