@@ -10,13 +10,16 @@ from afd_scale.planning.memory import itemsize
 from afd_scale.planning.parameters import discriminator_size, student_size
 from afd_scale.planning.workload import Workload
 
+TRAINING_GATHERS = 2  # of all weights, for a forward and a backward pass
+
 
 @dataclass(frozen=True)
 class Traffic:
     """Bytes received.
 
     Attributes:
-        gather: weights, before each forward and each backward pass and each recomputation of a network.
+        gather: weights, before each forward and each backward pass of a network; a recomputation's serve its backward
+            pass too. An upper bound: what stage3_max_live_parameters keeps whole is not gathered again.
         reduce: gradients, after each backward pass.
         exchange: q, k, v and outputs of self-attention, between the ranks of a sequence.
     """
@@ -34,27 +37,24 @@ def step_traffic(config: RunConfig, load: Workload, gathered_rollout: bool) -> d
     """What one rank receives in a step, by phase."""
     student, size = config.student, student_size(config)
     method, micro = config.method, load.micro_batches
-    training = 3 if student.activation_checkpointing else 2  # forward, (recomputation,) backward
+    passes_with_gradient = 3 if student.activation_checkpointing else 2  # forward, (recomputation,) backward
     video, videos = load.video_tokens, load.videos
     if not isinstance(method, AfdConfig):
-        exchange = training * _exchange(config, load, student, 2 * videos * video)
-        gather = micro * training * _gather(config, load, size.total)
+        exchange = passes_with_gradient * _exchange(config, load, student, 2 * videos * video)
+        gather = micro * TRAINING_GATHERS * _gather(config, load, size.total)
         return {"student": Traffic(gather, micro * _gather(config, load, size.trained), exchange)}
 
     passes, chunks = rollout_passes(student, load.frames), load.num_chunks
-    # Resident are the weights of the sampling policy; ZeRO-3 gathers a unit whole, with what it has of other adapters.
-    resident = size.resident if gathered_rollout else 0
-    every_pass = _gather(config, load, size.total - resident)
     rollout = Traffic(
-        gather=_gather(config, load, resident) + micro * passes * every_pass,
+        gather=(1 if gathered_rollout else micro * passes) * _gather(config, load, size.total),
         exchange=passes * _exchange(config, load, student, videos * video // chunks),
     )
     context, states = videos * video, method.states_per_rollout * videos * video
     frozen = 2 if method.prior_weight else 1  # old policy, reference: a context pass and a pass over the states
     if method.context_gradient:
-        gathers, tokens = training, training * (context + states)
+        gathers, tokens = TRAINING_GATHERS, passes_with_gradient * (context + states)
     else:
-        gathers, tokens = 1 + training, context + training * states
+        gathers, tokens = 1 + TRAINING_GATHERS, context + passes_with_gradient * states
     gathers, tokens = gathers + 2 * frozen, tokens + frozen * (context + states)
     update = Traffic(
         gather=micro * gathers * _gather(config, load, size.total),
@@ -73,7 +73,7 @@ def _discriminator(config: RunConfig, load: Workload, method: AfdConfig) -> Traf
         seen = (2 if method.r1_weight or method.r2_weight else 1) * (load.prompts + load.videos)
         exchange = _exchange(config, load, network, (training * seen + load.videos) * load.video_tokens)
     return Traffic(
-        gather=micro * (training + 1) * _gather(config, load, size.total),  # one more to score the rollouts
+        gather=micro * (TRAINING_GATHERS + 1) * _gather(config, load, size.total),  # one more to score the rollouts
         reduce=micro * _gather(config, load, size.trained),
         exchange=exchange,
     )

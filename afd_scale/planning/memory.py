@@ -138,7 +138,7 @@ def _rollout(config: RunConfig, load: Workload, static: int, gathered: bool) -> 
     tokens = Tokens(chunk, 0, load.chunk_frames * load.together, load.together)
     cached_frames = min(load.frames, student.window_frames or load.frames)
     cached = cached_frames * load.local_tokens_per_frame * load.together
-    weights = size.resident * itemsize(config) if gathered else _gathered(config, size)
+    weights = size.total * itemsize(config) if gathered else _gathered(config, size)
     parts = {
         "gathered weights": weights,
         "KV cache": key_value_bytes(trunk, cached),

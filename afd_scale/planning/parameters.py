@@ -28,11 +28,6 @@ class NetworkSize:
     unit_trained: int
 
     @property
-    def resident(self) -> int:
-        """What one policy needs: the base and its own adapter."""
-        return self.base + self.adapter
-
-    @property
     def total(self) -> int:
         return self.base + self.num_adapters * self.adapter
 
