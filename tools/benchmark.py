@@ -2,6 +2,16 @@
 
     attention   block-causal attention, one call a chunk, against one dense masked call (on a GPU against full attention
                 too): seconds, and their ratios beside the ratio of multiplications
+    linear      the linears of a student's block, forward, on the tokens of a micro-batch
+    rollout     the cached causal rollout of a micro-batch
+    update      forward and backward of the student's teacher-forcing pass on a micro-batch
+    step        a whole AFD step: rollout, discriminator, student
+
+The last four take their shapes from a config (`--config FILE section.key=value ...`; by default Wan 1.3B's, on a CPU
+shrunk), with random weights, in plain torch on one device. MFU is the rate of what the model needs (recomputation not
+counted) over the best of a square matrix product of the same dtype, measured in turns. `bytes_moved` is what must be
+read and written at least. Peak memory is CUDA's; on a CPU there is no such figure. AdamW's moments have the weights'
+dtype.
 
 Variants take turns and their medians are compared, so that a machine that slows down for a while slows all of them.
 With --json the only line printed is one JSON object. Exit 2: bad input, one line says which.
@@ -9,19 +19,22 @@ With --json the only line printed is one JSON object. Exit 2: bad input, one lin
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afd_scale.benchmarks.networks import benchmark_linear, benchmark_rollout, benchmark_step, benchmark_update
+from afd_scale.benchmarks.timing import medians
+from afd_scale.config import RunConfig, load_config
 from afd_scale.layers.attention import AttentionLayout, attend_all, choose_backend
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Benchmark = Callable[[argparse.Namespace, torch.device], dict[str, Any]]
 BACKENDS = ("auto", "sdpa", "flash", "flex", "fa4")
 
 # Default shapes of `attention`: on a GPU those of Wan 1.3B at 832x480, on a CPU large enough for attention to dominate.
@@ -30,20 +43,45 @@ SHAPES = {
     "cuda": {"chunks": 7, "tokens_per_chunk": 4680, "heads": 12, "head_dim": 128},
 }
 
+CONFIG = Path(__file__).parents[1] / "configs" / "wan_1_3b" / "self_forcing_full.yaml"
+ONE_DEVICE = ("parallel.sequence=1", "data.global_batch=1", "train.micro_batch=1", "method.rollouts_per_prompt=2")
+_SMALL_NETWORK = (
+    "dim=128",
+    "ffn_dim=512",
+    "num_heads=4",
+    "num_layers=2",
+    "text_dim=32",
+    "text_length=16",
+    "freq_dim=32",
+)
+SMALL = (
+    *(f"{network}.{size}" for network in ("student", "method.discriminator") for size in _SMALL_NETWORK),
+    "data.latent_frames=6", "data.latent_height=16", "data.latent_width=16",
+)  # fmt: skip
+
 
 def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=tuple(BENCHMARKS), metavar="NAME", help=f"one of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="of attention (default %(default)s)")
-    parser.add_argument("--repeats", type=_positive, default=25, help="turns of each (default %(default)s)")
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        choices=BACKENDS,
+        help="of attention, instead of the config's (default %(default)s)",
+    )
+    parser.add_argument("--repeats", type=_positive, help="turns of each (default: 25 of attention, else 5)")
+    parser.add_argument("--config", type=Path, help="run whose networks are measured")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp8"), help="default fp32 on a CPU, else the config's")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the config")
     # Two threads wait for each other at every kernel: where other work shares the cores, that would be measured.
     parser.add_argument("--threads", type=_positive, default=1, help="of a CPU (default %(default)s)")
     for field, value in SHAPES[device.type].items():
         option = f"--{field.replace('_', '-')}"
         parser.add_argument(option, type=_positive, default=value, help="default %(default)s")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    options.repeats = options.repeats or (25 if options.name == "attention" else 5)
     torch.set_num_threads(options.threads)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     try:
@@ -92,8 +130,8 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
     def forward_backward(variant: Attend) -> None:
         torch.autograd.grad(variant(*inputs), inputs, grad_out)
 
-    seconds = _medians(forward, variants, options.repeats, device)
-    both = _medians(forward_backward, variants, options.repeats, device)
+    seconds = medians(forward, variants, options.repeats, device)
+    both = medians(forward_backward, variants, options.repeats, device)
     return {
         "forward_ratio": seconds["segments"] / seconds["dense"],
         "forward_backward_ratio": both["segments"] / both["dense"],
@@ -106,30 +144,25 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
     }
 
 
-BENCHMARKS: Mapping[str, Callable[[argparse.Namespace, torch.device], dict[str, Any]]] = {
+def _of_config(benchmark: Callable[[RunConfig, int, torch.device], dict[str, Any]]) -> Benchmark:
+    """A benchmark whose shapes are a config's."""
+
+    def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+        shrunk = () if options.config or device.type == "cuda" else (*SMALL, "precision=fp32")
+        chosen = (f"attention={options.backend}", *((f"precision={options.precision}",) if options.precision else ()))
+        overrides = (*(() if options.config else ONE_DEVICE), *shrunk, *chosen, *options.overrides)
+        return benchmark(load_config(options.config or CONFIG, overrides), options.repeats, device)
+
+    return run
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
     "attention": benchmark_attention,
+    "linear": _of_config(benchmark_linear),
+    "rollout": _of_config(benchmark_rollout),
+    "update": _of_config(benchmark_update),
+    "step": _of_config(benchmark_step),
 }
-
-
-def _medians(
-    run: Callable[[Attend], None], variants: Mapping[str, Attend], repeats: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds to run each variant; they take turns, after one turn that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(repeats + 1):
-        for name, variant in variants.items():
-            _wait(device)
-            start = time.perf_counter()
-            run(variant)
-            _wait(device)
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _positive(text: str) -> int:

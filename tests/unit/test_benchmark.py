@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from afd_scale.config import load_config
+from afd_scale.planning.flops import update_flops
+
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 TINY = [
     "--chunks",
@@ -57,14 +60,58 @@ def test_without_json_it_prints_a_line_for_each_figure(benchmark, capsys):
     assert "{" not in printed.splitlines()[0]
 
 
+def measure(benchmark, capsys, *arguments):
+    assert benchmark.main([*arguments, "--json", "--repeats", "1"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+
+@pytest.mark.parametrize("name", ["linear", "rollout", "update", "step"])
+def test_networks_print_rates_over_the_measured_peak(benchmark, capsys, name):
+    result = measure(benchmark, capsys, name)
+    assert result["name"] == name
+    assert result["precision"] == "fp32"
+    assert result["matmul_tflops"] > 0
+    assert result["seconds"].keys() == result["tflops"].keys() == result["mfu"].keys()
+    for variant, share in result["mfu"].items():
+        assert share == pytest.approx(result["tflops"][variant] / result["matmul_tflops"])
+    assert "peak_memory_bytes" not in result, "a CPU has no such figure"
+
+
+def test_rates_count_what_the_plan_counts(benchmark, capsys):
+    """The shapes are those of the overrides, and the FLOPs do not count recomputation."""
+    tiny = ["data.latent_height=8", "data.latent_width=8", "method.states_per_rollout=2", "train.micro_batch=2"]
+    stored, again = (
+        measure(benchmark, capsys, "update", *tiny, f"student.activation_checkpointing={word}")
+        for word in ("false", "true")
+    )
+    config = load_config(benchmark.CONFIG, [*benchmark.ONE_DEVICE, *benchmark.SMALL, *tiny])
+    needed = 2 * update_flops(config.student, 6, 16, 2, context_gradient=False, recompute=False).total
+    for result in (stored, again):
+        assert result["tflops"]["update"] * result["seconds"]["update"] * 1e12 == pytest.approx(needed)
+        assert result["videos"] == result["states"] == 2
+    assert stored["planned_peak_bytes"] > again["planned_peak_bytes"]
+
+
+def test_networks_with_adapters_and_in_bf16(benchmark, capsys):
+    result = measure(benchmark, capsys, "step", "--precision", "bf16", "student.lora={rank: 4}",
+                     "method.discriminator.lora={rank: 4}")  # fmt: skip
+    assert result["precision"] == "bf16"
+    assert result["shape"]["lora_rank"] == 4
+    whole = measure(benchmark, capsys, "step", "--precision", "bf16")
+    assert result["weight_bytes"] < whole["weight_bytes"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nothing"], "invalid choice"),
         (["attention", "--chunks", "0"], "(0) must be at least 1"),
         (["attention", "--backend", "flex", *TINY], "attention (flex): FlexAttention needs "),
+        (["update", "student.dim=1"], "student.num_heads (4) must divide dim (1)"),
+        (["step", "method=sft"], "method.name (sft) must be afd"),
     ],
-    ids=["name", "chunks", "backend"],
+    ids=["name", "chunks", "backend", "config", "method"],
 )
 def test_bad_input_exits_2(benchmark, capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):

@@ -24,6 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": {"types", "protocols", "config", "flow", "rollout"},
     "parallel": {"types", "protocols", "config", "layers"},
     "checkpoint": {"types", "protocols", "config"},
+    "planning": {"types", "config", "layers"},
+    "benchmarks": {"types", "config", "flow", "layers", "models", "rollout", "methods", "planning"},
     "evaluation": {"types", "protocols", "config", "flow", "rollout", "data"},
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)

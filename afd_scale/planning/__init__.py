@@ -1,0 +1,1 @@
+"""What a run will cost, computed from its config alone: parameters, FLOPs, memory, traffic, time. Builds no model."""

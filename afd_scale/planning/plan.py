@@ -1,0 +1,203 @@
+"""A plan: what a run costs on so many GPUs of a kind, whether it fits, and what would."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from afd_scale.config import ConfigError, RunConfig
+from afd_scale.planning.communication import Traffic, step_traffic
+from afd_scale.planning.flops import Flops, rollout_passes, step_flops
+from afd_scale.planning.gpus import COMPUTE_FRACTION, Gpu
+from afd_scale.planning.memory import Memory, itemsize, rank_memory
+from afd_scale.planning.parameters import NetworkSize, discriminator_size, student_size
+from afd_scale.planning.workload import Workload, valid_degrees, workload
+
+SEARCH = (*range(1, 65), *range(72, 4097, 8))  # numbers of GPUs: beyond 64, whole nodes
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Predicted time of a phase on one rank.
+
+    Attributes:
+        compute: of its FLOPs.
+        reading: of weights and KV cache from the GPU's memory, the floor of small passes.
+        zero: of ZeRO's collectives, which overlap with the two above.
+        ulysses: of Ulysses' all-to-all, which do not.
+    """
+
+    compute: float
+    reading: float
+    zero: float
+    ulysses: float
+
+    @property
+    def total(self) -> float:
+        return max(self.compute, self.reading, self.zero) + self.ulysses
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One rank's share of one step."""
+
+    config: RunConfig
+    gpu: Gpu
+    load: Workload
+    student: NetworkSize
+    discriminator: NetworkSize | None
+    memory: Memory
+    flops: dict[str, Flops]
+    traffic: dict[str, Traffic]
+    seconds: dict[str, Seconds]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.gpu.usable_bytes
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(seconds.total for seconds in self.seconds.values())
+
+
+def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
+    """The plan of a config; where its sequence degree does not divide the GPUs, that of the next smaller one.
+
+    Raises:
+        ConfigError: the batch does not divide among the data ranks.
+    """
+    config, notes = _with_possible_degree(config, gpus)
+    load = workload(config, gpus)
+    memory = rank_memory(config, load, gpu.usable_bytes)
+    flops, traffic = step_flops(config, load), step_traffic(config, load, memory.gathered_rollout)
+    seconds = {
+        phase: Seconds(
+            compute=flops[phase].total / (COMPUTE_FRACTION * gpu.matmul_tflops * 1e12),
+            reading=_bytes_read(config, load, memory) / (gpu.memory_gb_per_second * 1e9) if phase == "rollout" else 0.0,
+            zero=(traffic[phase].gather + traffic[phase].reduce) / gpu.gather_rate(gpus),
+            ulysses=traffic[phase].exchange / gpu.exchange_rate(load.sequence),
+        )
+        for phase in flops
+    }
+    return Plan(
+        config, gpu, load, student_size(config), discriminator_size(config), memory, flops, traffic, seconds, notes
+    )  # fmt: skip
+
+
+def _bytes_read(config: RunConfig, load: Workload, memory: Memory) -> float:
+    """By all rollouts of a step on one rank: each pass reads all weights, and half the cache on average."""
+    passes = load.micro_batches * rollout_passes(config.student, load.frames)
+    return passes * (student_size(config).base * itemsize(config) + memory.phases["rollout"].parts["KV cache"] / 2)
+
+
+def _with_possible_degree(config: RunConfig, gpus: int) -> tuple[RunConfig, tuple[str, ...]]:
+    wanted = config.parallel.sequence
+    if gpus < 1 or gpus % wanted == 0:
+        return config, ()
+    degree = max(d for d in valid_degrees(config, gpus) if d < wanted)
+    changed = config.model_copy(update={"parallel": config.parallel.model_copy(update={"sequence": degree})})
+    return changed, (f"planned with parallel.sequence={degree}: {wanted} does not divide the number of GPUs, {gpus}",)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A way to run that fits: so many GPUs, under these overrides (none: the config as it is)."""
+
+    gpus: int
+    overrides: tuple[str, ...]
+    peak: int
+
+
+def remedies(config: RunConfig, gpus: int, gpu: Gpu) -> dict[str, Suggestion | None]:
+    """What would fit where a config does not: overrides on these GPUs, more GPUs, and both."""
+    return {
+        "here": fit_on(config, gpus, gpu),
+        "as_configured": smallest_fit(config, gpu, overrides=False),
+        "smallest": smallest_fit(config, gpu, overrides=True),
+    }
+
+
+def smallest_fit(config: RunConfig, gpu: Gpu, overrides: bool) -> Suggestion | None:
+    """The smallest number of GPUs on which a run fits.
+
+    Args:
+        overrides: other sequence degrees, micro-batches and rollout weights may be chosen, not the batch.
+    """
+    for gpus in SEARCH:
+        found = fit_on(config, gpus, gpu) if overrides else _fit_as_it_is(config, gpus, gpu)
+        if found is not None:
+            return found
+    return None
+
+
+def fit_on(config: RunConfig, gpus: int, gpu: Gpu) -> Suggestion | None:
+    """The fewest overrides under which a run fits on these GPUs; among equals the least shared, largest passes."""
+    micro_batches = [config.train.micro_batch, *(m for m in (8, 4, 2, 1) if m != config.train.micro_batch)]
+    candidates = [
+        (degree, micro)
+        for degree in sorted(valid_degrees(config, gpus), key=lambda d: (d != config.parallel.sequence, d))
+        for micro in micro_batches
+    ]
+    candidates.sort(key=lambda c: (c[0] != config.parallel.sequence) + (c[1] != config.train.micro_batch))
+    for degree, micro in candidates:
+        changed = config.model_copy(
+            update={
+                "parallel": config.parallel.model_copy(update={"sequence": degree}),
+                "train": config.train.model_copy(update={"micro_batch": micro}),
+            }
+        )
+        found = _fit_as_it_is(changed, gpus, gpu)
+        if found is not None:
+            chosen = []
+            if degree != config.parallel.sequence:
+                chosen.append(f"parallel.sequence={degree}")
+            if micro != config.train.micro_batch:
+                chosen.append(f"train.micro_batch={micro}")
+            return Suggestion(gpus, tuple(chosen), found.peak)
+    return None
+
+
+def _fit_as_it_is(config: RunConfig, gpus: int, gpu: Gpu) -> Suggestion | None:
+    try:
+        memory = rank_memory(config, workload(config, gpus), gpu.usable_bytes)
+    except ConfigError:  # this number of ranks does not divide
+        return None
+    return Suggestion(gpus, (), memory.peak) if memory.peak <= gpu.usable_bytes else None
+
+
+def plan_as_dict(plan: Plan, remedies: dict[str, Suggestion | None]) -> dict[str, Any]:
+    """Everything, for JSON; bytes and seconds, one rank's share of one step."""
+    load, memory, gpu = plan.load, plan.memory, plan.gpu
+    phases = {
+        phase: {
+            "memory": {"parts": held.parts, "optimizer_step": held.step, "peak": held.peak},
+            "flops": {**asdict(plan.flops[phase]), "total": plan.flops[phase].total},
+            "bytes_received": {**asdict(plan.traffic[phase]), "total": plan.traffic[phase].total},
+            "seconds": {**asdict(plan.seconds[phase]), "total": plan.seconds[phase].total},
+        }
+        for phase, held in memory.phases.items()
+    }
+    return {
+        "run": plan.config.name,
+        "gpu": gpu.name,
+        "gpus": load.gpus,
+        "fits": plan.fits,
+        "peak_bytes": memory.peak,
+        "usable_bytes": gpu.usable_bytes,
+        "sequence": load.sequence,
+        "valid_sequence_degrees": valid_degrees(plan.config, load.gpus),
+        "data_ranks": load.data_ranks,
+        "videos_per_data_rank": load.videos,
+        "micro_batch": load.together,
+        "rollout_weights": "gathered" if memory.gathered_rollout else "sharded",
+        "parameters": {
+            "student": {**asdict(plan.student), "total": plan.student.total},
+            "discriminator": plan.discriminator and {**asdict(plan.discriminator), "total": plan.discriminator.total},
+        },
+        "shards_bytes": memory.shards,
+        "host_bytes": memory.host,
+        "phases": phases,
+        "step_seconds": plan.step_seconds,
+        "would_fit": {name: fit and asdict(fit) for name, fit in remedies.items()},
+        "notes": list(plan.notes),
+        "assumptions": gpu.assumptions(),
+    }

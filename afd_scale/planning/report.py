@@ -1,0 +1,98 @@
+"""A plan in words."""
+
+from afd_scale.planning.gpus import GIB
+from afd_scale.planning.parameters import NetworkSize
+from afd_scale.planning.plan import SEARCH, Plan, Suggestion
+from afd_scale.planning.workload import valid_degrees
+
+
+def report(plan: Plan, remedies: dict[str, Suggestion | None]) -> str:
+    """Lines for a terminal.
+
+    Args:
+        remedies: of `afd_scale.planning.plan.remedies`, empty where the plan fits.
+    """
+    sections = (_headline(plan, remedies), _networks(plan), _memory(plan), _step(plan), _assumptions(plan))
+    return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def _headline(plan: Plan, remedies: dict[str, Suggestion | None]) -> list[str]:
+    load, memory = plan.load, plan.memory
+    lines = [
+        f"{plan.config.name} on {load.gpus} {plan.gpu.name}: {'fits' if plan.fits else 'does not fit'} "
+        f"({_gib(memory.peak)} at its peak, {_gib(plan.gpu.usable_bytes)} usable)",
+        f"  data {load.data_ranks} x sequence {load.sequence} (sequence may be "
+        f"{_listed(valid_degrees(plan.config, load.gpus))}); {load.videos} videos a data rank and step, "
+        f"{load.together} at once; rollout weights {'gathered' if memory.gathered_rollout else 'sharded'}",
+        *(f"  note: {note}" for note in plan.notes),
+    ]
+    if plan.fits:
+        return lines
+    here, as_configured, smallest = (remedies[name] for name in ("here", "as_configured", "smallest"))
+    if here is not None:
+        lines.append(f"  fits on these GPUs with {' '.join(here.overrides)} ({_gib(here.peak)})")
+    if as_configured is not None:
+        lines.append(f"  smallest number of GPUs as configured: {as_configured.gpus} ({_gib(as_configured.peak)})")
+    if smallest is not None and smallest.overrides:
+        lines.append(f"  smallest number of GPUs with {' '.join(smallest.overrides)}: {smallest.gpus} "
+                     f"({_gib(smallest.peak)})")  # fmt: skip
+    if as_configured is None and smallest is None:
+        lines.append(
+            f"  no number of GPUs up to {SEARCH[-1]} fits: a shorter or smaller video, or a smaller network, would"
+        )
+    return lines
+
+
+def _networks(plan: Plan) -> list[str]:
+    def line(name: str, size: NetworkSize) -> str:
+        adapters = f" + {size.num_adapters} adapters of {size.adapter / 1e9:.3f}" if size.adapter else ""
+        return f"  {name:24} {size.base / 1e9:.3f}{adapters}; trained {size.trained / 1e9:.3f}"
+
+    lines = ["Parameters, 1e9", line("student", plan.student)]
+    return lines if plan.discriminator is None else [*lines, line("discriminator", plan.discriminator)]
+
+
+def _memory(plan: Plan) -> list[str]:
+    memory = plan.memory
+    lines = ["Memory of a rank, GiB", *_parts("all the time", memory.shards)]
+    for name, phase in memory.phases.items():
+        lines.append(f"  {name:24} peak {phase.peak / GIB:.1f}")
+        lines += [f"    {part:32} {held / GIB:.2f}" for part, held in phase.parts.items()]
+        if phase.step:
+            lines.append(f"    {'or, at the step':32} {phase.step / GIB:.2f}")
+    return lines + (_parts("offloaded", memory.host) if memory.host else [])
+
+
+def _parts(name: str, parts: dict[str, int]) -> list[str]:
+    return [
+        f"  {name:24} {sum(parts.values()) / GIB:.1f}",
+        *(f"    {part:32} {held / GIB:.2f}" for part, held in parts.items()),
+    ]
+
+
+def _step(plan: Plan) -> list[str]:
+    columns = (
+        "PFLOP", "gathered GB", "reduced GB", "exchanged GB",
+        "compute s", "reading s", "ZeRO s", "Ulysses s", "total s",
+    )  # fmt: skip
+    lines = ["A step of a rank      " + "".join(f"{column:>13}" for column in columns)]
+    for name, seconds in plan.seconds.items():
+        traffic = plan.traffic[name]
+        values = (
+            plan.flops[name].total / 1e15, traffic.gather / 1e9, traffic.reduce / 1e9, traffic.exchange / 1e9,
+            seconds.compute, seconds.reading, seconds.zero, seconds.ulysses, seconds.total,
+        )  # fmt: skip
+        lines.append(f"  {name:20}" + "".join(f"{value:13.2f}" for value in values))
+    return [*lines, f"  predicted: {plan.step_seconds:.1f} s a step"]
+
+
+def _assumptions(plan: Plan) -> list[str]:
+    return ["Assumed", *(f"  {line}" for line in plan.gpu.assumptions())]
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(str(number) for number in numbers)

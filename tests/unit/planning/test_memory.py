@@ -1,0 +1,161 @@
+"""Memory as modelled against memory as measured: the profiler's account of every allocation on the CPU, in float32.
+
+Parameters and their gradients exist before a measurement, as under ZeRO-3; what is measured comes on top.
+"""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from afd_scale.planning.activations import (
+    Tokens,
+    Trunk,
+    forward_working,
+    key_value_bytes,
+    saved_outside_blocks,
+    training_activations,
+)
+from afd_scale.planning.memory import ADAM
+from afd_scale.rollout.causal import rollout
+from tests.unit.planning.networks import adapter, build_discriminator, build_student, draw, make_config
+
+TOKENS = {"narrow": 144, "deep": 144, "wide": 192}
+WITHIN = 0.10
+
+
+def measured_peak(run) -> int:
+    """Most bytes allocated at a time on top of what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    now = peak = 0
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        now += change.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def give_gradients(network) -> None:
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def trunk(config, network) -> Trunk:
+    rank = None if network.lora is None else network.lora.rank
+    return Trunk(network, 4, network.activation_checkpointing, rank)
+
+
+def test_the_measure_sees_an_allocation_and_its_end():
+    def run():
+        first = torch.empty(1000)
+        del first
+        kept = torch.empty(500)
+        torch.empty(100)
+        return kept
+
+    assert measured_peak(run) == 4000
+
+
+# Shape, noised states, gradient through the context.
+PASSES = [("narrow", 2, False), ("narrow", 1, True), ("wide", 1, False), ("deep", 1, True)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("shape", "states", "context"), PASSES)
+def test_the_students_update(shape, lora, checkpointing, states, context):
+    config = make_config(shape, lora=lora, checkpointing=checkpointing, states=states)
+    network, inputs = build_student(config), draw(config)
+    torch.nn.init.normal_(network.head.head.weight)
+    give_gradients(network)
+    frames = config.data.latent_frames
+    video = frames * TOKENS[shape]
+    if context:
+        tokens = Tokens((1 + states) * video, 0, (1 + states) * frames, 1)
+    else:
+        tokens = Tokens(states * video, video, states * frames, 1)
+
+    def update():
+        network(**inputs, clean_gradient=context, adapter=adapter(config)).square().mean().backward()
+
+    update()  # the kernels' one-time allocations
+    modelled = training_activations(trunk(config, config.student), tokens)
+    assert modelled == pytest.approx(measured_peak(update), rel=WITHIN)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("shape", ["narrow", "wide"])
+def test_the_discriminators_update(shape, lora, checkpointing):
+    config = make_config(shape, lora=lora, checkpointing=checkpointing)
+    network, inputs = build_discriminator(config), draw(config, videos=2)
+    give_gradients(network)
+    frames = 2 * config.data.latent_frames
+
+    def update():
+        network(inputs["clean"], inputs["text"]).sum().backward()
+
+    update()
+    modelled = training_activations(
+        trunk(config, config.method.discriminator), Tokens(frames * TOKENS[shape], 0, frames, 2)
+    )
+    assert modelled == pytest.approx(measured_peak(update), rel=WITHIN)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_pass_without_gradient(lora):
+    config = make_config("wide", lora=lora)
+    network, inputs, frames = build_student(config), draw(config), config.data.latent_frames
+    del inputs["clean"]
+
+    @torch.no_grad()
+    def run():
+        network(**inputs, adapter=adapter(config))
+
+    model, tokens = trunk(config, config.student), Tokens(frames * TOKENS["wide"], 0, frames, 1)
+    modelled = forward_working(model, tokens) + saved_outside_blocks(model, tokens)
+    assert modelled == pytest.approx(measured_peak(run), rel=WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "videos", "lora"),
+    [("narrow", None, 1, False), ("wide", None, 2, True), ("narrow", 2, 2, False)],
+)
+def test_a_rollout_and_its_cache(shape, window, videos, lora):
+    config = make_config(shape, lora=lora)
+    student = config.student.model_copy(update={"window_frames": window})
+    network, inputs = build_student(config.model_copy(update={"student": student})), draw(config, videos)
+    caches = []
+
+    class Policy:
+        def __call__(self, *arguments, **options):
+            return network(*arguments, **options, adapter=adapter(config))
+
+        def new_cache(self, frames):
+            caches.append(network.new_cache(frames))
+            return caches[-1]
+
+    noise = inputs["noisy"]
+    renoise, sigmas = torch.randn(3, *noise.shape), torch.tensor([1.0, 0.9, 0.8, 0.6])
+    peak = measured_peak(lambda: rollout(Policy(), inputs["text"], noise, renoise, sigmas))
+
+    model = trunk(config, student)
+    cached = key_value_bytes(model, videos * (window or config.data.latent_frames) * TOKENS[shape])
+    (cache,) = caches
+    assert cached == sum(x.nbytes for layer in cache.layers for x in (layer.k_BLND, layer.v_BLND))
+    chunk = Tokens(videos * TOKENS[shape], 0, videos, videos)
+    modelled = cached + forward_working(model, chunk) + saved_outside_blocks(model, chunk) + noise.nbytes
+    assert modelled == pytest.approx(peak, rel=WITHIN)
+
+
+def test_optimizer_and_gradients():
+    config = make_config("narrow")
+    network, inputs = build_student(config), draw(config)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(**inputs).square().mean().backward()
+    optimizer.step()
+    parameters = sum(p.numel() for p in network.parameters())
+    assert sum(p.grad.nbytes for p in network.parameters()) == 4 * parameters
+    held = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
+    assert ADAM * parameters == pytest.approx(held, rel=0.01)

@@ -1,0 +1,187 @@
+"""Plans: shares and traffic worked by hand, what fits and what would, and the tool around them."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from afd_scale.config import ConfigError, load_config
+from afd_scale.planning.communication import step_traffic
+from afd_scale.planning.gpus import GIB, GPUS
+from afd_scale.planning.memory import rank_memory
+from afd_scale.planning.parameters import student_size
+from afd_scale.planning.plan import make_plan, remedies
+from afd_scale.planning.workload import workload
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "configs"
+LARGE = sorted(path for folder in ("wan_1_3b", "wan_14b") for path in (CONFIGS / folder).glob("*.yaml"))
+AFD_14B = CONFIGS / "wan_14b" / "afd.yaml"
+FULL_1_3B = CONFIGS / "wan_1_3b" / "self_forcing_full.yaml"
+
+
+def load_large(path: Path, gpus: int):
+    """As the comment at the head of each file says."""
+    return load_config(path, ["data.global_batch=64"] if gpus == 256 and path.parent.name == "wan_1_3b" else [])
+
+
+@pytest.mark.parametrize("gpu", ["h100", "h200"])
+@pytest.mark.parametrize("gpus", [8, 64, 256])
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_large_configs_fit(path, gpus, gpu):
+    plan = make_plan(load_large(path, gpus), gpus, GPUS[gpu])
+    assert plan.fits
+    assert plan.notes == ()
+    assert plan.step_seconds > 0
+
+
+def test_there_are_the_large_configs():
+    assert len(LARGE) == 8
+
+
+def test_shares_of_a_step():
+    config = load_config(AFD_14B, ["parallel.sequence=8", "train.micro_batch=3"])
+    load = workload(config, 64)
+    assert (load.data_ranks, load.prompts, load.videos) == (8, 4, 16)
+    assert (load.together, load.micro_batches) == (3, 6)
+    assert (load.prompts_together, load.discriminator_micro_batches) == (1, 4)  # one teacher video, four rollouts
+    assert (load.tokens_per_frame, load.local_tokens_per_frame) == (1560, 195)
+    assert workload(load_config(AFD_14B, ["train.micro_batch=9"]), 64).prompts_together == 1
+    assert workload(load_config(AFD_14B, ["train.micro_batch=10"]), 64).prompts_together == 2
+    odd = workload(load_config(FULL_1_3B, ["parallel.sequence=1", "data.latent_width=102"]), 1)
+    assert odd.tokens_per_frame == 30 * 51
+    shared = workload(load_config(FULL_1_3B, ["parallel.sequence=4", "data.latent_width=102"]), 4)
+    assert shared.local_tokens_per_frame == 383  # 1530 / 4, padded
+
+
+def test_zero_shards_by_ranks_and_adapters_replace_copies():
+    full, lora = (
+        rank_memory(load_config(CONFIGS / "wan_1_3b" / name), workload(load_config(CONFIGS / "wan_1_3b" / name), 8), 0)
+        for name in ("self_forcing_full.yaml", "self_forcing.yaml")
+    )
+    size = student_size(load_config(FULL_1_3B)).total
+    assert full.shards["student parameters"] == size / 8 * 2
+    assert full.shards["student optimizer"] == size / 8 * 12
+    assert full.shards["student gradients"] == size / 8 * 4, "micro-batches add up in float32"
+    at_once = load_config(FULL_1_3B, ["train.micro_batch=null"])
+    assert rank_memory(at_once, workload(at_once, 8), 0).shards["student gradients"] == size / 8 * 2
+    assert full.shards["old policy float32 average"] == size / 8 * 4
+    assert full.shards["reference parameters"] == full.shards["old policy parameters"] == size / 8 * 2
+    assert "reference parameters" not in lora.shards
+    assert "old policy parameters" not in lora.shards
+    assert lora.shards["student optimizer"] < full.shards["student optimizer"] / 3
+
+
+def test_offloaded_states_leave_the_gpu():
+    here = load_config(FULL_1_3B)
+    away = load_config(FULL_1_3B, ["engine.offload_optimizer=cpu"])
+    on, off = (rank_memory(config, workload(config, 8), 0) for config in (here, away))
+    moved = {name: held for name, held in on.shards.items() if name not in off.shards}
+    assert moved == off.host
+    assert sum(moved.values()) > 0
+    assert on.host == {}
+
+
+def test_auto_gathers_where_the_weights_fit():
+    config = load_config(AFD_14B)
+    load = workload(config, 64)
+    roomy, tight = rank_memory(config, load, 70 * GIB), rank_memory(config, load, 40 * GIB)
+    assert roomy.gathered_rollout
+    assert not tight.gathered_rollout
+    saved = roomy.phases["rollout"].peak - tight.phases["rollout"].peak
+    assert (
+        saved == roomy.phases["rollout"].parts["gathered weights"] - tight.phases["rollout"].parts["gathered weights"]
+    )
+
+
+def test_traffic_worked_by_hand():
+    config = load_config(FULL_1_3B, ["parallel.sequence=4", "train.micro_batch=4"])
+    load = workload(config, 64)  # 16 data ranks: 2 prompts, 8 videos, in 2 micro-batches; 390 tokens a frame
+    traffic = step_traffic(config, load, gathered_rollout=False)
+    whole = student_size(config).total * 2 * 63 / 64
+    assert traffic["rollout"].gather == pytest.approx(2 * 34 * whole)
+    assert step_traffic(config, load, gathered_rollout=True)["rollout"].gather == pytest.approx(whole)
+    # Old policy and reference: context and states; the student: context, and states with a backward pass.
+    assert traffic["student"].gather == pytest.approx(2 * (2 + 2 + 3) * whole)
+    assert traffic["student"].reduce == pytest.approx(2 * whole)
+    video = 4 * (21 * 390) * 1536 * 2 * 30 * 3 / 4  # q, k, v, o of a video in all blocks, three quarters from elsewhere
+    assert traffic["student"].exchange == pytest.approx(8 * (2 + 2 + 4) * video)
+    assert traffic["rollout"].exchange == pytest.approx(8 * 34 / 7 * video)
+    assert traffic["discriminator"].exchange == pytest.approx((3 * 10 + 8) * video)
+    alone = load_config(FULL_1_3B, ["parallel.sequence=1"])
+    traffic = step_traffic(alone, workload(alone, 1), gathered_rollout=False)
+    assert all(phase.total == 0 for phase in traffic.values())
+
+
+def test_what_would_fit_fits_and_nothing_smaller_does():
+    config = load_config(AFD_14B)
+    assert not make_plan(config, 1, GPUS["h100"]).fits
+    found = remedies(config, 1, GPUS["h100"])
+    assert found["here"] is None
+    assert make_plan(config, found["as_configured"].gpus, GPUS["h100"]).fits
+    smallest = found["smallest"]
+    assert make_plan(load_config(AFD_14B, smallest.overrides), smallest.gpus, GPUS["h100"]).fits
+    for gpus in range(1, smallest.gpus):
+        assert remedies(config, gpus, GPUS["h100"])["here"] is None
+
+
+def test_overrides_are_suggested_for_the_same_gpus():
+    config = load_config(AFD_14B, ["train.micro_batch=null"])
+    plan = make_plan(config, 8, GPUS["h100"])
+    assert not plan.fits
+    here = remedies(config, 8, GPUS["h100"])["here"]
+    assert make_plan(load_config(AFD_14B, here.overrides), 8, GPUS["h100"]).fits
+    assert len(here.overrides) == 1
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("plan", ROOT / "tools" / "plan.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tool_prints_one_json_object(tool, capsys):
+    assert tool.main(["--config", str(AFD_14B), "--gpus", "64", "--gpu", "h100", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    plan = json.loads(line)
+    assert plan["fits"] is True
+    assert set(plan["phases"]) == {"rollout", "discriminator", "student"}
+    assert plan["valid_sequence_degrees"] == [1, 2, 4, 8]
+    for phase in plan["phases"].values():
+        assert phase["memory"]["peak"] <= plan["peak_bytes"] <= plan["usable_bytes"]
+        assert phase["seconds"]["total"] > 0
+    assert any("not measured" in line for line in plan["assumptions"])
+    assert plan["would_fit"] == {}
+
+
+def test_the_tool_says_what_would_fit(tool, capsys):
+    assert tool.main(["--config", str(AFD_14B), "--gpus", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "does not fit" in printed
+    assert "smallest number of GPUs as configured: 8" in printed
+    assert "planned with parallel.sequence=1" in printed
+    tool.main(["--config", str(AFD_14B), "--gpus", "1", "--json"])
+    assert json.loads(capsys.readouterr().out)["would_fit"]["as_configured"]["gpus"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus", "0"], "gpus (0) must be at least 1"),
+        (["--gpus", "24"], "data.global_batch (32) must divide among 3 data ranks"),
+        (["--gpus", "8", "student.chunk_frames=2"], "student.chunk_frames (2) must divide data.latent_frames (21)"),
+        (["--gpus", "8", "parallel.sequence=3"], "parallel.sequence (3) must divide student.num_heads (40)"),
+    ],
+)
+def test_bad_input_is_one_line(tool, capsys, arguments, message):
+    assert tool.main(["--config", str(AFD_14B), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_batch_that_divides_is_named():
+    with pytest.raises(ConfigError, match=r"data\.global_batch=64 would do"):
+        make_plan(load_config(FULL_1_3B), 256, GPUS["h100"])
