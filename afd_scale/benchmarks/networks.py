@@ -14,9 +14,10 @@ from afd_scale.config.models import LatentDiscriminatorConfig, LoraConfig, Stude
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import denoising_sigmas
 from afd_scale.layers.attention import choose_backend
+from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.ops import ModelOps
-from afd_scale.layers.precision import ParameterPrecision, Precision
+from afd_scale.layers.precision import Precision
 from afd_scale.methods.afd import Afd
 from afd_scale.models.discriminators import LatentDiscriminator
 from afd_scale.models.wan import CausalWan
@@ -30,26 +31,31 @@ from afd_scale.types import Batch
 
 LoraArchitecture = StudentConfig | LatentDiscriminatorConfig
 STUDENT, OLD_POLICY = "student", "old_policy"
+BF16 = "_bf16"  # suffix of the variants that FP8 is compared with
 
 
 def benchmark_linear(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
     """Each shape of linear in a student's block, forward, on the tokens of a micro-batch's videos."""
     student, load, dtype = config.student, workload(config, 1), dtype_of(config)
-    tokens, precision = load.together * load.video_tokens, precision_of(config)
+    tokens = load.together * load.video_tokens
     shapes = {
         "attention": (student.dim, student.dim),
         "feed_forward_in": (student.dim, student.ffn_dim),
         "feed_forward_out": (student.ffn_dim, student.dim),
     }
     variants: dict[str, Callable[[], Tensor]] = {}
-    for name, (inputs, outputs) in shapes.items():
-        linear = precision.linear(inputs, outputs).to(device, dtype)
-        x = torch.randn(tokens, inputs, device=device, dtype=dtype)
-        variants[name] = _without_gradient(linear, x)
-    flops = {name: 2.0 * tokens * inputs * outputs for name, (inputs, outputs) in shapes.items()}
+    flops: dict[str, float] = {}
+    for suffix, each in _beside_bf16(config).items():
+        precision = choose_precision(each.precision, each.fp8_scaling, device)
+        for name, (inputs, outputs) in shapes.items():
+            linear = precision.linear(inputs, outputs).to(device, dtype)
+            x = torch.randn(tokens, inputs, device=device, dtype=dtype)
+            variants[name + suffix] = _without_gradient(precision, linear, x)
+            flops[name + suffix] = 2.0 * tokens * inputs * outputs
     moved = {name: dtype.itemsize * (tokens * (i + o) + i * o + o) for name, (i, o) in shapes.items()}
-    return {**rates(variants, flops, dtype, repeats, device), "tokens": tokens, "bytes_moved": moved,
-            "shapes": shapes, **_described(config)}  # fmt: skip
+    measured = rates(variants, flops, dtype, repeats, device)
+    return {**measured, **_speedups(measured), "tokens": tokens, "bytes_moved": moved, "shapes": shapes,
+            **_described(config)}  # fmt: skip
 
 
 def benchmark_rollout(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -78,17 +84,21 @@ def benchmark_update(config: RunConfig, repeats: int, device: torch.device) -> d
     """Forward and backward of the student's teacher-forcing pass on one micro-batch."""
     student, load, method = config.student, workload(config, 1), _afd(config)
     states = method.states_per_rollout
-    network = PlainNetwork(_train_only(build_student(config, device), config.student.lora), _adapter(config, STUDENT))
     batch = random_batch(config, load.together, device)
     noisy = torch.randn_like(batch.latents.repeat_interleave(states, dim=0))
     timestep = torch.full(noisy.shape[:2], 500.0, device=device)
-    trained = [p for p in network.network.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
 
-    def update() -> None:
+    def updating(network: PlainNetwork) -> Callable[[], None]:
         options = {"clean": batch.latents, "clean_gradient": method.context_gradient}
-        network(noisy, timestep, batch.text, **options).square().mean().backward()
+        return lambda: network(noisy, timestep, batch.text, **options).square().mean().backward()
+
+    variants: dict[str, Callable[[], None]] = {}
+    for suffix, each in _beside_bf16(config).items():
+        network = PlainNetwork(_train_only(build_student(each, device), student.lora), _adapter(config, STUDENT))
+        trained = [p for p in network.network.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        variants["update" + suffix] = updating(network)
 
     flops = load.together * update_flops(
         student, load.frames, load.tokens_per_frame, states, context_gradient=method.context_gradient, recompute=False
@@ -99,9 +109,17 @@ def benchmark_update(config: RunConfig, repeats: int, device: torch.device) -> d
     else:
         tokens = Tokens(states * video, video, states * frames, load.together)
     planned = training_activations(student_trunk(config, load), tokens)
-    planned += sum(p.nbytes for p in network.network.parameters()) + sum(p.nbytes for p in trained)
-    measured = rates({"update": update}, {"update": flops}, dtype_of(config), repeats, device)
-    return {**measured, "videos": load.together, "states": states, "planned_peak_bytes": planned, **_described(config)}
+    weights = sum(p.nbytes for p in network.network.parameters()) + sum(p.nbytes for p in trained)
+    planned += len(variants) * weights  # networks that take turns stand side by side
+    measured = rates(variants, dict.fromkeys(variants, flops), dtype_of(config), repeats, device)
+    return {
+        **measured,
+        **_speedups(measured),
+        "videos": load.together,
+        "states": states,
+        "planned_peak_bytes": planned,
+        **_described(config),
+    }
 
 
 def benchmark_step(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -175,17 +193,26 @@ def dtype_of(config: RunConfig) -> torch.dtype:
     return torch.float32 if config.precision == "fp32" else torch.bfloat16
 
 
-def precision_of(config: RunConfig) -> Precision:
-    if config.precision == "fp8":
-        raise ValueError("precision (fp8) must be fp32 or bf16: FP8 linears are not in this version")
-    return ParameterPrecision()
+def _beside_bf16(config: RunConfig) -> dict[str, RunConfig]:
+    """The config by the suffix of its variants; FP8 takes turns with bf16."""
+    if config.precision != "fp8":
+        return {"": config}
+    return {"": config, BF16: config.model_copy(update={"precision": "bf16"})}
+
+
+def _speedups(measured: dict[str, Any]) -> dict[str, Any]:
+    """Of FP8 over bf16, where both were measured."""
+    seconds = measured["seconds"]
+    ratios = {name: seconds[name + BF16] / taken for name, taken in seconds.items() if name + BF16 in seconds}
+    return {"speedup_over_bf16": ratios} if ratios else {}
 
 
 def _ops(config: RunConfig, network: LoraArchitecture, device: torch.device, *names: str) -> ModelOps:
     lora, head_dim = network.lora, network.dim // network.num_heads
     adapters = None if lora is None else Adapters(names, lora.rank, lora.alpha / lora.rank)
     backend = choose_backend(config.attention, device=device, dtype=dtype_of(config), head_dim=head_dim)
-    return ModelOps(precision_of(config), backend.attend, adapters)
+    precision = choose_precision(config.precision, config.fp8_scaling, device)
+    return ModelOps(precision, backend.attend, adapters)
 
 
 def _train_only(network: CausalWan, lora: LoraConfig | None) -> CausalWan:
@@ -198,10 +225,10 @@ def _adapter(config: RunConfig, name: str) -> str | None:
     return None if config.student.lora is None else name
 
 
-def _without_gradient(linear: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+def _without_gradient(precision: Precision, linear: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
-            output: Tensor = linear(x)
+            output: Tensor = precision.run_block(linear, x, recompute=False)
         return output
 
     return run

@@ -33,6 +33,9 @@ from afd_scale.parallel.engine import (
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.parallel.shards import GatherCounter, Residency
 from afd_scale.parallel.ulysses import SequenceParallelOps
+from afd_scale.planning.activations import key_value_bytes
+from afd_scale.planning.memory import student_trunk
+from afd_scale.planning.workload import workload
 from afd_scale.protocols import Method, Policy
 
 STUDENT, OLD_POLICY, AVERAGE = "student", "old_policy", "average"  # adapters of the student's base
@@ -192,11 +195,7 @@ def _train_only(network: Network, trained: Callable[[str], bool]) -> None:
 
 def _cache_bytes(config: RunConfig, ranks: Ranks) -> int:
     """Of a rank's KV cache in a rollout of one micro-batch."""
-    student, data, method = config.student, config.data, config.method
-    _, rows, columns = student.patch
-    frames = min(data.latent_frames, student.window_frames or data.latent_frames)
-    tokens = frames * (data.latent_height // rows) * (data.latent_width // columns)
-    group = method.rollouts_per_prompt if isinstance(method, AfdConfig) else 1
-    videos = config.train.micro_batch or group * data.global_batch // ranks.data_size
-    bytes_each = 4 if config.precision == "fp32" else 2
-    return 2 * bytes_each * videos * tokens * student.dim * student.num_layers // ranks.sequence
+    load = workload(config, ranks.size)
+    frames = min(load.frames, config.student.window_frames or load.frames)
+    tokens = load.together * frames * load.local_tokens_per_frame
+    return key_value_bytes(student_trunk(config, load), tokens)

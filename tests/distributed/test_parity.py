@@ -6,7 +6,6 @@ built by the code that builds a run. 9 tokens a frame do not divide among 2 rank
 Run as a script by torchrun this file is one rank; as a test it starts them.
 """
 
-import contextlib
 import itertools
 import os
 import sys
@@ -75,6 +74,7 @@ def save_start(folder: Path) -> None:
 
 
 def check_cell(config: Any, ranks: Any, cell: str) -> None:
+    from afd_scale.benchmarks.engines import PlainAverage, PlainNetwork, PlainTrained
     from afd_scale.flow.randomness import Randomness
     from afd_scale.methods.afd import Afd
     from afd_scale.training.build import build_run
@@ -87,14 +87,13 @@ def check_cell(config: Any, ranks: Any, cell: str) -> None:
     if config.student.lora:
         sharded.old_policy.follow(student, 0.0)
 
-    plain_student = PlainTrained(unsharded(student, config), student.adapter)
-    plain_discriminator = PlainTrained(unsharded(discriminator, config), None)
+    plain_student = PlainTrained(unsharded(student), config.method.optimizer, student.adapter)
+    plain_discriminator = PlainTrained(unsharded(discriminator), config.method.discriminator_optimizer)
     if config.student.lora:
         plain_old = PlainAverage(plain_student.network, "old_policy")
-        reference = PlainPolicy(plain_student.network, None)
+        reference = PlainNetwork(plain_student.network)
     else:
-        plain_old = PlainAverage(unsharded(student, config), None)
-        reference = PlainPolicy(unsharded(student, config), None)
+        plain_old, reference = PlainAverage(unsharded(student)), PlainNetwork(unsharded(student))
     plain = Afd(
         config.method, config.student, config.train.steps, Randomness(config.seed), plain_student, plain_old, reference,
         plain_discriminator, lambda x: x, config.train.micro_batch,
@@ -170,7 +169,7 @@ def check_weights(ours: Any, plain: nn.Module, adapter: str | None, cell: str) -
         close(found[name], weight, f"{cell}: {name} after {STEPS} steps")
 
 
-def unsharded(sharded: Any, config: Any) -> nn.Module:
+def unsharded(sharded: Any) -> nn.Module:
     """A plain copy of a sharded network."""
     from afd_scale.layers.lora import Adapters
     from afd_scale.layers.ops import ModelOps
@@ -185,52 +184,6 @@ def unsharded(sharded: Any, config: Any) -> nn.Module:
         target.data.copy_(whole_weight(parameter))
         target.requires_grad_(parameter.requires_grad)
     return copy.to(device())
-
-
-class PlainPolicy:
-    def __init__(self, network: nn.Module, adapter: str | None):
-        self.network, self.adapter = network, adapter
-
-    def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        if self.adapter is not None:
-            options["adapter"] = self.adapter
-        return self.network(*arguments, **options)
-
-    def new_cache(self, frames: int) -> Any:
-        return self.network.new_cache(frames)
-
-    def resident(self) -> Any:
-        return contextlib.nullcontext()
-
-    def own(self) -> list[nn.Parameter]:
-        from afd_scale.layers.lora import adapter_of
-
-        return [p for name, p in self.network.named_parameters() if adapter_of(name) == self.adapter]
-
-
-class PlainTrained(PlainPolicy):
-    def __init__(self, network: nn.Module, adapter: str | None):
-        super().__init__(network, adapter)
-        trained = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, weight_decay=0.1, eps=OPTIMIZER["epsilon"])
-        self.trained = trained
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self, learning_rate: float) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self.trained, OPTIMIZER["gradient_norm"])
-        self.optimizer.param_groups[0]["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
-
-
-class PlainAverage(PlainPolicy):
-    @torch.no_grad()
-    def follow(self, student: PlainPolicy, decay: float) -> None:
-        for mine, new in zip(self.own(), student.own(), strict=True):
-            mine.data.lerp_(new.data, 1 - decay)
 
 
 def randomise(parameters: Any) -> None:

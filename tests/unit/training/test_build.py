@@ -26,7 +26,7 @@ def builder(precision):
         {"method": {"name": "afd", "discriminator": {"name": "latent", **SMALL}}, "student": SMALL}
         | {"precision": precision}
     )
-    alone = {"local_size": 1, "data_size": 1, "sequence": 1, "sequence_group": None}
+    alone = {"size": 1, "local_size": 1, "data_size": 1, "sequence": 1, "sequence_group": None}
     ranks = SimpleNamespace(device=torch.device("cpu"), any=bool, **alone)
     return build.Builder(config, ranks), config.method
 
