@@ -1,7 +1,8 @@
 """The parity matrix: data x sequence ranks under ZeRO-3 against the same networks in plain torch, one process, float32.
 
-For each mesh, with and without activation checkpointing, window and LoRA: outputs, gradients and five steps of AFD, all
-built by the code that builds a run. 9 tokens a frame do not divide among 2 ranks, so padding takes part.
+For each mesh, with and without activation checkpointing, window and LoRA: outputs, gradients and five steps of AFD. The
+sharded ones are built by the code that builds a run; the plain ones start from their weights, and what they compute is
+recorded once and compared with every mesh. 9 tokens a frame do not divide among 2 ranks, so padding takes part.
 
 Run as a script by torchrun this file is one rank; as a test it starts them.
 """
@@ -9,11 +10,13 @@ Run as a script by torchrun this file is one rank; as a test it starts them.
 import itertools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.distributed.processes import torchrun
@@ -24,9 +27,12 @@ SHAPE = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 
          "latent_channels": 3, "prediction": "velocity"}  # fmt: skip
 OPTIMIZER = {"learning_rate": 0.01, "epsilon": 1e-3, "weight_decay": 0.1, "gradient_norm": 0.5}
 LORA = {"rank": 3, "alpha": 6.0}
+OF_ROWS = "of rows: "  # a result with a row a video, of which a rank has its share
+
+Results = dict[str, Tensor]
 
 
-def run_config(folder: Path, checkpointing: bool, window: bool, lora: bool, **sections: Any) -> Any:
+def run_config(folder: Path, sequence: int, checkpointing: bool, window: bool, lora: bool) -> Any:
     from afd_scale.config import RunConfig
 
     shared = {**SHAPE, "activation_checkpointing": checkpointing, "lora": LORA if lora else None}
@@ -35,138 +41,135 @@ def run_config(folder: Path, checkpointing: bool, window: bool, lora: bool, **se
         "student": {**shared, **windowed, "timesteps": [1000, 500], "weights": folder / "student"},
         "data": {"latent_frames": FRAMES, "latent_height": SIZE, "latent_width": SIZE, "global_batch": PROMPTS},
         "evaluation": {"metrics": "none"},
+        "parallel": {"sequence": sequence},
+        "rollout": {"weights": "gathered" if window else "sharded"},
+        "train": {"micro_batch": 1 if checkpointing and window else None},
         "method": {
             "name": "afd", "optimizer": OPTIMIZER, "discriminator_optimizer": OPTIMIZER, "rollouts_per_prompt": 2,
             "prior_weight": 0.1, "old_policy_decay": 0.8, "states_per_rollout": 2, "r1_weight": 0.1,
             "context_gradient": checkpointing, "discriminator": {"name": "latent", **shared},
         },
-        **sections,
     })  # fmt: skip
 
 
 def check_matrix(folder: Path, sequence: int) -> None:
-    """Every rank: each cell of the matrix for this mesh."""
+    """Every rank: each cell of the matrix for this mesh; one rank alone records the plain results first."""
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
+    from afd_scale.training.build import build_run
 
     with start_ranks(launched_as(os.environ), timeout_minutes=2) as processes:
         ranks = processes.sharing_videos(sequence, timeout_minutes=2)
-        ranks.run_on_main(save_start, folder)
+        if ranks.size == 1:
+            save_start(folder)
         for checkpointing, window, lora in itertools.product((False, True), repeat=3):
-            weights = "gathered" if window else "sharded"
-            micro = 1 if checkpointing else None
-            config = run_config(
-                folder, checkpointing, window, lora, rollout={"weights": weights}, train={"micro_batch": micro}
-            )
+            config = run_config(folder, sequence, checkpointing, window, lora)
+            sharded = build_run(config, ranks).method
+            for trained in (sharded.student, sharded.discriminator):
+                randomise_adapters(trained)
+            if lora:
+                sharded.old_policy.follow(sharded.student, 0.0)
+            recorded = folder / f"{checkpointing}-{window}-{lora}.safetensors"
+            if ranks.size == 1:
+                plain = results_of(plain_method(sharded, config), slice(0, PROMPTS), lambda x: x)
+                save_file({name: value.contiguous() for name, value in plain.items()}, recorded)
+            share = PROMPTS // ranks.data_size
+            rows = slice(ranks.data_rank * share, (ranks.data_rank + 1) * share)
             cell = f"{ranks.data_size}x{sequence}, checkpointing {checkpointing}, window {window}, lora {lora}"
-            check_cell(config, ranks, cell)
+            compare(results_of(sharded, rows, ranks.mean), load_file(recorded), rows, cell)
 
 
-def save_start(folder: Path) -> None:
-    from afd_scale.checkpoint.weights import save_weights
-    from afd_scale.config.models import StudentConfig
-    from afd_scale.models.wan import CausalWan
+def compare(ours: Results, expected: Results, rows: slice, cell: str) -> None:
+    assert ours.keys() == expected.keys()
+    for name, value in ours.items():
+        reference = expected[name][rows] if name.startswith(OF_ROWS) else expected[name]
+        assert value.shape == reference.shape, f"{cell}: {name}"
+        scale = reference.abs().max().clamp(min=1e-3) if name.startswith("gradient") else 1.0
+        assert reference.abs().max() > 0 or not name.startswith("gradient"), f"{cell}: {name} is all zero"
+        difference = ((value.cpu() - reference) / scale).abs().max().item()
+        assert difference < TOLERANCE, f"{cell}: {name} differs by {difference}"
 
-    config = StudentConfig.model_validate(SHAPE)
-    network = CausalWan(config)
-    randomise(network.named_parameters())
-    save_weights(network.state_dict().items(), folder / "student", config)
+
+def results_of(method: Any, rows: slice, mean: Any) -> Results:
+    """All that is compared, of sharded or plain engines, on some rows of the global batch."""
+    found: Results = {}
+    batch = make_batch(9)[rows]
+    found |= outputs_and_gradients(method, batch, rows)
+    for step in range(1, STEPS + 1):
+        metrics = method.train_step(make_batch(step)[rows], step)
+        for name in sorted(metrics.keys() - {"discriminator/accuracy"}):  # a count may tip over
+            found[f"{name} of step {step}"] = mean(metrics[name])
+    for policy in ("student", "old_policy", "discriminator"):
+        for name, weight in whole_weights(getattr(method, policy)):
+            found[f"{policy}: {name} at the end"] = weight
+    return {name: value.detach().float().cpu() for name, value in found.items()}
 
 
-def check_cell(config: Any, ranks: Any, cell: str) -> None:
+def outputs_and_gradients(method: Any, batch: Any, rows: slice) -> Results:
+    from afd_scale.rollout.causal import rollout
+
+    found: Results = {}
+    sigmas = torch.tensor([1.0, 0.5])
+    noise = draw(PROMPTS, *batch.latents.shape[1:], seed=5)[rows]
+    timestep = 1000 * draw(PROMPTS, FRAMES, seed=6)[rows].sigmoid()
+    for name in ("student", "old_policy", "reference"):
+        policy = getattr(method, name)
+        with policy.resident():
+            found[f"{OF_ROWS}rollout of {name}"] = rollout(policy, batch.text, noise, noise[None], sigmas)
+    for pass_, options in (
+        ("block-causal", {}), ("joint", {"clean": batch.latents}),
+        ("clean past", {"clean": batch.latents, "clean_gradient": False}),
+    ):  # fmt: skip
+        velocity = method.student(noise, timestep, batch.text, **options)
+        found[f"{OF_ROWS}{pass_} velocity"] = velocity
+        method.student.backward(velocity.square().mean())
+        found |= {f"gradient of {name}, {pass_}": g for name, g in taken_gradients(method.student)}
+    logits = method.discriminator(noise, batch.text)
+    found[f"{OF_ROWS}logits"] = logits
+    method.discriminator.backward(logits.sin().mean())
+    return found | {f"gradient of {name}, discriminator": g for name, g in taken_gradients(method.discriminator)}
+
+
+def taken_gradients(trained: Any) -> Iterator[tuple[str, Tensor]]:
+    """Of every trained weight, which are then forgotten."""
+    from deepspeed.utils import safe_get_full_grad
+
+    for name, parameter in trained.network.named_parameters():
+        if parameter.requires_grad:
+            gradient = safe_get_full_grad(parameter) if hasattr(trained, "engine") else parameter.grad
+            yield name, gradient.clone()
+    if hasattr(trained, "engine"):
+        trained.engine.optimizer.zero_grad()
+        trained.engine.optimizer.clear_backward_seen_flag()
+        trained.engine.optimizer.micro_step_id = 0
+    else:
+        trained.optimizer.zero_grad()
+
+
+def whole_weights(network: Any) -> Any:
+    from afd_scale.parallel.shards import merged_weights
+
+    if hasattr(network, "engine"):
+        return network.full_weights()
+    return merged_weights(network.network, network.adapter, lambda name, p: p.detach().clone())
+
+
+def plain_method(sharded: Any, config: Any) -> Any:
+    """The same method on plain copies of the networks."""
     from afd_scale.benchmarks.engines import PlainAverage, PlainNetwork, PlainTrained
     from afd_scale.flow.randomness import Randomness
     from afd_scale.methods.afd import Afd
-    from afd_scale.training.build import build_run
 
-    run = build_run(config, ranks)
-    sharded = run.method
-    student, discriminator = sharded.student, sharded.discriminator
-    for trained in (student, discriminator):
-        randomise_adapters(trained)
+    student = PlainTrained(unsharded(sharded.student), config.method.optimizer, sharded.student.adapter)
+    discriminator = PlainTrained(unsharded(sharded.discriminator), config.method.discriminator_optimizer)
     if config.student.lora:
-        sharded.old_policy.follow(student, 0.0)
-
-    plain_student = PlainTrained(unsharded(student), config.method.optimizer, student.adapter)
-    plain_discriminator = PlainTrained(unsharded(discriminator), config.method.discriminator_optimizer)
-    if config.student.lora:
-        plain_old = PlainAverage(plain_student.network, "old_policy")
-        reference = PlainNetwork(plain_student.network)
+        old_policy, reference = PlainAverage(student.network, "old_policy"), PlainNetwork(student.network)
     else:
-        plain_old, reference = PlainAverage(unsharded(student)), PlainNetwork(unsharded(student))
-    plain = Afd(
-        config.method, config.student, config.train.steps, Randomness(config.seed), plain_student, plain_old, reference,
-        plain_discriminator, lambda x: x, config.train.micro_batch,
+        old_policy, reference = PlainAverage(unsharded(sharded.student)), PlainNetwork(unsharded(sharded.student))
+    return Afd(
+        config.method, config.student, config.train.steps, Randomness(config.seed), student, old_policy, reference,
+        discriminator, lambda x: x, config.train.micro_batch,
     )  # fmt: skip
-
-    share = PROMPTS // ranks.data_size
-    rows = slice(ranks.data_rank * share, (ranks.data_rank + 1) * share)
-    check_outputs_and_gradients(sharded, plain, rows, cell)
-    for step in range(1, STEPS + 1):
-        batch = make_batch(step)
-        ours, expected = sharded.train_step(batch[rows], step), plain.train_step(batch, step)
-        assert ours.keys() == expected.keys()
-        for name in sorted(ours.keys() - {"discriminator/accuracy"}):  # a count may tip over
-            close(ranks.mean(ours[name]), expected[name], f"{cell}: {name} of step {step}")
-    check_weights(student, plain_student.network, plain_student.adapter, cell)
-    check_weights(sharded.old_policy, plain_old.network, plain_old.adapter, cell)
-    check_weights(discriminator, plain_discriminator.network, None, cell)
-
-
-def check_outputs_and_gradients(sharded: Any, plain: Any, rows: slice, cell: str) -> None:
-    from deepspeed.utils import safe_get_full_grad
-
-    from afd_scale.rollout.causal import rollout
-
-    batch, sigmas = make_batch(9), torch.tensor([1.0, 0.5])
-    noise, timestep = draw(*batch.latents.shape, seed=5), 1000 * draw(PROMPTS, FRAMES, seed=6).sigmoid()
-    arguments = (noise, timestep, batch.text)
-    for policy, other in (
-        (sharded.student, plain.student), (sharded.old_policy, plain.old_policy), (sharded.reference, plain.reference)
-    ):  # fmt: skip
-        with policy.resident():
-            ours = rollout(policy, batch.text[rows], noise[rows], noise[None, rows], sigmas)
-        close(ours, rollout(other, batch.text, noise, noise[None], sigmas)[rows], f"{cell}: rollout")
-
-    for options in ({}, {"clean": batch.latents}, {"clean": batch.latents, "clean_gradient": False}):
-        own = {name: value[rows] if isinstance(value, Tensor) else value for name, value in options.items()}
-        ours = sharded.student(*(x[rows] for x in arguments), **own)
-        expected = plain.student(*arguments, **options)
-        close(ours, expected[rows], f"{cell}: velocity with {list(options)}")
-        sharded.student.backward(ours.square().mean())
-        expected.square().mean().backward()
-        same_gradients(sharded.student, plain.student, f"{cell}: student with {list(options)}", safe_get_full_grad)
-    ours, expected = sharded.discriminator(noise[rows], batch.text[rows]), plain.discriminator(noise, batch.text)
-    close(ours, expected[rows], f"{cell}: logits")
-    sharded.discriminator.backward(ours.sin().mean())
-    expected.sin().mean().backward()
-    same_gradients(sharded.discriminator, plain.discriminator, f"{cell}: discriminator", safe_get_full_grad)
-
-
-def same_gradients(ours: Any, plain: Any, what: str, gradient_of: Any) -> None:
-    """Of every trained weight; then a step of size 0 forgets them."""
-    expected = dict(plain.network.named_parameters())
-    trained = [(name, p) for name, p in ours.network.named_parameters() if p.requires_grad]
-    assert {name for name, _ in trained} == {name for name, p in expected.items() if p.requires_grad}
-    for name, parameter in trained:
-        gradient, reference = gradient_of(parameter), expected[name].grad
-        scale = reference.abs().max().clamp(min=1e-3)
-        assert reference.abs().max() > 0, name
-        close(gradient / scale, reference / scale, f"{what}: gradient of {name}")
-    plain.optimizer.zero_grad()
-    ours.engine.optimizer.zero_grad()
-    ours.engine.optimizer.clear_backward_seen_flag()
-    ours.engine.optimizer.micro_step_id = 0
-
-
-def check_weights(ours: Any, plain: nn.Module, adapter: str | None, cell: str) -> None:
-    from afd_scale.parallel.shards import merged_weights
-
-    expected = dict(merged_weights(plain, adapter, lambda name, p: plain.get_parameter(name).detach()))
-    found = dict(ours.full_weights())
-    assert found.keys() == expected.keys()
-    for name, weight in expected.items():
-        close(found[name], weight, f"{cell}: {name} after {STEPS} steps")
 
 
 def unsharded(sharded: Any) -> nn.Module:
@@ -186,10 +189,17 @@ def unsharded(sharded: Any) -> nn.Module:
     return copy.to(device())
 
 
-def randomise(parameters: Any) -> None:
+def save_start(folder: Path) -> None:
+    from afd_scale.checkpoint.weights import save_weights
+    from afd_scale.config.models import StudentConfig
+    from afd_scale.models.wan import CausalWan
+
+    config = StudentConfig.model_validate(SHAPE)
+    network = CausalWan(config)
     generator = torch.Generator().manual_seed(3)
-    for _, parameter in parameters:
+    for parameter in network.parameters():
         parameter.data.normal_(0, 0.2, generator=generator)
+    save_weights(network.state_dict().items(), folder / "student", config)
 
 
 def randomise_adapters(trained: Any) -> None:
@@ -226,16 +236,26 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def close(ours: Tensor, expected: Tensor, what: str) -> None:
-    assert ours.shape == expected.shape, what
-    difference = (ours.detach() - expected.detach()).abs().max().item()
-    assert difference < TOLERANCE, f"{what}: differs by {difference}"
-
-
-@pytest.mark.parametrize(("data", "sequence"), [(1, 1), (1, 2), (2, 1), (2, 2)])
-def test_every_mesh_equals_one_process(data: int, sequence: int, tmp_path: Path) -> None:
-    result = torchrun(data * sequence, __file__, tmp_path, str(sequence), timeout=600)
+def run_mesh(folder: Path, data: int, sequence: int) -> None:
+    result = torchrun(data * sequence, __file__, folder, str(sequence), timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What plain torch computes; the mesh of one rank, which records it, is held to it at once."""
+    folder = tmp_path_factory.mktemp("parity")
+    run_mesh(folder, 1, 1)
+    return folder
+
+
+@pytest.mark.parametrize(("data", "sequence"), [(1, 2), (2, 1), (2, 2)])
+def test_every_mesh_equals_one_process(data: int, sequence: int, recorded: Path) -> None:
+    run_mesh(recorded, data, sequence)
+
+
+def test_one_rank_equals_one_process(recorded: Path) -> None:
+    assert len(list(recorded.glob("*.safetensors"))) == 8
 
 
 if __name__ == "__main__":
