@@ -49,7 +49,7 @@ class Adapter(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.down), self.up) * self.scale
+        return F.linear(F.linear(x, self.down) * self.scale, self.up)
 
 
 def adapted(linear: nn.Module, x: Tensor, adapter: str | None) -> Tensor:
