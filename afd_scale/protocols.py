@@ -11,19 +11,23 @@ from afd_scale.types import Batch
 Metrics = Mapping[str, Tensor]  # scalars, left on their device until they are logged
 
 
-class Policy(Protocol):
+class Resident(Protocol):
+    """What an engine adds to every network."""
+
+    def resident(self) -> AbstractContextManager[None]:
+        """A phase of passes without gradient: weights may stay whole on every rank, and at its end none does."""
+        ...
+
+
+class Policy(Resident, Protocol):
     """A velocity model: arguments and result as `afd_scale.models.wan.CausalWan.forward`."""
 
     def __call__(self, noisy: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor: ...
 
     def new_cache(self, frames: int) -> Any: ...
 
-    def resident(self) -> AbstractContextManager[None]:
-        """While it lasts the policy's weights may stay whole on every rank; for rollouts, without gradient."""
-        ...
 
-
-class Scorer(Protocol):
+class Scorer(Resident, Protocol):
     """A discriminator: (B, F, C, H, W) clean latents and (B, T, E) text to (B,) logits."""
 
     def __call__(self, latents: Tensor, text: Tensor) -> Tensor: ...

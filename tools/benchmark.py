@@ -1,7 +1,7 @@
 """Measure one thing by itself: `tools/benchmark.py NAME --json`.
 
-    attention   block-causal attention, one call a chunk, against one dense masked call (on a GPU against full attention
-                too): seconds, and their ratios beside the ratio of multiplications
+    attention   block-causal attention, one call a chunk, against one dense masked call and against full attention by
+                the same kernel: seconds, and their ratios beside the ratio of multiplications
     linear      the linears of a student's block, forward, on the tokens of a micro-batch
     rollout     the cached causal rollout of a micro-batch
     update      forward and backward of the student's teacher-forcing pass on a micro-batch
@@ -31,7 +31,7 @@ from torch import Tensor
 from afd_scale.benchmarks.networks import benchmark_linear, benchmark_rollout, benchmark_step, benchmark_update
 from afd_scale.benchmarks.timing import medians
 from afd_scale.config import RunConfig, load_config
-from afd_scale.layers.attention import AttentionLayout, attend_all, choose_backend
+from afd_scale.layers.attention import AttentionLayout, choose_backend
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Benchmark = Callable[[argparse.Namespace, torch.device], dict[str, Any]]
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def benchmark_attention(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Forward, and forward with backward, of our segments against a dense call under the same mask."""
+    """Forward and backward of our segments against a dense masked call, and full attention by the same kernel."""
     tokens = options.tokens_per_chunk
     layout = AttentionLayout.block_causal(options.chunks, chunk_frames=1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -118,9 +118,10 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
-    variants: dict[str, Attend] = {"segments": segments, "dense": dense}
-    if device.type == "cuda":
-        variants["full"] = attend_all
+    def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return backend.attend(q, k, v, AttentionLayout.full(options.chunks))
+
+    variants: dict[str, Attend] = {"segments": segments, "dense": dense, "full": full}
     inputs = [x.requires_grad_() for x in (q, k, v)]
 
     def forward(variant: Attend) -> None:
@@ -135,6 +136,8 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
     return {
         "forward_ratio": seconds["segments"] / seconds["dense"],
         "forward_backward_ratio": both["segments"] / both["dense"],
+        "forward_ratio_to_full": seconds["segments"] / seconds["full"],
+        "forward_backward_ratio_to_full": both["segments"] / both["full"],
         "flop_ratio": layout.pairs(tokens) / (options.chunks * tokens) ** 2,
         "forward_seconds": seconds,
         "forward_backward_seconds": both,

@@ -15,7 +15,7 @@ from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import denoising_sigmas
 from afd_scale.layers.attention import choose_backend
 from afd_scale.layers.choose_precision import choose_precision
-from afd_scale.layers.lora import Adapters, adapter_of
+from afd_scale.layers.lora import Adapters, adapter_of, train_only
 from afd_scale.layers.ops import ModelOps
 from afd_scale.layers.precision import Precision
 from afd_scale.methods.afd import Afd
@@ -72,7 +72,7 @@ def benchmark_rollout(config: RunConfig, repeats: int, device: torch.device) -> 
     rank = 0 if student.lora is None else student.lora.rank
     flops = load.together * rollout_flops(student, load.frames, load.tokens_per_frame, rank).total
     weights = sum(p.nbytes for p in policy.network.parameters())
-    cached = min(load.frames, student.window_frames or load.frames) * load.tokens_per_frame * load.together
+    cached = student.cached_frames(load.frames) * load.tokens_per_frame * load.together
     cache = key_value_bytes(student_trunk(config, load), cached)
     passes = rollout_passes(student, load.frames)
     measured = rates({"rollout": generate}, {"rollout": flops}, dtype_of(config), repeats, device)
@@ -164,8 +164,7 @@ def _plain_afd(
         judge = LatentDiscriminator(discriminator, _ops(config, discriminator, device, LatentDiscriminator.ADAPTER))
     judge = judge.to(dtype_of(config))
     if discriminator.lora is not None:
-        for name, parameter in judge.named_parameters():
-            parameter.requires_grad_(adapter_of(name) is not None or name.startswith("score."))
+        train_only(judge, LatentDiscriminator.trains_with_adapters)
     return Afd(
         method, config.student, config.train.steps, Randomness(config.seed), student, old_policy, reference,
         PlainTrained(judge, method.discriminator_optimizer), lambda value: value, config.train.micro_batch,
@@ -216,8 +215,7 @@ def _ops(config: RunConfig, network: LoraArchitecture, device: torch.device, *na
 
 
 def _train_only(network: CausalWan, lora: LoraConfig | None) -> CausalWan:
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(lora is None or adapter_of(name) == STUDENT)
+    train_only(network, lambda name: lora is None or adapter_of(name) == STUDENT)
     return network
 
 

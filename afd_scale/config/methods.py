@@ -88,5 +88,9 @@ class AfdConfig(Section):
     penalty_deviation: PositiveFloat = 0.1
     """Standard deviation of the perturbation that R1 and R2 difference over; much smaller drowns in bf16 rounding."""
 
+    def prompts_at_once(self, micro_batch: int | None) -> int | None:
+        """Prompts, each a teacher video and its rollouts, that pass through the discriminator together."""
+        return None if micro_batch is None else max(1, micro_batch // (1 + self.rollouts_per_prompt))
+
 
 MethodConfig = Annotated[AfdConfig | SftConfig, Field(discriminator="name")]

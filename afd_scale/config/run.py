@@ -1,5 +1,6 @@
 """One run: its sections and the rules that span them."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,6 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from afd_scale.config.methods import AfdConfig, MethodConfig
 from afd_scale.config.models import LatentDiscriminatorConfig, StudentConfig, WanArchitecture
 from afd_scale.config.section import Section
-
-
-def sequence_degrees(num_heads: int) -> list[int]:
-    """Ulysses degrees that share so many heads evenly."""
-    return [degree for degree in range(1, num_heads + 1) if num_heads % degree == 0]
 
 
 class ProceduralSource(Section):
@@ -176,13 +172,24 @@ class RunConfig(Section):
         if not isinstance(zero, dict) or zero.get("stage", 3) != 3:
             raise ValueError(f"engine.deepspeed.zero_optimization ({zero}) must be a section that leaves stage at 3: "
                              "policies are averaged and saved shard by shard")  # fmt: skip
+        if "stage3_param_persistence_threshold" in zero:
+            raise ValueError("engine.deepspeed.zero_optimization.stage3_param_persistence_threshold "
+                             f"({zero['stage3_param_persistence_threshold']}) must be given as "
+                             "engine.parameter_persistence: networks whose shards are edited need 0")  # fmt: skip
         if isinstance(self.method, AfdConfig):
             self._check_afd(self.method)
         for name, network in self._transformers().items():
             self._check_transformer(name, network)
-        if self.engine.offload_optimizer == "nvme" and not self.engine.nvme_path:
-            raise ValueError("engine.nvme_path (None) must be given: optimizer states go to nvme")
+        if self.engine.offload_optimizer == "nvme":
+            self._check_nvme()
         return self
+
+    def _check_nvme(self) -> None:
+        if not self.engine.nvme_path:
+            raise ValueError("engine.nvme_path (None) must be given: optimizer states go to nvme")
+        if isinstance(self.method, AfdConfig) or self.method.ema_decay:
+            raise ValueError("engine.offload_optimizer (nvme) must be none or cpu where a policy follows the student: "
+                             "DeepSpeed reads up to 12 GB back for each weight that is looked at")  # fmt: skip
 
     def _transformers(self) -> dict[str, WanArchitecture]:
         """The networks that are sharded by heads and may run in FP8, by their place in the config."""
@@ -191,10 +198,15 @@ class RunConfig(Section):
             found["method.discriminator"] = self.method.discriminator
         return found
 
+    def sequence_degrees(self) -> list[int]:
+        """Ulysses degrees that share the heads of every network evenly."""
+        heads = math.gcd(*(network.num_heads for network in self._transformers().values()))
+        return [degree for degree in range(1, heads + 1) if heads % degree == 0]
+
     def _check_transformer(self, name: str, network: Any) -> None:
         sequence = self.parallel.sequence
         if network.num_heads % sequence:
-            valid = ", ".join(str(degree) for degree in sequence_degrees(network.num_heads))
+            valid = ", ".join(str(degree) for degree in self.sequence_degrees())
             raise ValueError(f"parallel.sequence ({sequence}) must divide {name}.num_heads ({network.num_heads}): each "
                              f"rank of a sequence attends with equally many heads; it may be {valid}")  # fmt: skip
         if self.precision != "fp8":

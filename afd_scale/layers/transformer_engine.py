@@ -42,7 +42,7 @@ class TransformerEngineFp8(ParameterPrecision):
         if not available:
             raise ValueError(f"precision (fp8) must be bf16 on this GPU: {reason}")
         self._te, self._delayed = te, scaling == "delayed"
-        self._recipe = DelayedScaling() if self._delayed else Float8CurrentScaling()
+        self._recipe = DelayedScaling(reduce_amax=False) if self._delayed else Float8CurrentScaling()
         self._linear = _linear_class(te.Linear)
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:

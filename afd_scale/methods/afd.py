@@ -51,6 +51,22 @@ class Rollouts:
         return len(self.keys)
 
 
+@dataclass(frozen=True)
+class Noised:
+    """States of the forward process, rows (P, G, S).
+
+    Attributes:
+        latents: (P G S, F, C, H, W) noisy.
+        sigma: (P G S, F) their noise levels.
+    """
+
+    latents: Tensor
+    sigma: Tensor
+
+    def __getitem__(self, rows: slice) -> "Noised":
+        return Noised(self.latents[rows], self.sigma[rows])
+
+
 class Afd:
     """Student against teacher through a prompt-paired discriminator.
 
@@ -101,7 +117,7 @@ class Afd:
 
     def _train_discriminator(self, batch: Batch, rollouts: Rollouts, step: int) -> Metrics:
         group = self.config.rollouts_per_prompt
-        prompts_at_once = None if self.micro_batch is None else max(1, self.micro_batch // (1 + group))
+        prompts_at_once = self.config.prompts_at_once(self.micro_batch)
 
         def loss_of(prompts: slice) -> tuple[Tensor, Metrics]:
             of_prompts = slice(prompts.start * group, prompts.stop * group)
@@ -160,45 +176,72 @@ class Afd:
         """(P, G) logits of the rollouts and their weights in [0, 1]."""
         rule = self.config.advantage
         parts = [rollouts[rows] for rows in pieces(len(rollouts), self.micro_batch)]
-        logits = torch.cat([self.discriminator(part.videos, part.text) for part in parts])
+        with self.discriminator.resident():
+            logits = torch.cat([self.discriminator(part.videos, part.text) for part in parts])
         reward = logits.unflatten(0, (-1, self.config.rollouts_per_prompt))
         centred = centre(reward, rule.baseline, self.mean_over_ranks)
         advantage = divide_by_spread(centred, rule.spread, rule.spread_floor, self.mean_over_ranks)
         return reward, weight_from_advantage(advantage, rule.clip)
 
     def _train_student(self, rollouts: Rollouts, weight: Tensor, step: int) -> Metrics:
+        noised = self._noise(rollouts, step)
+        # In a phase of their own: weights may be gathered once for all, and with adapters all three are one network.
+        old_velocity = self._velocity(self.old_policy, rollouts, noised)
+        reference_velocity = None if self.reference is None else self._velocity(self.reference, rollouts, noised)
+
         def loss_of(rows: slice) -> tuple[Tensor, Metrics]:
-            return self._student_loss(rollouts[rows], weight[rows], step)
+            states = self._states(rows)
+            reference = None if reference_velocity is None else reference_velocity[states]
+            return self._student_loss(rollouts[rows], noised[states], weight[rows], old_velocity[states], reference)
 
         metrics = accumulate(self.student, pieces(len(rollouts), self.micro_batch), loss_of)
         rate = learning_rate(self.config.optimizer, step, self.steps)
         gradient_norm = self.student.step(rate)
         return {**metrics, "student/gradient_norm": gradient_norm, "student/learning_rate": torch.tensor(rate)}
 
-    def _student_loss(self, rollouts: Rollouts, weight: Tensor, step: int) -> tuple[Tensor, Metrics]:
-        config, states = self.config, self.config.states_per_rollout
+    def _states(self, rows: slice) -> slice:
+        """The noised states of some rollouts."""
+        states = self.config.states_per_rollout
+        return slice(rows.start * states, rows.stop * states)
+
+    def _noise(self, rollouts: Rollouts, step: int) -> Noised:
+        states = self.config.states_per_rollout
         keys = [key * states + state for key in rollouts.keys for state in range(states)]
         x0 = rollouts.videos.repeat_interleave(states, dim=0)
         noise = self.randomness.normal("student/noise", step, keys, tuple(x0.shape[1:]), x0.device)
         sigma = self.sigma_draw(self.randomness, "student/sigma", step, keys, x0)
-        noisy = add_noise(x0, noise, sigma)
+        return Noised(add_noise(x0, noise, sigma), sigma)
 
-        arguments, clean = (noisy, sigma * TIMESTEPS, rollouts.text), rollouts.videos
-        with torch.no_grad():  # before the student's pass: with adapters all three are one network
-            old_velocity = self.old_policy(*arguments, clean=clean)
-            reference_velocity = None if self.reference is None else self.reference(*arguments, clean=clean)
-        velocity = self.student(*arguments, clean=clean, clean_gradient=config.context_gradient)
+    @torch.no_grad()
+    def _velocity(self, policy: Policy, rollouts: Rollouts, noised: Noised) -> Tensor:
+        """(P G S, F, C, H, W) of a frozen policy."""
+        with policy.resident():
+            velocities = []
+            for rows in pieces(len(rollouts), self.micro_batch):
+                part, states = rollouts[rows], noised[self._states(rows)]
+                velocities.append(policy(states.latents, states.sigma * TIMESTEPS, part.text, clean=part.videos))
+        return torch.cat(velocities)
+
+    def _student_loss(
+        self, rollouts: Rollouts, noised: Noised, weight: Tensor, old_velocity: Tensor, reference: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        config, states = self.config, self.config.states_per_rollout
+        velocity = self.student(
+            noised.latents, noised.sigma * TIMESTEPS, rollouts.text,
+            clean=rollouts.videos, clean_gradient=config.context_gradient,
+        )  # fmt: skip
         loss = losses.policy_loss(
-            velocity, old_velocity, noisy, x0, sigma, weight.repeat_interleave(states),
+            velocity, old_velocity, noised.latents, rollouts.videos.repeat_interleave(states, dim=0), noised.sigma,
+            weight.repeat_interleave(states),
             policy_mix=config.policy_mix, clip=config.advantage.clip, normalise=config.normalise,
         ).mean()  # fmt: skip
         metrics = {
             "student/loss": loss.detach(),
             "student/old_policy_distance": (velocity - old_velocity).detach().abs().mean(),
         }
-        if reference_velocity is not None:
-            metrics["student/reference_distance"] = (velocity - reference_velocity).detach().abs().mean()
-            loss = loss + config.prior_weight * losses.prior_loss(velocity, reference_velocity).mean()
+        if reference is not None:
+            metrics["student/reference_distance"] = (velocity - reference).detach().abs().mean()
+            loss = loss + config.prior_weight * losses.prior_loss(velocity, reference).mean()
         return loss, metrics
 
     def _old_policy_decay(self, step: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig
 from afd_scale.layers.attention import AttentionLayout
+from afd_scale.layers.lora import adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import LayerNorm, WanTrunk, initialise
@@ -63,6 +64,11 @@ class LatentDiscriminator(WanTrunk):
     """A bidirectional Wan trunk over clean latents that cross-attends the prompt, and the mean score of its tokens."""
 
     ADAPTER = "discriminator"
+
+    @staticmethod
+    def trains_with_adapters(name: str) -> bool:
+        """Whether a parameter is trained where the trunk's are not: adapters, and the score that starts at random."""
+        return adapter_of(name) is not None or name.startswith("score.")
 
     def __init__(self, config: LatentDiscriminatorConfig, ops: ModelOps | None = None):
         super().__init__(config, ops or ModelOps(), config.activation_checkpointing)

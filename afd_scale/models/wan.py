@@ -61,11 +61,14 @@ class PatchEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, channels, *patch))
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x_BFCHW: Tensor) -> Tensor:
+    def patches(self, x_BFCHW: Tensor) -> Tensor:
+        """(B, L, C p q) values of each token's patch."""
         _, p, q = self.patch
         x = x_BFCHW.unflatten(4, (-1, q)).unflatten(3, (-1, p))  # (B, F, C, H/p, p, W/q, q)
-        x = x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+
+    def forward(self, patches_BLX: Tensor) -> Tensor:
+        return F.linear(patches_BLX, self.weight.flatten(1), self.bias)
 
 
 class Attention(nn.Module):
@@ -206,10 +209,10 @@ class WanTrunk(Network):
         Returns:
             (B, L, E): this rank's tokens.
         """
-        x = self.patch_embedding(latents_BFCHW.to(self.dtype))
+        patches = self.patch_embedding.patches(latents_BFCHW.to(self.dtype))
+        x = self.patch_embedding(self.ops.split_tokens(patches, latents_BFCHW.shape[1]))
         if torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()  # under frozen weights too every unit has an input with gradient
-        x = self.ops.split_tokens(x, latents_BFCHW.shape[1])
         for index, block in enumerate(self.blocks):
             past = None if pasts is None else pasts[index]
             x, k, v = self.ops.run_block(

@@ -1,4 +1,4 @@
-"""Networks sharded by DeepSpeed ZeRO-3: trained ones, frozen ones, and policies that are adapters of a trained one."""
+"""Networks sharded by DeepSpeed ZeRO-3: trained ones, and frozen ones, which may be adapters of a trained one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,13 +107,12 @@ class ShardedNetwork:
 
 
 class TrainedNetwork(ShardedNetwork):
-    """A network with its optimizer; what needs no gradient is frozen.
+    """A network with its optimizer; what needs no gradient is frozen."""
 
-    Args:
-        options: of `ShardedNetwork`.
-    """
-
-    def __init__(self, config: RunConfig, network: Network, optimizer: OptimizerConfig, **options: Any):
+    def __init__(
+        self, config: RunConfig, network: Network, optimizer: OptimizerConfig,
+        adapter: str | None = None, residency: Residency | None = None,
+    ):  # fmt: skip
         trained = [p for p in network.parameters() if p.requires_grad]
         torch_optimizer = torch.optim.AdamW(
             trained, lr=optimizer.learning_rate, betas=optimizer.betas,
@@ -124,7 +123,7 @@ class TrainedNetwork(ShardedNetwork):
             model=network, optimizer=torch_optimizer,
             config=deepspeed_config(config, gradient_norm=optimizer.gradient_norm, edited=partly),
         )  # fmt: skip
-        super().__init__(engine, **options)
+        super().__init__(engine, adapter, residency)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
@@ -149,69 +148,42 @@ class TrainedNetwork(ShardedNetwork):
         self.engine.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False, load_module_strict=False)
 
 
-class FrozenNetwork(ShardedNetwork):
-    """A network without optimizer, sharded like the trained ones.
+class AveragedPolicy(ShardedNetwork):
+    """A frozen policy whose shards are a running average of a trained network's: of its weights, or of its adapter."""
 
-    Args:
-        options: of `ShardedNetwork`.
-    """
-
-    def __init__(self, config: RunConfig, network: Network, **options: Any):
-        network.requires_grad_(False)
-        network.eval()
-        engine, *_ = deepspeed.initialize(model=network, config=deepspeed_config(config, frozen=True, edited=True))
-        super().__init__(engine, **options)
-
-
-class AverageNetwork(FrozenNetwork):
-    """A frozen network whose shards are a running average of a trained one's."""
-
-    def __init__(self, config: RunConfig, network: Network, **options: Any):
-        super().__init__(config, network, **options)
-        self.average = ShardAverage(self.parameters(None), self.release)
-        self.save, self.load = self.average.save, self.average.load
+    def __init__(self, engine: Any, adapter: str | None = None, residency: Residency | None = None):
+        super().__init__(engine, adapter, residency)
+        self.average = ShardAverage(self.parameters(adapter), self.release)
 
     def follow(self, trained: ShardedNetwork, decay: float) -> None:
         """weights <- decay weights + (1 - decay) trained weights, on this rank's shards."""
-        self.average.follow(trained.parameters(None).values(), decay)
-
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole float32 average of each parameter, one at a time; on all ranks together."""
-        return merged_weights(self.network, None, lambda name, parameter: self.average.whole(name))
-
-
-class AdapterPolicy(ShardedNetwork):
-    """A trained network seen through another of its adapters, or through none: no copy of a weight.
-
-    Args:
-        options: of `ShardedNetwork`.
-    """
-
-    def __init__(self, trained: TrainedNetwork, adapter: str | None, **options: Any):
-        super().__init__(trained.engine, adapter, **options)
-
-
-class AverageAdapter(AdapterPolicy):
-    """An adapter that is a running average of the trained one; it starts as a copy.
-
-    Args:
-        options: of `ShardedNetwork`.
-    """
-
-    def __init__(self, trained: TrainedNetwork, adapter: str, **options: Any):
-        super().__init__(trained, adapter, **options)
-        self.average = ShardAverage(self.parameters(adapter), self.release)
-        self.save, self.load = self.average.save, self.average.load
-        self.follow(trained, 0.0)
-
-    def follow(self, trained: ShardedNetwork, decay: float) -> None:
-        """adapter <- decay adapter + (1 - decay) trained adapter, on this rank's shards."""
         self.average.follow(trained.parameters(trained.adapter).values(), decay)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole float32 weight of each parameter of the base, the average merged; on all ranks together."""
+        """Name and whole float32 weight of each parameter, an adapter merged; on all ranks together."""
 
         def whole(name: str, parameter: Any) -> Tensor:
-            return whole_weight(parameter) if adapter_of(name) is None else self.average.whole(name)
+            return self.average.whole(name) if name in self.average.parameters else whole_weight(parameter)
 
         return merged_weights(self.network, self.adapter, whole)
+
+    def save(self, folder: Path) -> None:
+        self.average.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self.average.load(folder)
+
+
+def freeze(config: RunConfig, network: Network) -> Any:
+    """The engine of a network without optimizer, sharded like the trained ones."""
+    network.requires_grad_(False)
+    network.eval()
+    engine, *_ = deepspeed.initialize(model=network, config=deepspeed_config(config, frozen=True, edited=True))
+    return engine
+
+
+def average_of_adapter(trained: TrainedNetwork, adapter: str, residency: Residency | None = None) -> AveragedPolicy:
+    """Another adapter of a trained network, no copy of the base; it starts as a copy of the trained adapter."""
+    average = AveragedPolicy(trained.engine, adapter, residency)
+    average.follow(trained, 0.0)
+    return average

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ _HEADROOM = 1.2  # what a rollout takes besides weights and cache: activations o
 
 
 class GatherCounter:
-    """Bytes of whole weights that this rank has gathered from the others.
+    """Bytes of weights that this rank has made whole, its own shards included.
 
     Every gather of DeepSpeed's hooks and of ours goes through the parameter's own `all_gather_coalesced`.
     """
@@ -56,24 +57,24 @@ class Residency:
     """Whether a policy's weights stay whole on every rank during a rollout.
 
     Args:
-        choice: `sharded`, `gathered` or `auto`, which gathers where it fits on all ranks, decided at the first rollout.
+        choice: `sharded`, `gathered` or `auto`, which gathers where it fits on all ranks, decided at the first phase.
         cache_bytes: of a rank's KV cache.
         ranks_of_machine: that share a CPU's memory.
         any_rank: whether a condition holds on some rank, the same answer on all.
     """
 
     def __init__(self, choice: str, cache_bytes: int, ranks_of_machine: int, any_rank: Callable[[bool], bool]):
-        self.choice, self.cache_bytes = choice, cache_bytes
+        self.choice, self.decision, self.cache_bytes = choice, None if choice == "auto" else choice, cache_bytes
         self.ranks_of_machine, self.any_rank = ranks_of_machine, any_rank
 
     def gathers(self, parameters: Sequence[Any]) -> bool:
         """The decision; a collective the first time."""
-        if self.choice == "auto":
+        if self.decision is None:
             needed = _HEADROOM * (whole_bytes(parameters) + self.cache_bytes)
             fits = not self.any_rank(needed > _free_bytes(self.ranks_of_machine))
-            self.choice = "gathered" if fits else "sharded"
-            log.info("rollout.weights auto: %s (weights and KV cache take %.1f GiB)", self.choice, needed / 2**30)
-        return self.choice == "gathered"
+            self.decision = "gathered" if fits else "sharded"
+            log.info("rollout.weights auto: %s (weights and KV cache take %.1f GiB)", self.decision, needed / 2**30)
+        return self.decision == "gathered"
 
 
 @contextmanager
@@ -119,7 +120,7 @@ class ShardAverage:
     def follow(self, sources: Iterable[Any], decay: float) -> None:
         """average <- decay average + (1 - decay) source, on this rank's shards."""
         for shard, source in zip(self.shards.values(), sources, strict=True):
-            shard.lerp_(safe_get_local_fp32_param(source).view_as(shard), 1 - decay)
+            shard.lerp_(safe_get_local_fp32_param(source).view_as(shard).to(shard.device), 1 - decay)
         self._write()
 
     def _write(self) -> None:
@@ -129,7 +130,8 @@ class ShardAverage:
 
     def whole(self, name: str) -> Tensor:
         """The whole float32 average of a parameter; on all ranks together."""
-        shard, parameter = self.shards[name], self.parameters[name]
+        parameter, device = self.parameters[name], get_accelerator().current_device_name()
+        shard = self.shards[name].to(device)  # parameters may be offloaded; collectives run on the device
         shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
         dist.all_gather(shards, shard)
         return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)

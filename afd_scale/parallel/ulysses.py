@@ -98,9 +98,10 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        gathered = x.new_empty((dist.get_world_size(group), *x.shape))
-        dist.all_gather(list(gathered.unbind()), x.contiguous(), group=group)
-        return gathered
+        size = dist.get_world_size(group)
+        gathered = x.new_empty((size * x.shape[0], *x.shape[1:]))
+        dist.all_gather_into_tensor(gathered, x.contiguous(), group=group)
+        return gathered.unflatten(0, (size, -1))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -52,12 +52,12 @@ def step_traffic(config: RunConfig, load: Workload, gathered_rollout: bool) -> d
     context, states = videos * video, method.states_per_rollout * videos * video
     frozen = 2 if method.prior_weight else 1  # old policy, reference: a context pass and a pass over the states
     if method.context_gradient:
-        gathers, tokens = TRAINING_GATHERS, passes_with_gradient * (context + states)
+        gathers, tokens = micro * TRAINING_GATHERS, passes_with_gradient * (context + states)
     else:
-        gathers, tokens = 1 + TRAINING_GATHERS, context + passes_with_gradient * states
-    gathers, tokens = gathers + 2 * frozen, tokens + frozen * (context + states)
+        gathers, tokens = micro * (1 + TRAINING_GATHERS), context + passes_with_gradient * states
+    gathers, tokens = gathers + frozen * (1 if gathered_rollout else 2 * micro), tokens + frozen * (context + states)
     update = Traffic(
-        gather=micro * gathers * _gather(config, load, size.total),
+        gather=gathers * _gather(config, load, size.total),
         reduce=micro * _gather(config, load, size.trained),
         exchange=_exchange(config, load, student, tokens),
     )

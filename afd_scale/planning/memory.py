@@ -56,8 +56,8 @@ class Memory:
     Attributes:
         shards: what is there all the time.
         host: what is offloaded, on the CPU or on NVMe.
-        phases: rollout, discriminator, student, as far as the method has them.
-        gathered_rollout: the rollout holds all weights.
+        phases: rollout, discriminator, velocities (of old policy and reference) and student, or student alone.
+        gathered_rollout: policies hold all weights while they generate and predict.
     """
 
     shards: dict[str, int]
@@ -82,8 +82,11 @@ def rank_memory(config: RunConfig, load: Workload, usable_bytes: int) -> Memory:
     if isinstance(config.method, AfdConfig):
         sharded, whole = (_rollout(config, load, static, gathered) for gathered in (False, True))
         residency = config.rollout.weights
-        gathered = residency == "gathered" or (residency == "auto" and whole.peak <= usable_bytes)
+        velocities = {gather: _velocities(config, load, static, gather) for gather in (False, True)}
+        fits = max(whole.peak, velocities[True].peak) <= usable_bytes
+        gathered = residency == "gathered" or (residency == "auto" and fits)
         phases = {"rollout": whole if gathered else sharded, "discriminator": _discriminator(config, load, static)}
+        phases["velocities"] = velocities[gathered]
     phases["student"] = _student(config, load, static)
     return Memory(shards, host, phases, gathered)
 
@@ -136,8 +139,7 @@ def _rollout(config: RunConfig, load: Workload, static: int, gathered: bool) -> 
     student, size, trunk = config.student, student_size(config), student_trunk(config, load)
     chunk = load.chunk_frames * load.local_tokens_per_frame * load.together
     tokens = Tokens(chunk, 0, load.chunk_frames * load.together, load.together)
-    cached_frames = min(load.frames, student.window_frames or load.frames)
-    cached = cached_frames * load.local_tokens_per_frame * load.together
+    cached = student.cached_frames(load.frames) * load.local_tokens_per_frame * load.together
     weights = size.total * itemsize(config) if gathered else _gathered(config, size)
     parts = {
         "gathered weights": weights,
@@ -169,10 +171,27 @@ def _discriminator(config: RunConfig, load: Workload, static: int) -> Phase:
     return _phase(config, load, parts, size, static)
 
 
+def _velocities(config: RunConfig, load: Workload, static: int, gathered: bool) -> Phase:
+    """Old policy and reference on the noised states, without gradient."""
+    assert isinstance(config.method, AfdConfig)
+    size, trunk, videos = student_size(config), student_trunk(config, load), load.together
+    states = config.method.states_per_rollout
+    context = videos * load.video_tokens
+    parts = {
+        "gathered weights": size.total * itemsize(config) if gathered else _gathered(config, size),
+        "clean past": key_value_bytes(trunk, context),
+        "activations": forward_working(trunk, Tokens(states * context, context, states * videos * load.frames, videos)),
+        # Of all videos: themselves, and their states' noisy latents and two velocities.
+        "latents": load.videos * (1 + 3 * states) * _video_bytes(config),
+    }
+    return Phase(parts, 0, static + sum(parts.values()))
+
+
 def _student(config: RunConfig, load: Workload, static: int) -> Phase:
     size, trunk, videos = student_size(config), student_trunk(config, load), load.together
     own_context = not isinstance(config.method, AfdConfig) or config.method.context_gradient
     states = config.method.states_per_rollout if isinstance(config.method, AfdConfig) else 1
+    kept = 1 + 3 * states if isinstance(config.method, AfdConfig) else 1  # videos; their states and frozen velocities
     if own_context:
         tokens = Tokens((1 + states) * videos * load.video_tokens, 0, (1 + states) * videos * load.frames, videos)
     else:
@@ -181,7 +200,7 @@ def _student(config: RunConfig, load: Workload, static: int) -> Phase:
     parts = {
         **_backward_buffers(config, size),
         "activations": training_activations(trunk, tokens),
-        "latents": (load.videos + LATENTS_AT_ONCE * states * videos) * _video_bytes(config),
+        "latents": (load.videos * kept + LATENTS_AT_ONCE * states * videos) * _video_bytes(config),
     }
     return _phase(config, load, parts, size, static)
 

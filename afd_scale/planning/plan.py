@@ -167,15 +167,17 @@ def _fit_as_it_is(config: RunConfig, gpus: int, gpu: Gpu) -> Suggestion | None:
 def plan_as_dict(plan: Plan, remedies: dict[str, Suggestion | None]) -> dict[str, Any]:
     """Everything, for JSON; bytes and seconds, one rank's share of one step."""
     load, memory, gpu = plan.load, plan.memory, plan.gpu
-    phases = {
-        phase: {
-            "memory": {"parts": held.parts, "optimizer_step": held.step, "peak": held.peak},
-            "flops": {**asdict(plan.flops[phase]), "total": plan.flops[phase].total},
-            "bytes_received": {**asdict(plan.traffic[phase]), "total": plan.traffic[phase].total},
-            "seconds": {**asdict(plan.seconds[phase]), "total": plan.seconds[phase].total},
-        }
+    phases: dict[str, dict[str, Any]] = {
+        phase: {"memory": {"parts": held.parts, "optimizer_step": held.step, "peak": held.peak}}
         for phase, held in memory.phases.items()
     }
+    for phase, seconds in plan.seconds.items():  # those of the frozen velocities count as the student's
+        flops, traffic = plan.flops[phase], plan.traffic[phase]
+        phases[phase] |= {
+            "flops": {**asdict(flops), "total": flops.total},
+            "bytes_received": {**asdict(traffic), "total": traffic.total},
+            "seconds": {**asdict(seconds), "total": seconds.total},
+        }
     return {
         "run": plan.config.name,
         "gpu": gpu.name,

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.methods import AfdConfig
-from afd_scale.config.models import LatentDiscriminatorConfig
-from afd_scale.config.run import sequence_degrees
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,11 @@ def workload(config: RunConfig, gpus: int) -> Workload:
             f"parallel.sequence {sequence}): each takes as many samples; data.global_batch={larger} would do"
         )
     prompts, micro_batch = data.global_batch // data_ranks, config.train.micro_batch
-    rollouts = config.method.rollouts_per_prompt if isinstance(config.method, AfdConfig) else 0
+    method = config.method if isinstance(config.method, AfdConfig) else None
+    rollouts = 0 if method is None else method.rollouts_per_prompt
     videos = prompts * max(rollouts, 1)
     together = videos if micro_batch is None else min(micro_batch, videos)
-    prompts_together = prompts if micro_batch is None else min(max(micro_batch // (1 + rollouts), 1), prompts)
+    prompts_together = min((method and method.prompts_at_once(micro_batch)) or prompts, prompts)
     tokens = data.latent_height // config.student.patch[1] * (data.latent_width // config.student.patch[2])
     return Workload(
         gpus, sequence, prompts, rollouts, together, prompts_together, data.latent_frames, config.student.chunk_frames,
@@ -102,7 +101,4 @@ def workload(config: RunConfig, gpus: int) -> Workload:
 
 def valid_degrees(config: RunConfig, gpus: int | None = None) -> list[int]:
     """Ulysses degrees that share every network's heads evenly, and the GPUs where a number is given."""
-    degrees = set(sequence_degrees(config.student.num_heads))
-    if isinstance(config.method, AfdConfig) and isinstance(config.method.discriminator, LatentDiscriminatorConfig):
-        degrees &= set(sequence_degrees(config.method.discriminator.num_heads))
-    return sorted(degree for degree in degrees if gpus is None or gpus % degree == 0)
+    return [degree for degree in config.sequence_degrees() if gpus is None or gpus % degree == 0]

@@ -15,7 +15,7 @@ from afd_scale.config.models import LatentDiscriminatorConfig, LoraConfig, WanAr
 from afd_scale.flow.randomness import Randomness
 from afd_scale.layers.attention import Backend, choose_backend
 from afd_scale.layers.choose_precision import choose_precision
-from afd_scale.layers.lora import Adapters, adapter_of
+from afd_scale.layers.lora import Adapters, adapter_of, train_only
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.methods.afd import Afd
@@ -23,12 +23,12 @@ from afd_scale.methods.sft import Sft
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
 from afd_scale.models.wan import CausalWan
 from afd_scale.parallel.engine import (
-    AdapterPolicy,
-    AverageAdapter,
-    AverageNetwork,
-    FrozenNetwork,
+    AveragedPolicy,
+    ShardedNetwork,
     TrainedNetwork,
+    average_of_adapter,
     build_sharded,
+    freeze,
 )
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.parallel.shards import GatherCounter, Residency
@@ -57,7 +57,7 @@ class Run:
 
     method: Method
     student: TrainedNetwork
-    exported: TrainedNetwork | AverageNetwork | AverageAdapter
+    exported: TrainedNetwork | AveragedPolicy
     counter: GatherCounter
     networks: Mapping[str, Checkpointed] = field(default_factory=dict)
 
@@ -95,7 +95,11 @@ def _build_afd(config: RunConfig, method: AfdConfig, builder: "Builder", ranks: 
         method, config.student, config.train.steps, Randomness(config.seed), student, old_policy, reference,
         discriminator, ranks.mean, config.train.micro_batch,
     )  # fmt: skip
-    networks = {"student_engine": student, "old_policy": old_policy, "discriminator_engine": discriminator}
+    networks: dict[str, Checkpointed] = {
+        "student_engine": student,
+        "old_policy": old_policy,
+        "discriminator_engine": discriminator,
+    }
     return Run(afd, student, student, builder.counter, networks)
 
 
@@ -114,25 +118,26 @@ class Builder:
         lora = self.config.student.lora
         network = self._student(adapters)
         if lora:
-            _train_only(network, lambda name: adapter_of(name) == STUDENT)
+            train_only(network, lambda name: adapter_of(name) == STUDENT)
         return TrainedNetwork(
             self.config, network, self.config.method.optimizer,
             adapter=STUDENT if lora else None, residency=self.residency,
         )  # fmt: skip
 
-    def average(self, student: TrainedNetwork, adapter: str) -> AverageNetwork | AverageAdapter:
+    def average(self, student: TrainedNetwork, adapter: str) -> AveragedPolicy:
         """A policy that follows the student."""
         if self.config.student.lora:
-            return AverageAdapter(student, adapter, residency=self.residency)
-        return AverageNetwork(self.config, self._student(()), residency=self.residency)
+            return average_of_adapter(student, adapter, self.residency)
+        return AveragedPolicy(freeze(self.config, self._student(())), residency=self.residency)
 
     def reference(self, student: TrainedNetwork) -> Policy:
         """The frozen start."""
-        if self.config.student.lora:
-            return AdapterPolicy(student, None)
-        return FrozenNetwork(self.config, self._student(()))
+        engine = student.engine if self.config.student.lora else freeze(self.config, self._student(()))
+        return ShardedNetwork(engine, residency=self.residency)
 
     def discriminator(self, method: AfdConfig) -> TrainedNetwork:
+        """The scorer; made last."""
+        self.state = None  # all policies are made, and the discriminator's start weights need the room
         return TrainedNetwork(self.config, self._discriminator(method), method.discriminator_optimizer)
 
     def _student(self, adapters: tuple[str, ...]) -> Network:
@@ -159,7 +164,7 @@ class Builder:
         state = self._load(config.weights, lambda path: load_student_state(path, config, "method.discriminator"))
         network = build_sharded(self.config, build, state, self.counter)
         if config.lora:
-            _train_only(network, lambda name: adapter_of(name) is not None or name.startswith("score."))
+            train_only(network, LatentDiscriminator.trains_with_adapters)
         return network
 
     def _ops(self, architecture: WanArchitecture, lora: LoraConfig | None, adapters: tuple[str, ...]) -> ModelOps:
@@ -188,14 +193,8 @@ class Builder:
         return state
 
 
-def _train_only(network: Network, trained: Callable[[str], bool]) -> None:
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(trained(name))
-
-
 def _cache_bytes(config: RunConfig, ranks: Ranks) -> int:
     """Of a rank's KV cache in a rollout of one micro-batch."""
     load = workload(config, ranks.size)
-    frames = min(load.frames, config.student.window_frames or load.frames)
-    tokens = load.together * frames * load.local_tokens_per_frame
+    tokens = load.together * config.student.cached_frames(load.frames) * load.local_tokens_per_frame
     return key_value_bytes(student_trunk(config, load), tokens)

@@ -22,7 +22,7 @@ def check_all(folder: Path) -> None:
     from afd_scale.config import RunConfig
     from afd_scale.config.models import StudentConfig
     from afd_scale.models.wan import CausalWan
-    from afd_scale.parallel.engine import AverageNetwork, FrozenNetwork, TrainedNetwork, build_sharded
+    from afd_scale.parallel.engine import AveragedPolicy, ShardedNetwork, TrainedNetwork, build_sharded, freeze
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
     from afd_scale.rollout.causal import rollout
@@ -38,13 +38,13 @@ def check_all(folder: Path) -> None:
     with start_ranks(launched_as(os.environ), timeout_minutes=2) as ranks:
         plain = randomised(build())
         trained = TrainedNetwork(config, build_sharded(config, build, plain.state_dict()), optimizer)
-        average = AverageNetwork(config, build_sharded(config, build, plain.state_dict()))
-        frozen = FrozenNetwork(config, build_sharded(config, build, plain.state_dict()))
+        average = AveragedPolicy(freeze(config, build_sharded(config, build, plain.state_dict())))
+        frozen = ShardedNetwork(freeze(config, build_sharded(config, build, plain.state_dict())))
         plain_average, plain_frozen = copy.deepcopy(plain), copy.deepcopy(plain)
         plain_optimizer = torch.optim.AdamW(plain.parameters(), betas=optimizer.betas, weight_decay=0.1)
-        assert all(p.ds_tensor.numel() * ranks.size < 2 * max(p.ds_numel, ranks.size) for p in frozen.parameters), (
-            "every rank holds its share only"
-        )
+        assert all(
+            p.ds_tensor.numel() * ranks.size < 2 * max(p.ds_numel, ranks.size) for p in frozen.network.parameters()
+        ), "every rank holds its share only"
 
         for step in range(1, STEPS + 1):
             noisy, timestep, text, clean = inputs(step)

@@ -47,7 +47,7 @@ def run_config(folder: Path, sequence: int, checkpointing: bool, window: bool, l
         "method": {
             "name": "afd", "optimizer": OPTIMIZER, "discriminator_optimizer": OPTIMIZER, "rollouts_per_prompt": 2,
             "prior_weight": 0.1, "old_policy_decay": 0.8, "states_per_rollout": 2, "r1_weight": 0.1,
-            "context_gradient": checkpointing, "discriminator": {"name": "latent", **shared},
+            "context_gradient": checkpointing != window, "discriminator": {"name": "latent", **shared},
         },
     })  # fmt: skip
 

@@ -17,6 +17,7 @@ SHAPE = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 3, "freq_dim": 
 
 def check_rollouts() -> None:
     """Every rank: the same rollout with either residency, of a copy and of an adapter."""
+    from afd_scale.benchmarks.networks import random_batch
     from afd_scale.config import RunConfig
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
@@ -53,6 +54,10 @@ def check_rollouts() -> None:
             # One small weight is sometimes still there from the pass before.
             assert moved["sharded"] > 0.99 * passes * whole_bytes(own)
             assert 20 * moved["gathered"] <= moved["sharded"], moved
+
+            run.method.train_step(random_batch(config, 1, ranks.device), 1)
+            for network in (policy, run.method.student, run.method.reference, run.method.discriminator):
+                assert all(p.data.numel() == 0 for p in network.network.parameters()), "a phase leaves whole copies"
 
             automatic = Residency("auto", 0, 2, ranks.any)
             assert automatic.gathers(own)

@@ -13,7 +13,6 @@ from afd_scale.layers.attention import AttentionLayout, attend_all, sdpa
 from afd_scale.layers.attention.backends import FASTEST_FIRST, Candidate
 
 pytestmark = [
-    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
     # The compilers behind FlexAttention and flash-attn 4 warn of their own affairs.
     pytest.mark.filterwarnings("default"),

@@ -15,7 +15,6 @@ from afd_scale.layers.lora import Adapters, adapted
 from afd_scale.layers.transformer_engine import TransformerEngineFp8
 
 pytestmark = [
-    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
     pytest.mark.filterwarnings("default"),  # the library's own
 ]

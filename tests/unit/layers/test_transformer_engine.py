@@ -61,7 +61,10 @@ def library(monkeypatch):
         Linear=Linear, autocast=autocast, checkpoint=checkpoint, is_fp8_available=lambda return_reason: (True, "")
     )
     modules = {"": {}, ".pytorch": vars(pytorch), ".common": {}}
-    modules[".common.recipe"] = {"DelayedScaling": lambda: "delayed", "Float8CurrentScaling": lambda: "current"}
+    modules[".common.recipe"] = {
+        "DelayedScaling": lambda reduce_amax: "delayed",
+        "Float8CurrentScaling": lambda: "current",
+    }
     for name, members in modules.items():
         module = ModuleType("transformer_engine" + name)
         vars(module).update(members)

@@ -77,6 +77,9 @@ class Oracle:
         self.calls.append((latents, text))
         return self.score(latents, text)
 
+    def resident(self):
+        return contextlib.nullcontext()
+
     def backward(self, loss):
         assert not loss.requires_grad
 

@@ -148,11 +148,11 @@ def test_the_tool_prints_one_json_object(tool, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     plan = json.loads(line)
     assert plan["fits"] is True
-    assert set(plan["phases"]) == {"rollout", "discriminator", "student"}
+    assert set(plan["phases"]) == {"rollout", "discriminator", "velocities", "student"}
     assert plan["valid_sequence_degrees"] == [1, 2, 4, 8]
     for phase in plan["phases"].values():
         assert phase["memory"]["peak"] <= plan["peak_bytes"] <= plan["usable_bytes"]
-        assert phase["seconds"]["total"] > 0
+        assert "seconds" not in phase or phase["seconds"]["total"] > 0
     assert any("not measured" in line for line in plan["assumptions"])
     assert plan["would_fit"] == {}
 

@@ -17,8 +17,10 @@ SMALL = {"dim": 32, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "activation_
 def whole_networks(monkeypatch):
     """Neither shards nor engines: each network as it is made."""
     monkeypatch.setattr(build, "build_sharded", lambda config, make, state, counter: make())
-    for engine in ("TrainedNetwork", "FrozenNetwork", "AverageNetwork"):
-        monkeypatch.setattr(build, engine, lambda config, network, *arguments, **options: network)
+    monkeypatch.setattr(build, "TrainedNetwork", lambda config, network, *arguments, **options: network)
+    monkeypatch.setattr(build, "freeze", lambda config, network: network)
+    for policy in ("AveragedPolicy", "ShardedNetwork"):
+        monkeypatch.setattr(build, policy, lambda network, *arguments, **options: network)
 
 
 def builder(precision):
