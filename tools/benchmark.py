@@ -87,8 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         measured = BENCHMARKS[options.name](options, device)
     except ValueError as error:
-        parser.error(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     result = {"name": options.name, **measured, "device": machine}
+    if device.type == "cpu" and result.get("precision") == "fp8":
+        result["note"] = "FP8 is emulated on a CPU: its time says nothing"
     result |= {"threads": options.threads, "torch": torch.__version__}
     if options.json:
         print(json.dumps(result))
@@ -100,6 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def benchmark_attention(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Forward and backward of our segments against a dense masked call, and full attention by the same kernel."""
+    if options.config or options.precision or options.overrides:
+        given = options.config or options.precision or options.overrides[0]
+        raise ValueError(f"attention ({given}) must be given shapes, as --chunks: it measures kernels, not a config")
     tokens = options.tokens_per_chunk
     layout = AttentionLayout.block_causal(options.chunks, chunk_frames=1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

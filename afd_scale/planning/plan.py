@@ -93,7 +93,10 @@ def _with_possible_degree(config: RunConfig, gpus: int) -> tuple[RunConfig, tupl
     wanted = config.parallel.sequence
     if gpus < 1 or gpus % wanted == 0:
         return config, ()
-    degree = max(d for d in valid_degrees(config, gpus) if d < wanted)
+    shared_evenly = [d for d in valid_degrees(config, gpus) if config.data.global_batch % (gpus // d) == 0]
+    degree = max((d for d in shared_evenly if d < wanted), default=None)
+    if degree is None:
+        return config, ()
     changed = config.model_copy(update={"parallel": config.parallel.model_copy(update={"sequence": degree})})
     return changed, (f"planned with parallel.sequence={degree}: {wanted} does not divide the number of GPUs, {gpus}",)
 

@@ -38,7 +38,7 @@ def run_config(folder: Path, sequence: int, checkpointing: bool, window: bool, l
     shared = {**SHAPE, "activation_checkpointing": checkpointing, "lora": LORA if lora else None}
     windowed = {"window_frames": 2, "sink_frames": 1} if window else {}
     return RunConfig.model_validate({
-        "student": {**shared, **windowed, "timesteps": [1000, 500], "weights": folder / "student"},
+        "student": {**shared, **windowed, "timesteps": [1000], "weights": folder / "student"},
         "data": {"latent_frames": FRAMES, "latent_height": SIZE, "latent_width": SIZE, "global_batch": PROMPTS},
         "evaluation": {"metrics": "none"},
         "parallel": {"sequence": sequence},
@@ -47,7 +47,8 @@ def run_config(folder: Path, sequence: int, checkpointing: bool, window: bool, l
         "method": {
             "name": "afd", "optimizer": OPTIMIZER, "discriminator_optimizer": OPTIMIZER, "rollouts_per_prompt": 2,
             "prior_weight": 0.1, "old_policy_decay": 0.8, "states_per_rollout": 2, "r1_weight": 0.1,
-            "context_gradient": checkpointing != window, "discriminator": {"name": "latent", **shared},
+            "context_gradient": checkpointing != window, "sigma": {"name": "uniform"},
+            "discriminator": {"name": "latent", **shared, "num_layers": 1},
         },
     })  # fmt: skip
 
@@ -112,7 +113,7 @@ def outputs_and_gradients(method: Any, batch: Any, rows: slice) -> Results:
     sigmas = torch.tensor([1.0, 0.5])
     noise = draw(PROMPTS, *batch.latents.shape[1:], seed=5)[rows]
     timestep = 1000 * draw(PROMPTS, FRAMES, seed=6)[rows].sigmoid()
-    for name in ("student", "old_policy", "reference"):
+    for name in ("old_policy", "reference"):
         policy = getattr(method, name)
         with policy.resident():
             found[f"{OF_ROWS}rollout of {name}"] = rollout(policy, batch.text, noise, noise[None], sigmas)

@@ -104,16 +104,26 @@ def test_networks_with_adapters_and_in_bf16(benchmark, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (["nothing"], "invalid choice"),
-        (["attention", "--chunks", "0"], "(0) must be at least 1"),
-        (["attention", "--backend", "flex", *TINY], "attention (flex): FlexAttention needs "),
-        (["update", "student.dim=1"], "student.num_heads (4) must divide dim (1)"),
-        (["step", "method=sft"], "method.name (sft) must be afd"),
-    ],
-    ids=["name", "chunks", "backend", "config", "method"],
+    [(["nothing"], "invalid choice"), (["attention", "--chunks", "0"], "(0) must be at least 1")],
+    ids=["name", "chunks"],
 )
-def test_bad_input_exits_2(benchmark, capsys, arguments, message):
+def test_a_wrong_command_line_exits_2(benchmark, capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         benchmark.main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["attention", "--backend", "flex", *TINY], "attention (flex): FlexAttention needs "),
+        (["attention", "student.dim=1"], "attention (student.dim=1) must be given shapes"),
+        (["update", "student.dim=1"], "student.num_heads (4) must divide dim (1)"),
+        (["step", "method=sft"], "method.name (sft) must be afd"),
+    ],
+    ids=["backend", "config of kernels", "config", "method"],
+)
+def test_bad_input_is_one_line(benchmark, capsys, arguments, message):
+    assert benchmark.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

@@ -185,3 +185,14 @@ def test_bad_input_is_one_line(tool, capsys, arguments, message):
 def test_a_batch_that_divides_is_named():
     with pytest.raises(ConfigError, match=r"data\.global_batch=64 would do"):
         make_plan(load_config(FULL_1_3B), 256, GPUS["h100"])
+
+
+@pytest.mark.parametrize(("gpus", "degree"), [(7, 8), (12, 8), (4, 4), (2, 2)])
+def test_another_degree_is_planned_only_where_the_batch_divides_too(tool, capsys, gpus, degree):
+    code = tool.main(["--config", str(AFD_14B), "--gpus", str(gpus), "--gpu", "h100", "--json"])
+    printed = capsys.readouterr()
+    if degree == 8:
+        assert code == 2
+        assert f"parallel.sequence (8) must divide the {gpus} GPUs" in printed.err
+    else:
+        assert json.loads(printed.out)["sequence"] == degree
