@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tests.distributed.processes import torchrun
+from tests.distributed.processes import leave, torchrun
 
 STEPS = 3
 
@@ -122,3 +122,4 @@ def test_sharded_equals_unsharded(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     check_all(Path(sys.argv[1]))
+    leave()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tests.distributed.processes import torchrun
+from tests.distributed.processes import leave, torchrun
 
 
 def check_all() -> None:
@@ -94,3 +94,4 @@ def test_sharded_fp8_equals_one_process() -> None:
 
 if __name__ == "__main__":
     check_all()
+    leave()

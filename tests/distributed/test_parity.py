@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.distributed.processes import torchrun
+from tests.distributed.processes import leave, torchrun
 
 TOLERANCE = 1e-3 if torch.cuda.is_available() else 1e-4  # a GPU adds in any order
 STEPS, PROMPTS, FRAMES, SIZE = 5, 2, 3, 6
@@ -261,3 +261,4 @@ def test_one_rank_equals_one_process(recorded: Path) -> None:
 
 if __name__ == "__main__":
     check_matrix(Path(sys.argv[1]), int(sys.argv[2]))
+    leave()

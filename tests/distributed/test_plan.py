@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.processes import torchrun
+from tests.distributed.processes import leave, torchrun
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "wan_1_3b"
 SIZES = ("dim=128", "ffn_dim=512", "num_heads=4", "num_layers=4", "text_dim=32", "text_length=16", "freq_dim=32")
@@ -83,3 +83,4 @@ def test_shards_and_gathers_are_as_planned(name, overrides):
 
 if __name__ == "__main__":
     check(*sys.argv[1:])
+    leave()

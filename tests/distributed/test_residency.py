@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.distributed.processes import torchrun
+from tests.distributed.processes import leave, torchrun
 
 CHUNKS, STEPS = 7, 4  # 7 chunks of 4 denoising steps, and a clean pass behind each chunk but the last
 SHAPE = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 3, "freq_dim": 8, "text_dim": 6, "text_length": 5,
@@ -73,3 +73,4 @@ def test_gathered_weights_move_once_a_rollout() -> None:
 
 if __name__ == "__main__":
     check_rollouts()
+    leave()
