@@ -1,6 +1,7 @@
 """Where a dataset's files are, and how `streaming` opens them on this rank."""
 
 import hashlib
+import logging
 import os
 import socket
 import sys
@@ -77,6 +78,8 @@ def open_stream(config: RunConfig, batch: int) -> "StreamingDataset":
     if nodes % canonical and canonical % nodes:
         raise ConfigError(f"data.canonical_nodes ({canonical}) must divide the number of machines ({nodes}) or be a "
                           "multiple of it: each machine reads whole parts of the data; 1 suits any number")  # fmt: skip
+    # Our positions count samples, each once for all ranks of a sequence, so its warning about them is beside the point.
+    logging.getLogger("streaming.base.dataset").addFilter(_is_not_about_replication)
     location = _location(config)
     if location["remote"]:
         _release_cache(Path(location["local"]))
@@ -92,6 +95,10 @@ def open_stream(config: RunConfig, batch: int) -> "StreamingDataset":
             shuffle_block_size=_SHUFFLE_BLOCK,
             replication=config.parallel.sequence if config.parallel.sequence > 1 else None,
         )
+
+
+def _is_not_about_replication(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("The `replication` arg")
 
 
 def _ranks() -> tuple[int, int, int]:

@@ -20,9 +20,9 @@ STEPS = 16
 RESUME_AT = (3, 9)  # within the first epoch and within the second
 
 
-def run_config(shards: str, global_batch: int = 12, canonical_nodes: int = 1) -> RunConfig:
+def run_config(shards: str, global_batch: int = 12, canonical_nodes: int = 1, sequence: int = 1) -> RunConfig:
     data = {"shards": shards, "global_batch": global_batch, "canonical_nodes": canonical_nodes}
-    return RunConfig.model_validate({"method": "sft", "data": data})
+    return RunConfig.model_validate({"method": "sft", "data": data, "parallel": {"sequence": sequence}})
 
 
 def work(jobs: list[dict[str, Any]], out: Path) -> None:
@@ -91,10 +91,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    """What two ranks drew: whole, whole with two canonical nodes, resumed, and a batch that they cannot share."""
+    """What two ranks drew: whole, whole with two canonical nodes, resumed, a batch that they cannot share, and as one
+    sequence, whole and resumed."""
     jobs = [job(shards), job(shards, canonical_nodes=2)]
     jobs += [job(shards, STEPS - at, [0, at]) for at in RESUME_AT]
-    return run_ranks(2, [*jobs, job(shards, global_batch=13)], tmp_path_factory.mktemp("pair"))
+    jobs += [job(shards, global_batch=13), job(shards, sequence=2), job(shards, STEPS - 9, [5, 9], sequence=2)]
+    return run_ranks(2, jobs, tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,16 @@ def test_resumed_equals_uninterrupted_also_on_fewer_ranks(
     for ranks in (alone, pair):
         for at, resumed in zip(RESUME_AT, ranks[2:4], strict=True):
             assert global_batches(resumed) == uninterrupted[at:]
+
+
+def test_ranks_of_a_sequence_draw_the_same_samples(
+    alone: list[list[dict[str, Any]]], pair: list[list[dict[str, Any]]]
+) -> None:
+    whole, resumed = pair[5], pair[6]
+    assert whole[0] == whole[1]
+    assert [sorted(step) for step in whole[0]["samples"]] == global_batches(alone[0])
+    for rank in resumed:
+        assert rank["samples"] == whole[0]["samples"][9:]
 
 
 def test_global_batch_that_ranks_cannot_share(pair: list[list[dict[str, Any]]]) -> None:
