@@ -75,10 +75,6 @@ class LoraConfig(Section):
 class StudentConfig(WanArchitecture):
     """The causal student: its architecture and how it generates."""
 
-    def cached_frames(self, frames: int) -> int:
-        """Latent frames that a chunk at the end of so many sees, itself included."""
-        return min(frames, self.window_frames or frames)
-
     family: Literal["toy", "self-forcing", "causal-forcing", "causal-forcing-framewise"] = "toy"
     """Preset of the generation fields below."""
     weights: Path | None = None
@@ -98,6 +94,10 @@ class StudentConfig(WanArchitecture):
     """Recompute each block in the backward pass instead of storing its activations."""
     lora: LoraConfig | None = None
     """Train adapters instead of the weights; None trains the weights."""
+
+    def cached_frames(self, frames: int) -> int:
+        """Latent frames that a chunk at the end of so many sees, itself included."""
+        return min(frames, self.window_frames or frames)
 
     @model_validator(mode="before")
     @classmethod

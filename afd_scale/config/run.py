@@ -62,8 +62,9 @@ class TrainConfig(Section):
     resume: bool = True
     """Continue from the newest complete checkpoint of the run folder."""
     micro_batch: PositiveInt | None = None
-    """Videos of a rank that pass through a network together; the gradients of a step are accumulated over them. None
-    takes all at once. The discriminator takes whole prompts, one teacher video with its rollouts, at least one."""
+    """Videos of a rank that pass through a network together, each with its noised states; the gradients of a step add
+    up over them. None takes all at once. The discriminator is trained on whole prompts, one teacher video with its
+    rollouts, at least one."""
 
 
 class ParallelConfig(Section):
@@ -91,11 +92,12 @@ class EngineConfig(Section):
 
 
 class RolloutConfig(Section):
-    """How the sampling policy generates."""
+    """How frozen policies generate and predict."""
 
     weights: Literal["sharded", "gathered", "auto"] = "auto"
-    """`sharded` gathers each block's weights in every pass, `gathered` all of them once a rollout; `auto` gathers where
-    they fit into the memory that is free, and logs what it chose."""
+    """`sharded` gathers each block's weights in every pass, `gathered` all of them once for the rollouts of a step and
+    once for the old policy's and the reference's velocities; `auto` gathers where they fit into the memory that is
+    free, and logs what it chose."""
 
 
 class EvaluationConfig(Section):
@@ -142,7 +144,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     """DeepSpeed."""
     rollout: RolloutConfig = RolloutConfig()
-    """Of the sampling policy."""
+    """Of the policies that are not trained."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """After training."""
 

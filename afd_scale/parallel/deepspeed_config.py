@@ -12,7 +12,7 @@ def deepspeed_config(
 
     Args:
         gradient_norm: the gradient is clipped to this global norm; 0 does not clip.
-        frozen: the network has no optimizer.
+        frozen: the network has no optimizer, and its shards may be edited.
         edited: shards are edited in place, so none may live as a whole copy beside its shard.
     """
     generated: dict[str, Any] = {
@@ -23,7 +23,7 @@ def deepspeed_config(
         "steps_per_print": 10**12,
         "zero_optimization": {
             "stage": 3,
-            "stage3_param_persistence_threshold": 0 if edited else config.engine.parameter_persistence,
+            "stage3_param_persistence_threshold": 0 if edited or frozen else config.engine.parameter_persistence,
             "memory_efficient_linear": False,  # replaces torch.nn.functional.linear for the whole process
             **_offload(config, frozen),
         },

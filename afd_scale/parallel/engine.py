@@ -64,7 +64,7 @@ class ShardedNetwork:
 
     Args:
         adapter: that counts in its passes; None is the weights themselves.
-        residency: of its weights during rollouts; None keeps them sharded.
+        residency: of its weights during phases without gradient; None keeps them sharded.
     """
 
     def __init__(self, engine: Any, adapter: str | None = None, residency: Residency | None = None):
@@ -143,6 +143,9 @@ class TrainedNetwork(ShardedNetwork):
     def save(self, folder: Path) -> None:
         # Frozen weights are the start's: a run that goes on builds them again.
         self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True)
+        # DeepSpeed puts scripts beside it that unpickle; the student's weights lie in safetensors next door.
+        for script in ("zero_to_fp32.py", "zero_to_torch.py"):
+            (folder / script).unlink(missing_ok=True)
 
     def load(self, folder: Path) -> None:
         self.engine.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False, load_module_strict=False)
@@ -178,7 +181,7 @@ def freeze(config: RunConfig, network: Network) -> Any:
     """The engine of a network without optimizer, sharded like the trained ones."""
     network.requires_grad_(False)
     network.eval()
-    engine, *_ = deepspeed.initialize(model=network, config=deepspeed_config(config, frozen=True, edited=True))
+    engine, *_ = deepspeed.initialize(model=network, config=deepspeed_config(config, frozen=True))
     return engine
 
 

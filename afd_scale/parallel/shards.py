@@ -54,7 +54,7 @@ def whole_bytes(parameters: Iterable[Any]) -> int:
 
 
 class Residency:
-    """Whether a policy's weights stay whole on every rank during a rollout.
+    """Whether a policy's weights stay whole on every rank during a phase without gradient.
 
     Args:
         choice: `sharded`, `gathered` or `auto`, which gathers where it fits on all ranks, decided at the first phase.

@@ -85,9 +85,8 @@ def rollout_flops(student: StudentConfig, frames: int, tokens_per_frame: int, ad
     """One video, generated chunk by chunk with its KV cache."""
     chunk, total = student.chunk_frames, Flops()
     for first in range(0, frames, chunk):
-        visible = min(first + chunk, student.window_frames or frames)
         passes = len(student.timesteps) + (first + chunk < frames)
-        layout = AttentionLayout.full(chunk, visible)
+        layout = AttentionLayout.full(chunk, student.cached_frames(first + chunk))
         total += passes * student_forward(student, layout, tokens_per_frame, adapter_rank)
     return total
 

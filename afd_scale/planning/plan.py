@@ -21,18 +21,21 @@ class Seconds:
     Attributes:
         compute: of its FLOPs.
         reading: of weights and KV cache from the GPU's memory, the floor of small passes.
-        zero: of ZeRO's collectives, which overlap with the two above.
-        ulysses: of Ulysses' all-to-all, which do not.
+        zero: of ZeRO's collectives.
+        ulysses: of Ulysses' all-to-all, which do not overlap.
+        overlaps: ZeRO's collectives run beside the two first; weights are fetched ahead.
     """
 
     compute: float
     reading: float
     zero: float
     ulysses: float
+    overlaps: bool = True
 
     @property
     def total(self) -> float:
-        return max(self.compute, self.reading, self.zero) + self.ulysses
+        busy = max(self.compute, self.reading)
+        return (max(busy, self.zero) if self.overlaps else busy + self.zero) + self.ulysses
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
             reading=_bytes_read(config, load, memory) / (gpu.memory_gb_per_second * 1e9) if phase == "rollout" else 0.0,
             zero=(traffic[phase].gather + traffic[phase].reduce) / gpu.gather_rate(gpus),
             ulysses=traffic[phase].exchange / gpu.exchange_rate(load.sequence),
+            # Policies that are adapters of the student share its modules, whose trace DeepSpeed then loses.
+            overlaps=config.student.lora is None or phase != "student",
         )
         for phase in flops
     }

@@ -231,6 +231,7 @@ def test_what_a_run_leaves(configs: Path, one_rank: list[dict[str, Any]]) -> Non
     assert list((folder / "samples").rglob("*.mp4"))
     assert list((folder / "samples").rglob("grid.png"))
     assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob("*.py")), "DeepSpeed's script that unpickles is not left behind"
 
 
 def test_a_complete_run_is_left_alone(configs: Path, one_rank: list[dict[str, Any]]) -> None:

@@ -46,4 +46,4 @@ def test_a_frozen_network_keeps_no_whole_copies() -> None:
     config = run_config(engine={"parameter_persistence": 1000})
     key = "stage3_param_persistence_threshold"
     assert deepspeed_config(config)["zero_optimization"][key] == 1000
-    assert deepspeed_config(config, frozen=True, edited=True)["zero_optimization"][key] == 0
+    assert deepspeed_config(config, frozen=True)["zero_optimization"][key] == 0

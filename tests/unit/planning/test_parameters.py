@@ -30,10 +30,10 @@ def test_counts_equal_the_built_networks(shape, lora):
 
 
 @pytest.mark.parametrize(
-    "name", ["wan_1_3b/self_forcing", "wan_1_3b/self_forcing_full", "wan_14b/afd", "wan_14b/afd_full", "toy/afd"]
+    "path", [*sorted(CONFIGS.glob("wan_*/*.yaml")), CONFIGS / "toy/afd.yaml"], ids=lambda p: p.stem
 )
-def test_counts_equal_the_built_networks_of_configs(name):
-    check(load_config(CONFIGS / f"{name}.yaml"))
+def test_counts_equal_the_built_networks_of_configs(path):
+    check(load_config(path))
 
 
 def test_a_block_worked_by_hand():
