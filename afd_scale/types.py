@@ -11,13 +11,13 @@ RankMean = Callable[[Tensor], Tensor]  # the mean of a tensor over the data rank
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts with one teacher video each; this rank's share of a step.
+    """Prompts, the first of them with one teacher video each; this rank's share of a step.
 
     Attributes:
         prompts, prompt_ids: B strings.
-        samples: B positions in the dataset; they key the randomness of a sample, whatever rank holds it.
+        samples: B positions in the data; they key the randomness of a sample, whatever rank holds it.
         text: (B, T, E) text embeddings.
-        latents: (B, F, C, H, W) clean latents of the teacher's videos.
+        latents: (V, F, C, H, W) clean latents of the teacher's videos, V at most B.
     """
 
     prompts: tuple[str, ...]
@@ -26,8 +26,20 @@ class Batch:
     text: Tensor
     latents: Tensor
 
+    @property
+    def paired(self) -> "Batch":
+        """The prompts with a video."""
+        return self[: len(self.latents)]
+
     def to(self, device: torch.device) -> "Batch":
-        return replace(self, text=self.text.to(device), latents=self.latents.to(device))
+        """On a device; from pinned memory, without waiting for the copy."""
+        return replace(
+            self, text=self.text.to(device, non_blocking=True), latents=self.latents.to(device, non_blocking=True)
+        )
+
+    def pin_memory(self) -> "Batch":
+        """In memory that a GPU copies from by itself."""
+        return replace(self, text=self.text.pin_memory(), latents=self.latents.pin_memory())
 
     def __len__(self) -> int:
         return len(self.prompts)

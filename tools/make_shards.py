@@ -1,22 +1,46 @@
 """Turn prompts and teacher videos into MDS shards.
 
-    tools/make_shards.py --teacher procedural --out runs/toy-shards/teacher --clips 1024 --seed 1
+    tools/make_shards.py --teacher folder --source DIR --prompts FILE --out DIR --codec wan --models DIR
+                         --size 480x832 --frames 81 --fps 16
+    tools/make_shards.py --teacher http --url URL --model NAME --source DIR --prompts FILE --out DIR ...
+    tools/make_shards.py --teacher procedural --out DIR --clips 1024 --seed 1
+    tools/make_shards.py --teacher none --prompts FILE --out DIR --codec wan --models DIR
 
-Exit 0: done, the last line says what was written. Exit 2: bad input, one line says which.
+`folder` takes videos below --source; the rows of --prompts (.jsonl, .csv) name them:
+{"video": "a.mp4", "prompt": "..."}. Without --prompts a txt lies beside each video. `http` asks an OpenAI-compatible videos endpoint for a video of each
+prompt, and keeps them in --source, with a journal: no video is asked for twice. Its key is read from OPENAI_API_KEY.
+`none` makes a dataset of prompts alone. What cannot be used is listed in OUT/rejects.jsonl. The same command again goes
+on where a job was stopped. Several processes share the job: torchrun --nproc_per_node 8 tools/make_shards.py ...
+
+Exit 0: done, the last line says what was written. Exit 2: bad input, one line says which; what is finished stays.
 """
 
 import argparse
+import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from afd_scale.config import ConfigError
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.procedural import make_procedural_shards
+from afd_scale.data.clips import Codec, Teacher, VideoForm
+from afd_scale.data.codecs.identity import TEXT_SHAPE, IdentityCodec
+from afd_scale.data.codecs.wan import TEXT_LENGTH, WanCodec
+from afd_scale.data.make_shards import Alone, Processes, ShardJob, make_shards
+from afd_scale.data.schema import DatasetFacts
+from afd_scale.data.teachers.folder import FolderTeacher
+from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
+from afd_scale.data.writer import COMPRESSIONS
+from afd_scale.parallel.launchers import Launched, launched_as
+
+KEY = "OPENAI_API_KEY"
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,42 +50,145 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default="procedural", help="procedural: the toy world")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
-    parser.add_argument("--clips", type=int, default=1024, help="clips to render (1024)")
-    parser.add_argument("--physics", default="teacher", help="teacher, or wrong: what the base is pretrained on")
-    parser.add_argument("--seed", type=int, default=0, help="of the clips' random starts (0)")
-    parser.add_argument("--codec", default="identity", help="identity: the toy world's, which loses nothing")
-    options = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--teacher", default="procedural", help="folder, http, procedural (the toy world), or none: prompts alone")
+    add("--source", type=Path, help="folder of videos; for http, where they are kept")
+    add("--prompts", type=Path, help=".jsonl, .csv or .txt")
+    add("--out", type=Path, required=True, help="folder to write")
+    add("--name", help="of the teacher, in the dataset (default: the folder's or the model's)")
+    form = parser.add_argument_group("form of the videos")
+    form.add_argument("--codec", default="identity", help="identity: the toy world's, grey; wan: Wan's VAE and UMT5")
+    form.add_argument("--models", help="folder or hub id of Wan in diffusers' layout: vae/, text_encoder/, tokenizer/")
+    form.add_argument("--size", help="HxW in pixels, such as 480x832")
+    form.add_argument("--frames", type=int, help="of a video, from its start")
+    form.add_argument("--fps", type=float, help="frames a second")
+    form.add_argument("--aspect", default="crop", help="crop, pad or stretch videos of another aspect ratio (crop)")
+    form.add_argument("--text-length", type=int, help="tokens of a prompt (wan: 512, identity: 16 words)")
+    job = parser.add_argument_group("job")
+    job.add_argument("--max-rejects", type=int, default=100, help="unusable clips before the job stops (100)")
+    job.add_argument("--compression", default="zstd", help="of the shards: zstd or none (zstd)")
+    toy = parser.add_argument_group("teacher procedural")
+    toy.add_argument("--clips", type=int, default=1024, help="to render (1024)")
+    toy.add_argument("--physics", default="teacher", help="teacher, or wrong: what the base is pretrained on")
+    toy.add_argument("--seed", type=int, default=0, help="of the clips' random starts (0)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    launched = launched_as(os.environ)
     try:
-        make_shards(options)
+        with joined(launched) as processes:
+            run(options, launched, processes)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if launched.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is finished", file=sys.stderr)
+        return 130
     return 0
 
 
-def make_shards(options: argparse.Namespace) -> None:
-    """Check, render, write; ValueError in one line for bad input."""
-    if options.teacher in ("folder", "http"):
-        raise ConfigError(f"teacher ({options.teacher}) must be procedural: folders of videos and HTTP APIs come later")
-    if options.teacher != "procedural":
-        raise ConfigError(f"teacher ({options.teacher}) must be procedural: there is no other yet")
-    if options.codec != "identity":
-        raise ConfigError(f"codec ({options.codec}) must be identity: the procedural teacher has no other")
-    try:
-        source = ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise ConfigError(f"{problem['loc'][0]} ({problem['input']}): {problem['msg']}") from error
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("Rendering", total=source.clips)
-        facts = make_procedural_shards(source, options.out, on_clip=lambda: progress.advance(task))
-    size = sum(path.stat().st_size for path in options.out.iterdir())
-    megabytes = f"{size / 2**20:.1f} MiB"
-    print(f"{options.out}: {facts.num_samples} clips of {facts.teacher}, latents {facts.latent_shape}, {megabytes}")
+@contextmanager
+def joined(launched: Launched) -> Iterator[Processes]:
+    """The processes of the job."""
+    if launched.size == 1:
+        yield Alone()
+        return
+    from afd_scale.parallel.ranks import start_ranks
+
+    with start_ranks(launched, timeout_minutes=24 * 60, agreed=(ValueError,)) as ranks:
+        yield ranks
+
+
+def run(options: argparse.Namespace, launched: Launched, processes: Processes) -> None:
+    """Check, make, say what was made; ValueError in one line for bad input."""
+    check_choices(options)
+    job = job_of(options, launched, processes)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = sys.stderr.isatty() and processes.rank == 0
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
+        task = progress.add_task("Clips", total=None)
+        facts = make_shards(job, processes, lambda done, total: progress.update(task, completed=done, total=total))
+    if processes.rank == 0:
+        print(summary(options.out, facts))
+
+
+def check_choices(options: argparse.Namespace) -> None:
+    for name, choices in (
+        ("teacher", ("folder", "procedural")),
+        ("codec", ("identity", "wan")),
+        ("aspect", ("crop", "pad", "stretch")),
+        ("compression", COMPRESSIONS),
+    ):
+        if getattr(options, name) not in choices:
+            raise ConfigError(f"{name} ({getattr(options, name)}) must be one of {', '.join(choices)}: "
+                              "there is no other")  # fmt: skip
+
+
+def job_of(options: argparse.Namespace, launched: Launched, processes: Processes) -> ShardJob:
+    form = form_of(options)
+    codec = codec_of(options, form, launched)
+    return ShardJob(
+        teacher_of(options, processes), codec, form, options.out, max_rejects=options.max_rejects,
+        compression=options.compression,
+    )  # fmt: skip
+
+
+def form_of(options: argparse.Namespace) -> VideoForm:
+    colour: Any = "gray" if options.codec == "identity" else "rgb24"
+    given = {name: getattr(options, name) for name in ("size", "frames", "fps")}
+    if options.teacher == "procedural":
+        toy = {"size": f"{FORM.height}x{FORM.width}", "frames": FORM.frames, "fps": FORM.fps}
+        for name, value in toy.items():
+            if given[name] not in (None, value):
+                raise ConfigError(f"{name} ({given[name]}) must be {value}: the toy world is rendered in no other")
+        given = toy
+    for name, value in given.items():
+        if value is None:
+            raise ConfigError(f"{name} must be given: --size HxW --frames N --fps N say what all videos are brought to")
+    height, _, width = given["size"].partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ConfigError(f"size ({given['size']}) must be HxW in pixels, such as 480x832")
+    return VideoForm(given["frames"], given["fps"], int(height), int(width), options.aspect, colour)
+
+
+def codec_of(options: argparse.Namespace, form: VideoForm, launched: Launched) -> Codec:
+    if options.codec == "identity":
+        return IdentityCodec.of_form(form, (options.text_length or TEXT_SHAPE[0], TEXT_SHAPE[1]))
+    if options.models is None:
+        raise ConfigError(
+            "models must be given with codec wan: a folder or hub id with vae/, text_encoder/, tokenizer/"
+        )
+    import torch
+
+    device = torch.device("cuda", launched.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return WanCodec(options.models, device=device, text_length=options.text_length or TEXT_LENGTH)
+
+
+def teacher_of(options: argparse.Namespace, processes: Processes) -> Teacher:
+    if options.teacher == "procedural":
+        try:
+            source = ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise ConfigError(f"{problem['loc'][0]} ({problem['input']}): {problem['msg']}") from error
+        return ProceduralTeacher(source)
+    if options.source is None:
+        raise ConfigError(f"source must be given with teacher {options.teacher}: the folder of its videos")
+    return FolderTeacher(options.source, options.prompts, options.name)
+
+
+def summary(out: Path, facts: DatasetFacts) -> str:
+    size = sum(path.stat().st_size for path in out.iterdir())
+    rejects = len((out / "rejects.jsonl").read_text().splitlines())
+    left_out = f", {rejects} rejected (see {out / 'rejects.jsonl'})" if rejects else ""
+    return (f"{out}: {facts.num_samples} clips of {facts.teacher}, latents {facts.latent_shape}, "
+            f"{size / 2**20:.1f} MiB{left_out}")  # fmt: skip
 
 
 if __name__ == "__main__":

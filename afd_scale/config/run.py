@@ -30,6 +30,11 @@ class DataConfig(Section):
 
     shards: str = "runs/toy/shards/teacher"
     """Folder or remote URL of an MDS dataset."""
+    prompts: str | None = None
+    """Folder or remote URL of an MDS dataset of prompts alone, for rollouts beside those of the teacher's prompts. The
+    discriminator judges them, and learns from the teacher's prompts only."""
+    prompts_per_step: NonNegativeInt = 0
+    """Prompts of `prompts` in a step, over all ranks; they come on top of `global_batch`."""
     cache: Path | None = None
     """Local folder that remote shards are copied to and validated in; None is <out>/shard_cache."""
     source: ProceduralSource | None = None
@@ -111,6 +116,10 @@ class EvaluationConfig(Section):
     """Clips generated together on one rank."""
     samples: PositiveInt = 8
     """Prompts shown in the sample grid and as mp4."""
+    prompts: str | None = None
+    """Folder or remote URL of an MDS dataset of prompts to evaluate on, held-out ones say; None takes the data's."""
+    split: str | None = None
+    """Name of a split of those prompts, as their prompts file gave it; None takes all."""
 
 
 class RunConfig(Section):
@@ -170,6 +179,12 @@ class RunConfig(Section):
             if size % patch:
                 raise ValueError(f"data.latent_{axis} ({size}) must be a multiple of student.patch ({patch}): "
                                  "a latent is a whole number of tokens")  # fmt: skip
+        if bool(data.prompts) != bool(data.prompts_per_step):
+            raise ValueError(f"data.prompts_per_step ({data.prompts_per_step}) must be positive with data.prompts and "
+                             f"0 without: data.prompts is {data.prompts}")  # fmt: skip
+        if data.prompts and not isinstance(self.method, AfdConfig):
+            raise ValueError(f"data.prompts ({data.prompts}) must be absent with method {self.method.name}: it learns "
+                             "from videos alone")  # fmt: skip
         zero = self.engine.deepspeed.get("zero_optimization", {})
         if not isinstance(zero, dict) or zero.get("stage", 3) != 3:
             raise ValueError(f"engine.deepspeed.zero_optimization ({zero}) must be a section that leaves stage at 3: "

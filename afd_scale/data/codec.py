@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NAME = "space_time_to_depth"
+
 
 @dataclass(frozen=True)
 class SpaceTimeToDepth:
@@ -17,6 +19,11 @@ class SpaceTimeToDepth:
 
     frames: int = 3
     pixels: int = 4
+
+    @property
+    def name(self) -> str:
+        """What a dataset's facts call it."""
+        return f"{NAME}:{self.frames}x{self.pixels}x{self.pixels}"
 
     @property
     def channels(self) -> int:

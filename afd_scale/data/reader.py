@@ -6,8 +6,9 @@ cutting every epoch at the same step (it pads an epoch to the number of ranks), 
 and validating local shards.
 """
 
-import json
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,144 +16,156 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import xxhash
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import DataConfig
-from afd_scale.data.procedural import make_procedural_shards
-from afd_scale.data.schema import COLUMNS, FACTS_FILE, HASH, INDEX_FILE, DatasetFacts, load_prompts
+from afd_scale.data.codecs.identity import IdentityCodec
+from afd_scale.data.make_shards import ShardJob, make_shards
+from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, DatasetFacts, load_prompts
 from afd_scale.data.storage import (
-    FIELD,
-    dataset_folder,
+    Location,
     download_lock,
+    evaluation_prompts,
+    extra_prompts,
     fetch_facts,
     is_remote,
     open_shards,
     open_stream,
+    teacher_data,
 )
-from afd_scale.data.torchvision_ops import define_torchvision_ops
+from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
+from afd_scale.data.validate import KnownGood, check_shard, load_index
 from afd_scale.types import Batch
-
-_READ_BYTES = 1 << 24
 
 
 def ensure_dataset(config: DataConfig) -> None:
     """Make the dataset of `config.source` where there is none; call it on one rank.
 
     Raises:
-        ConfigError: there is no dataset and no source, the folder cannot be made, or its dataset is of another source.
+        ConfigError: the folder cannot be made, or its dataset is of another source.
     """
-    if is_remote(config.shards):
+    if is_remote(config.shards) or config.source is None:
         return
     folder = Path(config.shards)
-    if not folder.exists():
-        if config.source is None:
-            raise _absent(folder)
-        make_procedural_shards(config.source, folder, field=FIELD)
-    elif config.source is not None:
-        made_from = DatasetFacts.load(folder, FIELD).provenance.get("source")
-        if made_from != config.source.model_dump(mode="json"):
-            raise ConfigError(f"data.source ({config.source}) must be what {folder} was made from, {made_from}: "
+    teacher = ProceduralTeacher(config.source)
+    if folder.exists():
+        made_from = DatasetFacts.load(folder, "data.shards").provenance.get("source")
+        if made_from != teacher.provenance:
+            raise ConfigError(f"data.source ({teacher.provenance}) must be what {folder} was made from, {made_from}: "
                               "to read the folder as it is, give data.source=null")  # fmt: skip
+    else:
+        make_shards(ShardJob(teacher, IdentityCodec.of_form(FORM), FORM, folder, field="data.shards"))
 
 
 def check_dataset(config: RunConfig) -> DatasetFacts:
-    """Check that the run's dataset is complete, undamaged and of the run's shapes; call it on one rank.
+    """Check that the run's datasets are complete, undamaged and of the run's shapes; call it on one rank.
 
     Every shard that is on this machine is hashed, for reading it again validates nothing, and local ones are unpacked
-    here, where no other process does the same. Remote shards are validated as they arrive.
+    here, where no other process does the same. A shard that was found good is not hashed again while its size and time
+    of change stay. Remote shards are validated as they arrive.
+
+    Returns:
+        The facts of the teacher's.
+    Raises:
+        ConfigError: names the first thing that is wrong.
+    """
+    facts = check_files(teacher_data(config))
+    _check_fits(facts, config)
+    for location in (extra_prompts(config), evaluation_prompts(config)):
+        if location is not None and location != teacher_data(config):
+            _check_text(check_files(location), location, config)
+    extra = extra_prompts(config)
+    if extra is not None:
+        _check_batch(
+            "data.prompts_per_step", config.data.prompts_per_step, DatasetFacts.load(extra.folder, extra.field)
+        )
+    return facts
+
+
+def check_files(location: Location) -> DatasetFacts:
+    """Check that a dataset is complete and undamaged.
 
     Raises:
         ConfigError: names the first thing that is wrong.
     """
-    folder = dataset_folder(config)
-    fetch_facts(config)
+    fetch_facts(location)
+    folder, field = location.folder, location.field
     if not folder.is_dir():
-        raise _absent(folder)
-    facts = DatasetFacts.load(folder, FIELD)
-    load_prompts(folder, FIELD)
-    _check_fits(facts, config)
-    shards = _load_index(folder)
+        raise _absent(location)
+    facts = DatasetFacts.load(folder, field)
+    load_prompts(folder, field)
+    shards = load_index(location, facts)
     num_samples = sum(shard["samples"] for shard in shards)
     if num_samples != facts.num_samples:
-        raise ConfigError(f"{FIELD} ({folder}) must have the {facts.num_samples} samples of {FACTS_FILE}: "
+        raise ConfigError(f"{field} ({folder}) must have the {facts.num_samples} samples of {FACTS_FILE}: "
                           f"{INDEX_FILE} has {num_samples}; make it again")  # fmt: skip
+    known_good = KnownGood(location)
     for shard in shards:
-        if is_remote(config.data.shards):
-            _check_cached(folder, shard)
-        else:
-            _check_shard(folder, shard)
+        check_shard(location, shard, known_good)
+    known_good.save()
     return facts
 
 
-class TeacherStream:
-    """This rank's share of one global batch after another, over epochs, without end.
+class SampleStream:
+    """This rank's share of one global batch of samples after another, over epochs, without end.
 
-    The samples of a step depend on the dataset, `data.global_batch`, `data.canonical_nodes` and `seed`, not on the
-    number of ranks. The rest of an epoch that fills no batch is dropped. Every rank makes one and draws from it in
-    step with the others; ranks come from torch.distributed, without it there is one.
+    The samples of a step depend on the dataset, the global batch, `data.canonical_nodes` and `seed`, not on the number
+    of ranks. The rest of an epoch that fills no batch is dropped. Every rank makes one and draws from it in step with
+    the others; ranks come from torch.distributed, without it there is one.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, location: Location, config: RunConfig, global_batch: int, batch_field: str) -> None:
         """Open the dataset; a collective.
 
         Args:
-            config: whose dataset passed `check_dataset`.
+            location: of a dataset that is checked.
+            batch_field: the user's setting that is the global batch, for errors.
         Raises:
             ConfigError: the global batch or the canonical nodes do not divide among the ranks.
         """
-        data = config.data
         ranks = (dist.get_world_size() if dist.is_initialized() else 1) // config.parallel.sequence
-        if data.global_batch % ranks:
-            raise ConfigError(f"data.global_batch ({data.global_batch}) must be a multiple of the number of data ranks "
+        if global_batch % ranks:
+            raise ConfigError(f"{batch_field} ({global_batch}) must be a multiple of the number of data ranks "
                               f"({ranks}): each takes an equal share")  # fmt: skip
-        self._batch = data.global_batch // ranks
-        self._global_batch = data.global_batch
-        self._dataset = open_stream(config, self._batch)
+        self._batch, self._global_batch = global_batch // ranks, global_batch
+        self._dataset = open_stream(location, config, self._batch)
         self._order = {
             "seed": config.seed,
-            "data.global_batch": data.global_batch,
-            "data.canonical_nodes": data.canonical_nodes,
-            "data.shards": self._dataset.size,
+            batch_field: global_batch,
+            "data.canonical_nodes": config.data.canonical_nodes,
+            location.field: self._dataset.size,
         }
-        self._steps_per_epoch = self._dataset.size // data.global_batch
-        assert self._steps_per_epoch, "check_dataset refuses a global batch larger than the dataset"
+        self.size: int = self._dataset.size
+        self.steps_per_epoch = self.size // global_batch
+        assert self.steps_per_epoch, "checks refuse a global batch larger than the dataset"
         self._epoch = 0
         self._step_in_epoch = 0
         self._samples: Iterator[dict[str, Any]] | None = None
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches of an epoch."""
-        return self._steps_per_epoch
-
-    def __iter__(self) -> "TeacherStream":
-        return self
-
-    def __next__(self) -> Batch:
-        if self._step_in_epoch == self._steps_per_epoch:
+    def __next__(self) -> list[dict[str, Any]]:
+        if self._step_in_epoch == self.steps_per_epoch:
             self._epoch, self._step_in_epoch, self._samples = self._epoch + 1, 0, None
         if self._samples is None:
             self._samples = self._start_epoch()
         rows = list(islice(self._samples, self._batch))
         assert len(rows) == self._batch, "an epoch holds whole batches up to steps_per_epoch"
         self._step_in_epoch += 1
-        return _batch(rows)
+        return rows
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The position after the last batch drawn, the same on every rank, and what the order depends on."""
         return {"epoch": self._epoch, "step_in_epoch": self._step_in_epoch, **self._order}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue behind the last batch drawn when `state` was taken, on any number of ranks; on every rank.
 
         Raises:
             ConfigError: the order of samples is not the one that the state is a position of.
         """
         for name, value in self._order.items():
-            if state[name] != value:
-                what = "samples" if name == "data.shards" else "the value"
-                raise ConfigError(f"{name} ({value}) must be {state[name]}, {what} of the checkpoint: "
+            if state.get(name) != value:
+                what = "samples" if name in ("data.shards", "data.prompts") else "the value"
+                raise ConfigError(f"{name} ({value}) must be {state.get(name)}, {what} of the checkpoint: "
                                   "a position is resumed in the same order")  # fmt: skip
         self._epoch, self._step_in_epoch = state["epoch"], state["step_in_epoch"]
         self._samples = None
@@ -171,131 +184,200 @@ class TeacherStream:
         return iter(self._dataset)
 
 
-def distinct_prompts(config: RunConfig) -> Batch:
-    """Each prompt of the dataset with the first of its teacher videos, sorted by prompt_id.
+class TeacherStream:
+    """This rank's share of one step's batch after another: prompts with teacher videos, then extra prompts.
 
-    Raises:
-        ConfigError: the dataset lists no prompts.
+    Every rank makes one and draws from it in step with the others; see `SampleStream`.
     """
-    fetch_facts(config, again=False)
-    prompts = load_prompts(dataset_folder(config), FIELD)
-    return read_samples(config, [prompt.sample for prompt in prompts])
+
+    def __init__(self, config: RunConfig) -> None:
+        """Open the datasets; a collective.
+
+        Args:
+            config: whose datasets passed `check_dataset`.
+        Raises:
+            ConfigError: a batch or the canonical nodes do not divide among the ranks.
+        """
+        data, extra = config.data, extra_prompts(config)
+        self._text_length = config.student.text_length
+        self._teacher = SampleStream(teacher_data(config), config, data.global_batch, "data.global_batch")
+        self._extra = None
+        if extra is not None:
+            self._extra = SampleStream(extra, config, data.prompts_per_step, "data.prompts_per_step")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch of the teacher's videos."""
+        return self._teacher.steps_per_epoch
+
+    def __iter__(self) -> "TeacherStream":
+        return self
+
+    def __next__(self) -> Batch:
+        rows = next(self._teacher)
+        if self._extra is not None:  # their positions go on behind the videos', so that randomness is theirs alone
+            rows += [{**row, "sample": self._teacher.size + row["sample"]} for row in next(self._extra)]
+        return _batch(rows, self._text_length)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch drawn, the same on every rank, and what the order depends on."""
+        extra = {} if self._extra is None else {"extra_prompts": self._extra.state_dict()}
+        return {**self._teacher.state_dict(), **extra}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue behind the last batch drawn when `state` was taken, on any number of ranks; on every rank.
+
+        Raises:
+            ConfigError: the order of samples is not the one that the state is a position of.
+        """
+        self._teacher.load_state_dict(state)
+        if self._extra is not None:
+            self._extra.load_state_dict(state.get("extra_prompts", {}))
+        elif "extra_prompts" in state:
+            raise ConfigError("data.prompts (None) must be given as when the checkpoint was written: a position is "
+                              "resumed in the same order")  # fmt: skip
 
 
-def read_samples(config: RunConfig, samples: Sequence[int]) -> Batch:
-    """Look samples up by their position in the dataset, whatever else is reading it.
+class Ahead:
+    """A stream that draws its next batch while the last one is trained on.
+
+    Attributes:
+        waited_seconds: for batches, in all.
+    """
+
+    def __init__(self, stream: TeacherStream, pinned: bool):
+        """Args:
+            pinned: batches lie in memory that a GPU copies from by itself.
+        """  # fmt: skip
+        self._stream, self._pinned = stream, pinned
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="data")
+        self._coming: Future[tuple[Batch, dict[str, Any]]] | None = None
+        self._state = stream.state_dict()
+        self.waited_seconds = 0.0
+
+    def __iter__(self) -> "Ahead":
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.monotonic()
+        coming = self._coming or self._pool.submit(self._draw)
+        batch, self._state = coming.result()
+        self._coming = self._pool.submit(self._draw)
+        self.waited_seconds += time.monotonic() - began
+        return batch
+
+    def _draw(self) -> tuple[Batch, dict[str, Any]]:
+        batch = next(self._stream)
+        return batch.pin_memory() if self._pinned else batch, self._stream.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch handed out."""
+        return self._state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `TeacherStream`."""
+        if self._coming is not None:
+            self._coming.result()
+            self._coming = None
+        self._stream.load_state_dict(state)
+        self._state = state
+
+    def close(self) -> None:
+        """Let the batch that is being drawn end."""
+        self._pool.shutdown()
+
+
+def distinct_prompts(location: Location, text_length: int, split: str | None = None) -> Batch:
+    """Each prompt of a dataset, with the first of its teacher videos where it has some, sorted by prompt_id.
 
     Args:
-        config: whose dataset passed `check_dataset`.
-        samples: positions in [0, num_samples).
+        location: of a dataset that is checked.
+        text_length: rows of an embedding with its padding.
+        split: of the prompts; None takes all.
+    Raises:
+        ConfigError: the dataset lists no prompts, or none of this split.
     """
-    stream, shards = open_shards(config)
+    fetch_facts(location, again=False)
+    prompts = load_prompts(location.folder, location.field)
+    chosen = [prompt.sample for prompt in prompts if split in (None, prompt.split)]
+    if not chosen:
+        there = sorted({prompt.split for prompt in prompts if prompt.split is not None})
+        raise ConfigError(f"evaluation.split ({split}) must be one of {there}, the splits of {location.shards}: "
+                          "no prompt is of another")  # fmt: skip
+    return read_samples(location, chosen, text_length)
+
+
+def read_samples(location: Location, samples: Sequence[int], text_length: int) -> Batch:
+    """Look samples up by their position in a dataset, whatever else is reading it.
+
+    Args:
+        location: of a dataset that is checked.
+        samples: positions in [0, num_samples).
+        text_length: rows of an embedding with its padding.
+    """
+    return _batch(list(read_rows(location, samples)), text_length)
+
+
+def read_rows(location: Location, samples: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Samples by their position, as columns and `sample`, the position."""
+    stream, shards = open_shards(location)
     ends = np.cumsum([shard.samples for shard in shards])
     prepared = set()
-    rows = []
     for sample in samples:
         assert 0 <= sample < ends[-1], f"sample {sample} is outside of the dataset's {ends[-1]}"
         number = int(np.searchsorted(ends, sample, side="right"))
         shard = shards[number]
         if number not in prepared:
-            with download_lock(config):
+            with download_lock(location):
                 stream.prepare_shard(shard)
             prepared.add(number)
-        rows.append({**shard[sample - int(ends[number]) + shard.samples], "sample": sample})
-    return _batch(rows)
+        yield {**shard[sample - int(ends[number]) + shard.samples], "sample": sample}
 
 
-def _batch(rows: Sequence[dict[str, Any]]) -> Batch:
+def _batch(rows: Sequence[dict[str, Any]], text_length: int) -> Batch:
+    """Rows with a video first."""
+    width = rows[0]["text_embedding"].shape[1]
+    text = torch.zeros(len(rows), text_length, width)
+    for place, row in zip(text, rows, strict=True):
+        embedding = row["text_embedding"]
+        place[: len(embedding)] = torch.from_numpy(embedding.astype(np.float32))
+    videos = [row["latents"] for row in rows if "latents" in row]
+    latents = torch.from_numpy(np.stack(videos)).float() if videos else torch.empty(0)
     return Batch(
         prompts=tuple(row["prompt"] for row in rows),
         prompt_ids=tuple(row["prompt_id"] for row in rows),
         samples=tuple(row["sample"] for row in rows),
-        text=torch.from_numpy(np.stack([row["text_embedding"] for row in rows]).astype(np.float32)),
-        latents=torch.from_numpy(np.stack([row["latents"] for row in rows]).astype(np.float32)),
+        text=text,
+        latents=latents,
     )
 
 
-def _absent(folder: Path) -> ConfigError:
-    return ConfigError(f"{FIELD} ({folder}) must be an MDS dataset with {FACTS_FILE}: nothing is there; "
-                       "make it with tools/make_shards.py")  # fmt: skip
+def _absent(location: Location) -> ConfigError:
+    return ConfigError(f"{location.field} ({location.shards}) must be an MDS dataset with {FACTS_FILE}: nothing is "
+                       "there; make it with tools/make_shards.py")  # fmt: skip
 
 
 def _check_fits(facts: DatasetFacts, config: RunConfig) -> None:
-    data, student = config.data, config.student
+    data, student, location = config.data, config.student, teacher_data(config)
     latent_shape = (data.latent_frames, student.latent_channels, data.latent_height, data.latent_width)
     if facts.latent_shape != latent_shape:
-        raise ConfigError(f"{FIELD} ({data.shards}) must hold latents of shape {latent_shape} (data.latent_frames, "
-                          "student.latent_channels, data.latent_height, data.latent_width): "
-                          f"its {FACTS_FILE} says {facts.latent_shape}")  # fmt: skip
-    text_shape = (student.text_length, student.text_dim)
+        there = "prompts alone" if facts.latent_shape is None else facts.latent_shape
+        raise ConfigError(f"{location.field} ({data.shards}) must hold latents of shape {latent_shape} "
+                          "(data.latent_frames, student.latent_channels, data.latent_height, data.latent_width): "
+                          f"its {FACTS_FILE} says {there}")  # fmt: skip
+    _check_text(facts, location, config)
+    _check_batch("data.global_batch", data.global_batch, facts)
+
+
+def _check_text(facts: DatasetFacts, location: Location, config: RunConfig) -> None:
+    text_shape = (config.student.text_length, config.student.text_dim)
     if facts.text_shape != text_shape:
-        raise ConfigError(f"{FIELD} ({data.shards}) must hold text embeddings of shape {text_shape} "
+        raise ConfigError(f"{location.field} ({location.shards}) must hold text embeddings of shape {text_shape} "
                           "(student.text_length, student.text_dim): "
                           f"its {FACTS_FILE} says {facts.text_shape}")  # fmt: skip
-    if data.global_batch > facts.num_samples:
-        raise ConfigError(f"data.global_batch ({data.global_batch}) must be at most {facts.num_samples}, the samples "
-                          f"of {data.shards}: an epoch is at least one batch")  # fmt: skip
 
 
-def _load_index(folder: Path) -> list[dict[str, Any]]:
-    path = folder / INDEX_FILE
-    try:
-        shards: list[dict[str, Any]] = json.loads(path.read_text())["shards"]
-        for shard in shards:
-            if set(shard["column_names"]) != set(COLUMNS):
-                raise ValueError(f"a shard has the columns {shard['column_names']} instead of {sorted(COLUMNS)}")
-            for part in (shard["raw_data"], shard["zip_data"]):
-                if part and HASH not in part["hashes"]:
-                    raise ValueError(f"{part['basename']} has no {HASH}")
-    except OSError as error:
-        raise ConfigError(f"{FIELD} ({path}) must be readable: {error.strerror}; make the dataset again") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{FIELD} ({path}) must be an MDS index of teacher videos: "
-                          f"{' '.join(str(error).split())}; make the dataset again") from error  # fmt: skip
-    return shards
-
-
-def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
-    """Check what was written and, where that is compressed, what is or will be unpacked beside it."""
-    written, unpacked = shard["zip_data"] or shard["raw_data"], shard["raw_data"]
-    _check_file(folder / written["basename"], written["hashes"][HASH], "make the dataset again")
-    if unpacked is written:
-        return
-    path = folder / unpacked["basename"]
-    if not path.exists():
-        _unpack(folder / written["basename"], path, shard["compression"])
-    _check_file(path, unpacked["hashes"][HASH], "delete it, it is unpacked again")
-
-
-def _check_cached(folder: Path, shard: dict[str, Any]) -> None:
-    """Check what an earlier run has downloaded and unpacked."""
-    path = folder / shard["raw_data"]["basename"]
-    if path.exists():
-        _check_file(path, shard["raw_data"]["hashes"][HASH], "delete it, it is downloaded again")
-
-
-def _unpack(packed: Path, path: Path, compression: str) -> None:
-    define_torchvision_ops()
-    from streaming.base.compression import decompress
-
-    growing = path.with_name(f".{path.name}.incomplete")
-    try:
-        growing.write_bytes(decompress(compression, packed.read_bytes()))
-        growing.rename(path)
-    except OSError as error:
-        raise ConfigError(f"{FIELD} ({path.parent}) must be writable, for shards are unpacked in their folder: "
-                          f"{error.strerror}; as file://{path.parent.absolute()} it is copied to data.cache"
-                          ) from error  # fmt: skip
-
-
-def _check_file(path: Path, expected: str, remedy: str) -> None:
-    digest = xxhash.xxh64()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-    except OSError as error:
-        raise ConfigError(f"{FIELD} ({path}) must be readable: {error.strerror}; {remedy}") from error
-    if digest.hexdigest() != expected:
-        raise ConfigError(f"{FIELD} ({path}) must have {HASH} {expected}, it has {digest.hexdigest()}: "
-                          f"the file is corrupt or truncated; {remedy}")  # fmt: skip
+def _check_batch(field: str, batch: int, facts: DatasetFacts) -> None:
+    if batch > facts.num_samples:
+        raise ConfigError(f"{field} ({batch}) must be at most {facts.num_samples}, the samples of its dataset: "
+                          "an epoch is at least one batch")  # fmt: skip

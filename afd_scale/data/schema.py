@@ -1,7 +1,8 @@
-"""What a dataset of prompts and teacher videos holds: MDS columns, and the facts beside their index.
+"""What a dataset holds: MDS columns, and the facts beside their index.
 
 A folder is `shard.*.mds[.zstd]` and `index.json` (MosaicML Streaming), `prompts.jsonl` (one line a distinct prompt) and
-`dataset.json`. The last is written last: where it is, the dataset is complete.
+`dataset.json`. The last is written last: where it is, the dataset is complete. What could not be used is listed in
+`rejects.jsonl`. A dataset holds videos of a teacher with their prompts, or prompts alone.
 """
 
 import json
@@ -15,43 +16,56 @@ from numpy.typing import NDArray
 
 from afd_scale.config import ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX_FILE = "index.json"
 FACTS_FILE = "dataset.json"
 PROMPTS_FILE = "prompts.jsonl"
+REJECTS_FILE = "rejects.jsonl"
 HASH = "xxh64"
 
-COLUMNS = {
+PROMPT_COLUMNS = {
     "prompt": "str",
     "prompt_id": "str",
-    "text_embedding": "ndarray:float16",  # (T, E)
+    "text_embedding": "ndarray:float16",  # (n, E), without padding
+    "meta": "json",
+}
+VIDEO_COLUMNS = {
+    **PROMPT_COLUMNS,
     "latents": "ndarray:float16",  # (F, C, H, W)
     "teacher": "str",
     "fps": "float64",
-    "meta": "json",
 }
 
 
 @dataclass(frozen=True)
-class TeacherSample:
-    """One video of the teacher with its prompt.
+class PromptSample:
+    """A prompt.
 
     Attributes:
-        prompt, prompt_id: what was asked; equal ids share a prompt.
-        text_embedding: (T, E) float16.
-        latents: (F, C, H, W) float16.
-        teacher: who made the video.
-        fps: frames a second of the video, not of its latents.
+        prompt, prompt_id: what is asked; equal ids share a prompt.
+        text_embedding: (n, E) float16, finite, n at most the dataset's text length: readers add the zeros.
         meta: anything JSON holds.
     """
 
     prompt: str
     prompt_id: str
     text_embedding: NDArray[np.float16]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TeacherSample(PromptSample):
+    """A prompt with a video of the teacher.
+
+    Attributes:
+        latents: (F, C, H, W) float16, finite.
+        teacher: who made the video.
+        fps: frames a second of the video, not of its latents.
+    """
+
     latents: NDArray[np.float16]
     teacher: str
     fps: float
-    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,22 +73,27 @@ class DatasetFacts:
     """What holds for every sample of a dataset.
 
     Attributes:
-        latent_shape: (F, C, H, W).
-        text_shape: (T, E).
+        latent_shape: (F, C, H, W); None where there are prompts alone.
+        text_shape: (T, E) of a text embedding with its padding.
         codec: what turned frames into latents.
         teacher: who made the videos.
-        num_samples: videos.
+        num_samples: videos, or prompts.
         provenance: settings of the source, for people and for making it again.
         schema_version: of the columns and of this file.
     """
 
-    latent_shape: tuple[int, ...]
+    latent_shape: tuple[int, ...] | None
     text_shape: tuple[int, ...]
     codec: str
     teacher: str
     num_samples: int
     provenance: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Of its shards."""
+        return PROMPT_COLUMNS if self.latent_shape is None else VIDEO_COLUMNS
 
     def save(self, folder: Path) -> None:
         (folder / FACTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -97,19 +116,25 @@ class DatasetFacts:
                               "the dataset is not complete, make it again") from error  # fmt: skip
         except ValueError as error:
             raise ConfigError(f"{field} ({path}) must be JSON: {' '.join(str(error).split())}") from error
-        version = facts.get("schema_version") if isinstance(facts, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ConfigError(f"{field} ({path}) must have schema_version {SCHEMA_VERSION}: it has {version}; "
-                              "this version of afd_scale reads no other, make the dataset again")  # fmt: skip
+        _check_version(facts.get("schema_version") if isinstance(facts, dict) else None, f"{field} ({path})")
         names = {item.name for item in fields(cls)}
         if set(facts) != names:
             raise ConfigError(f"{field} ({path}) must have exactly the keys {sorted(names)}: "
                               f"{sorted(names ^ set(facts))} differ")  # fmt: skip
         for name in ("latent_shape", "text_shape"):
-            facts[name] = _shape(facts[name], f"{field} ({path})", name)
+            if facts[name] is not None or name == "text_shape":
+                facts[name] = _shape(facts[name], f"{field} ({path})", name)
         if not isinstance(facts["num_samples"], int) or facts["num_samples"] < 1:
             raise ConfigError(f"{field} ({path}) must have a positive num_samples: it has {facts['num_samples']}")
         return cls(**facts)
+
+
+def _check_version(version: Any, where: str) -> None:
+    if version == SCHEMA_VERSION:
+        return
+    newer = isinstance(version, int) and version > SCHEMA_VERSION
+    remedy = "a newer version of afd_scale wrote it, update this one" if newer else "make the dataset again"
+    raise ConfigError(f"{where} must have schema_version {SCHEMA_VERSION}: it has {version}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -119,11 +144,13 @@ class PromptEntry:
     Attributes:
         prompt_id, prompt: as in its samples.
         sample: position of the first of them.
+        split: name of the group of prompts that it is of; None where the prompts name none.
     """
 
     prompt_id: str
     prompt: str
     sample: int
+    split: str | None = None
 
 
 def save_prompts(folder: Path, prompts: Sequence[PromptEntry]) -> None:

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,42 +23,81 @@ if TYPE_CHECKING:
     from streaming import Stream, StreamingDataset
     from streaming.base.format.base.reader import Reader
 
-FIELD = "data.shards"
 _SHUFFLE_BLOCK = 1 << 18  # fixed: the order depends on it
 _DOWNLOAD_TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Location:
+    """A dataset, and where this machine has or keeps its files.
+
+    Attributes:
+        shards: a folder, or the URL of a remote one.
+        cache: folder of the copies of remote ones.
+        field: the user's setting that names the dataset, for errors.
+    """
+
+    shards: str
+    cache: Path
+    field: str
+
+    @property
+    def is_remote(self) -> bool:
+        return is_remote(self.shards)
+
+    @property
+    def digest(self) -> str:
+        """Names the dataset in the cache."""
+        where = self.shards if self.is_remote else os.path.abspath(self.shards)
+        return hashlib.blake2b(where.encode(), digest_size=8).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """The files on this machine."""
+        return self.cache / self.digest if self.is_remote else Path(self.shards)
+
+    def opening(self) -> dict[str, Any]:
+        """What `streaming` is told."""
+        remote = self.shards.removeprefix("file://") if self.is_remote else None
+        return {
+            "remote": remote,
+            "local": str(self.folder),
+            "download_retry": 2,
+            "download_timeout": _DOWNLOAD_TIMEOUT_SECONDS,
+            "validate_hash": HASH if remote else None,
+            "keep_zip": remote is None,
+        }
 
 
 def is_remote(shards: str) -> bool:
     return "://" in shards
 
 
-def dataset_folder(config: RunConfig) -> Path:
-    """Where the dataset's files are on this machine: the folder itself, or the remote one's cache."""
-    shards = config.data.shards
-    if not is_remote(shards):
-        return Path(shards)
-    cache = config.data.cache or config.out / "shard_cache"
-    return cache / hashlib.blake2b(shards.encode(), digest_size=8).hexdigest()
+def teacher_data(config: RunConfig) -> Location:
+    """The dataset of a run's teacher."""
+    return Location(config.data.shards, _cache(config), "data.shards")
 
 
-def _location(config: RunConfig) -> dict[str, Any]:
-    """Where `streaming` finds the dataset and how it gets there."""
-    remote = config.data.shards.removeprefix("file://") if is_remote(config.data.shards) else None
-    return {
-        "remote": remote,
-        "local": str(dataset_folder(config)),
-        "download_retry": 2,
-        "download_timeout": _DOWNLOAD_TIMEOUT_SECONDS,
-        "validate_hash": HASH if remote else None,
-        "keep_zip": remote is None,
-    }
+def extra_prompts(config: RunConfig) -> Location | None:
+    """The dataset of prompts that a run's student rolls out beside the teacher's."""
+    return None if config.data.prompts is None else Location(config.data.prompts, _cache(config), "data.prompts")
 
 
-def open_stream(config: RunConfig, batch: int) -> "StreamingDataset":
-    """Open the dataset to iterate over this rank's samples; a collective.
+def evaluation_prompts(config: RunConfig) -> Location:
+    """The dataset whose prompts a run is evaluated on."""
+    prompts = config.evaluation.prompts
+    return teacher_data(config) if prompts is None else Location(prompts, _cache(config), "evaluation.prompts")
+
+
+def _cache(config: RunConfig) -> Path:
+    return config.data.cache or config.out / "shard_cache"
+
+
+def open_stream(location: Location, config: RunConfig, batch: int) -> "StreamingDataset":
+    """Open a dataset to iterate over this rank's samples; a collective.
 
     Args:
-        config: names the dataset and its order.
+        config: names the order.
         batch: samples of a step on this rank.
     Returns:
         Yields dicts of the schema's columns and `sample`, the position in the dataset.
@@ -80,14 +120,13 @@ def open_stream(config: RunConfig, batch: int) -> "StreamingDataset":
                           "multiple of it: each machine reads whole parts of the data; 1 suits any number")  # fmt: skip
     # Our positions count samples, each once for all ranks of a sequence, so its warning about them is beside the point.
     logging.getLogger("streaming.base.dataset").addFilter(_is_not_about_replication)
-    location = _location(config)
-    if location["remote"]:
-        _release_cache(Path(location["local"]))
+    if location.is_remote:
+        _release_cache(location.folder)
     with _world_in_environment(rank, ranks, local_ranks):
         return NumberedDataset(
-            **location,
+            **location.opening(),
             # A local dataset is looked through at once, so the threads that do it end; a remote one in time.
-            predownload=8 * batch if location["remote"] else sys.maxsize,
+            predownload=8 * batch if location.is_remote else sys.maxsize,
             num_canonical_nodes=canonical,
             batch_size=batch,
             shuffle=True,
@@ -151,7 +190,7 @@ def _release_cache(cache: Path) -> None:
             continue
 
 
-def open_shards(config: RunConfig) -> tuple["Stream", list["Reader"]]:
+def open_shards(location: Location) -> tuple["Stream", list["Reader"]]:
     """Open the dataset to look samples up; it shares no state with other processes.
 
     Returns:
@@ -161,27 +200,26 @@ def open_shards(config: RunConfig) -> tuple["Stream", list["Reader"]]:
     from streaming import Stream
     from streaming.base.world import World
 
-    stream = Stream(**_location(config))
+    stream = Stream(**location.opening())
     return stream, stream.get_shards(World(num_nodes=1, ranks_per_node=1, workers_per_rank=1, worker=0), False)
 
 
-def fetch_facts(config: RunConfig, *, again: bool = True) -> None:
+def fetch_facts(location: Location, *, again: bool = True) -> None:
     """Download what lies beside a remote dataset's shards; nothing for a local one.
 
     Args:
-        config: names the dataset.
         again: even if it is here, for it may be of an older dataset.
     Raises:
         ConfigError: it cannot be downloaded.
     """
-    if not is_remote(config.data.shards):
+    if not location.is_remote:
         return
     define_torchvision_ops()
     from streaming.base.storage import CloudDownloader
 
-    remote, folder = _location(config)["remote"], dataset_folder(config)
+    remote, folder = location.opening()["remote"], location.folder
     try:
-        with download_lock(config):
+        with download_lock(location):
             downloader = CloudDownloader.get(remote)
             for name in (INDEX_FILE, PROMPTS_FILE, FACTS_FILE):
                 if again:
@@ -189,16 +227,16 @@ def fetch_facts(config: RunConfig, *, again: bool = True) -> None:
                 downloader.download(f"{remote.rstrip('/')}/{name}", str(folder / name), _DOWNLOAD_TIMEOUT_SECONDS)
     except Exception as error:  # every storage has its own
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{FIELD} ({remote}) must be a readable MDS dataset with {FACTS_FILE}: {reason}") from error
+        raise ConfigError(f"{location.field} ({remote}) must be a readable MDS dataset with {FACTS_FILE}: {reason}"
+                          ) from error  # fmt: skip
 
 
 @contextmanager
-def download_lock(config: RunConfig) -> Iterator[None]:
+def download_lock(location: Location) -> Iterator[None]:
     """Let one process at a time write to a remote dataset's cache."""
-    if not is_remote(config.data.shards):
+    if not location.is_remote:
         yield
         return
-    folder = dataset_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    location.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(location.folder / ".lock"):
         yield

@@ -22,6 +22,7 @@ FloatArray = NDArray[np.float64]
 FrameArray = NDArray[np.uint8]
 Physics = Literal["teacher", "wrong"]
 
+WORLD_VERSION = 1  # of what is rendered; part of what shards were made from
 NUM_FRAMES = 12
 FRAME_SIZE = 16
 SUBSTEPS_PER_FRAME = 8

@@ -1,37 +1,158 @@
-"""Write a dataset of teacher videos: all of it, or nothing that reads."""
+"""Write a dataset: all of it, or nothing that reads.
 
+A dataset grows in a hidden folder beside its place and is renamed when it is complete. Its shards are written one by
+one, so that several processes can share them, and a job that was killed goes on with the next.
+"""
+
+import json
 import shutil
 import uuid
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from afd_scale.config import ConfigError
-from afd_scale.data.schema import COLUMNS, HASH, DatasetFacts, PromptEntry, TeacherSample, save_prompts
+from afd_scale.data.clips import Reject, RejectedError
+from afd_scale.data.schema import (
+    HASH,
+    INDEX_FILE,
+    REJECTS_FILE,
+    DatasetFacts,
+    PromptEntry,
+    PromptSample,
+    TeacherSample,
+    save_prompts,
+)
 from afd_scale.data.torchvision_ops import define_torchvision_ops
 
 SHARD_BYTES = 1 << 26
+COMPRESSIONS = ("zstd", "none")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What is known of a written shard.
+
+    Attributes:
+        entry: its entry of the index; None where every clip was rejected, and there is no file.
+        prompts: first samples of its distinct prompts; positions are within the shard.
+        rejects: what could not be used.
+    """
+
+    entry: dict[str, Any] | None
+    prompts: tuple[PromptEntry, ...]
+    rejects: tuple[Reject, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        return 0 if self.entry is None else int(self.entry["samples"])
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Shard":
+        tree = json.loads(text)
+        prompts = tuple(PromptEntry(**prompt) for prompt in tree["prompts"])
+        return cls(tree["entry"], prompts, tuple(Reject(**reject) for reject in tree["rejects"]))
+
+
+def write_shard(
+    samples: Iterable[PromptSample], facts: DatasetFacts, folder: Path, number: int, compression: str = "zstd"
+) -> Shard:
+    """Write samples as one shard; a file of its name is there when it is complete.
+
+    Args:
+        facts: of the dataset.
+        folder: gains `shard.<number>.mds`, with a suffix where it is compressed.
+        compression: `zstd` or `none`.
+    Raises:
+        ValueError: a sample contradicts the facts, or one prompt_id has two prompts.
+    """
+    define_torchvision_ops()
+    from streaming import MDSWriter
+
+    prompts: dict[str, PromptEntry] = {}
+    growing = folder / f".{number:05d}.{uuid.uuid4().hex[:8]}.incomplete"
+    try:
+        with MDSWriter(
+            out=str(growing), columns=facts.columns, hashes=[HASH], size_limit=None,
+            compression=None if compression == "none" else compression,
+        ) as writer:  # fmt: skip
+            for position, sample in enumerate(samples):
+                _check_sample(sample, facts, position)
+                _note_prompt(prompts, sample, position)
+                writer.write(vars(sample))
+        shards = json.loads((growing / INDEX_FILE).read_text())["shards"]
+        entry = _named(shards[0], number) if shards else None
+        for part in _parts(entry):
+            written = growing / part["basename"].replace(f"{number:05d}", "00000", 1)
+            if written.exists():  # of a compressed shard the raw file is gone
+                written.replace(folder / part["basename"])
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+    return Shard(entry, tuple(prompts.values()))
+
+
+def finish_dataset(
+    shards: Sequence[Shard], facts: DatasetFacts, growing: Path, folder: Path, field: str
+) -> DatasetFacts:
+    """Make a dataset of a folder's shards: write what lies beside them, and give the folder its name.
+
+    Args:
+        shards: in their order.
+        facts: `num_samples` is set to what is there.
+        growing: holds the shards' files and nothing else of a name that datasets have.
+        folder: does not exist.
+        field: the user's setting that names the folder, for errors.
+    Returns:
+        The facts as written.
+    Raises:
+        ConfigError: the folder exists.
+        ValueError: there is no sample, or one prompt_id has two prompts.
+    """
+    prompts: dict[str, PromptEntry] = {}
+    begin = 0
+    for shard in shards:
+        for prompt in shard.prompts:
+            first = prompts.setdefault(prompt.prompt_id, replace(prompt, sample=begin + prompt.sample))
+            _check_same(first, prompt.prompt)
+        begin += shard.samples
+    if not begin:
+        raise ValueError("samples must not be empty: a dataset of nothing trains nothing")
+    rejects = [reject for shard in shards for reject in shard.rejects]
+    index = {"version": 2, "shards": [shard.entry for shard in shards if shard.entry is not None]}
+    (growing / INDEX_FILE).write_text(json.dumps(index, sort_keys=True))
+    (growing / REJECTS_FILE).write_text("".join(json.dumps(asdict(reject)) + "\n" for reject in rejects))
+    save_prompts(growing, list(prompts.values()))
+    written = replace(facts, num_samples=begin)
+    written.save(growing)
+    check_new_folder(folder, field)  # another run may have made it meanwhile; a rename replaces an empty folder
+    growing.rename(folder)
+    return written
 
 
 def write_dataset(
-    samples: Iterable[TeacherSample],
+    samples: Iterable[PromptSample],
     facts: DatasetFacts,
     folder: Path,
     *,
     field: str = "out",
     shard_bytes: int = SHARD_BYTES,
+    compression: str = "zstd",
 ) -> DatasetFacts:
-    """Write samples as MDS shards, their prompts and the facts.
-
-    The shards grow in a hidden sibling folder that is renamed when it is complete. A killed run leaves that sibling,
-    which does not read as a dataset and may be deleted.
+    """Write samples that are at hand.
 
     Args:
         samples: of the facts' shapes and teacher.
         facts: `num_samples` is set to what was written.
         folder: does not exist yet.
         field: the user's setting that names the folder, for errors.
-        shard_bytes: size of a shard before compression.
+        shard_bytes: of latents and text, before compression.
+        compression: `zstd` or `none`.
     Returns:
         The facts as written.
     Raises:
@@ -40,22 +161,21 @@ def write_dataset(
     """
     check_new_folder(folder, field)
     growing = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.incomplete")
+    make_folder(growing, field)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        growing.mkdir()
-    except OSError as error:
-        raise ConfigError(f"{field} ({folder}) must be in a writable folder: {error.strerror}") from error
-    try:
-        prompts, num_samples = _write_shards(samples, facts, growing, shard_bytes)
-        written = replace(facts, num_samples=num_samples)
-        save_prompts(growing, list(prompts.values()))
-        written.save(growing)
-        check_new_folder(folder, field)  # another run may have made it meanwhile; a rename replaces an empty folder
-        growing.rename(folder)
+        source, shards = iter(samples), []
+        while block := _block(source, clips_of_shard(facts, shard_bytes)):
+            shards.append(write_shard(block, facts, growing, len(shards), compression))
+        return finish_dataset(shards, facts, growing, folder, field)
     except BaseException:
         shutil.rmtree(growing, ignore_errors=True)
         raise
-    return written
+
+
+def clips_of_shard(facts: DatasetFacts, shard_bytes: int = SHARD_BYTES) -> int:
+    """Samples that fill a shard."""
+    latents = 0 if facts.latent_shape is None else int(np.prod(facts.latent_shape))
+    return max(1, shard_bytes // (2 * (latents + int(np.prod(facts.text_shape)))))
 
 
 def check_new_folder(folder: Path, field: str) -> None:
@@ -66,35 +186,59 @@ def check_new_folder(folder: Path, field: str) -> None:
         )
 
 
-def _write_shards(
-    samples: Iterable[TeacherSample], facts: DatasetFacts, folder: Path, shard_bytes: int
-) -> tuple[dict[str, PromptEntry], int]:
-    define_torchvision_ops()
-    from streaming import MDSWriter
-
-    prompts: dict[str, PromptEntry] = {}
-    num_samples = 0
-    with MDSWriter(
-        out=str(folder), columns=COLUMNS, compression="zstd", hashes=[HASH], size_limit=shard_bytes
-    ) as writer:
-        for sample in samples:
-            _check_sample(sample, facts, num_samples)
-            first = prompts.setdefault(sample.prompt_id, PromptEntry(sample.prompt_id, sample.prompt, num_samples))
-            if first.prompt != sample.prompt:
-                raise ValueError(f"sample {num_samples}: prompt_id ({sample.prompt_id}) must name one prompt: "
-                                 f"it names {first.prompt!r} and {sample.prompt!r}")  # fmt: skip
-            writer.write(vars(sample))
-            num_samples += 1
-    if not num_samples:
-        raise ValueError("samples must not be empty: a dataset of nothing trains nothing")
-    return prompts, num_samples
+def make_folder(folder: Path, field: str) -> None:
+    """Make a folder and those above it; ConfigError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{field} ({folder}) must be in a writable folder: {error.strerror}") from error
 
 
-def _check_sample(sample: TeacherSample, facts: DatasetFacts, position: int) -> None:
+def check_finite(name: str, values: np.ndarray[Any, Any]) -> None:
+    """Raise RejectedError for numbers that training would never get rid of."""
+    if not np.isfinite(values).all():
+        raise RejectedError(f"{name} must be finite: {int((~np.isfinite(values)).sum())} of {values.size} are not")
+
+
+def _block(source: Any, size: int) -> list[PromptSample]:
+    return [sample for _, sample in zip(range(size), source)]
+
+
+def _named(entry: dict[str, Any], number: int) -> dict[str, Any]:
+    """The index entry of a lone shard with the name that it has among others."""
+    for part in _parts(entry):
+        part["basename"] = part["basename"].replace("00000", f"{number:05d}", 1)
+    return entry
+
+
+def _parts(entry: dict[str, Any] | None) -> list[dict[str, Any]]:
+    return [] if entry is None else [part for part in (entry["raw_data"], entry["zip_data"]) if part]
+
+
+def _note_prompt(prompts: dict[str, PromptEntry], sample: PromptSample, position: int) -> None:
+    entry = PromptEntry(sample.prompt_id, sample.prompt, position, sample.meta.get("split"))
+    _check_same(prompts.setdefault(sample.prompt_id, entry), sample.prompt)
+
+
+def _check_same(first: PromptEntry, prompt: str) -> None:
+    if first.prompt != prompt:
+        raise ValueError(f"sample {first.sample}: prompt_id ({first.prompt_id}) must name one prompt: "
+                         f"it names {first.prompt!r} and {prompt!r}")  # fmt: skip
+
+
+def _check_sample(sample: PromptSample, facts: DatasetFacts, position: int) -> None:
+    length, width = facts.text_shape
+    text = sample.text_embedding.shape
+    if len(text) != 2 or text[0] > length or text[1] != width:
+        raise ValueError(f"sample {position}: text_embedding ({text}) must be at most {length} rows of {width} as in "
+                         "the dataset's facts")  # fmt: skip
+    check_finite(f"sample {position}: text_embedding", sample.text_embedding)
+    if not isinstance(sample, TeacherSample):
+        return
     for name, found, expected in (
         ("latents", sample.latents.shape, facts.latent_shape),
-        ("text_embedding", sample.text_embedding.shape, facts.text_shape),
         ("teacher", sample.teacher, facts.teacher),
     ):
         if found != expected:
             raise ValueError(f"sample {position}: {name} ({found}) must be {expected} as in the dataset's facts")
+    check_finite(f"sample {position}: latents", sample.latents)

@@ -88,7 +88,9 @@ class Afd:
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         rollouts = self._roll_out(batch, step)
-        discriminator_metrics = self._train_discriminator(batch, rollouts, step)
+        paired = batch.paired  # only a prompt with a teacher video teaches the discriminator; it judges all
+        of_paired = rollouts[: len(paired) * self.config.rollouts_per_prompt]
+        discriminator_metrics = self._train_discriminator(paired, of_paired, step)
         if step < 1:  # warm-up: the student's first step already has a judge
             return discriminator_metrics
         reward, weight = self._weigh(rollouts)

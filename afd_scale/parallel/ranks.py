@@ -92,6 +92,12 @@ class Ranks:
         dist.all_gather(rows, x.contiguous())
         return torch.cat(rows[:: self.sequence])
 
+    def first_error(self, error: Exception | None) -> Exception | None:
+        """The error of the first rank that has one, the same on all."""
+        errors: list[Exception | None] = [None] * self.size
+        dist.all_gather_object(errors, error)
+        return next((found for found in errors if found is not None), None)
+
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on the main rank only; all ranks get its result, or raise its exception."""
         result: Any = None

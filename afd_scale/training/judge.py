@@ -7,6 +7,7 @@ from torch import Tensor
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.data.reader import distinct_prompts
+from afd_scale.data.storage import evaluation_prompts
 from afd_scale.evaluation import toy
 from afd_scale.evaluation.generate import generate
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
@@ -75,8 +76,9 @@ class Judge:
 
     @cached_property
     def prompts(self) -> Batch:
-        """The data's prompts, each with one teacher video."""
-        return distinct_prompts(self.config)
+        """What the policies are asked for."""
+        config = self.config
+        return distinct_prompts(evaluation_prompts(config), config.student.text_length, config.evaluation.split)
 
     @property
     def _is_on(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from afd_scale.checkpoint.run_state import RunCheckpoints
 from afd_scale.config import ConfigError, RunConfig, load_config
-from afd_scale.data.reader import TeacherStream, check_dataset, ensure_dataset
+from afd_scale.data.reader import Ahead, TeacherStream, check_dataset, ensure_dataset
 from afd_scale.evaluation.report import metric_table, write_report
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
@@ -70,7 +70,7 @@ class Trainer:
         self.config, self.ranks, self.clock = config, ranks, Clock()
         with self.clock.phase("prepare"), _input_errors():
             ranks.run_on_main(_check_inputs, config)
-            self.stream = TeacherStream(config)
+            self.stream = Ahead(TeacherStream(config), pinned=ranks.device.type == "cuda")
             self.built: Run = build_run(config, ranks)
             self.checkpoints = RunCheckpoints(
                 config.folder / "checkpoints", is_main=ranks.is_main, size=ranks.size, barrier=ranks.barrier,
@@ -99,6 +99,7 @@ class Trainer:
             metrics = self.judge.compare(self.built.exported)
         if self.ranks.is_main:
             self._finish(metrics)
+        self.stream.close()
         self.ranks.barrier()
 
     def _resume(self) -> None:
@@ -125,16 +126,19 @@ class Trainer:
             listening() as stop,
         ):
             last_log, last_time, counter = self.step, time.monotonic(), self.built.counter
-            counter.bytes = 0
+            counter.bytes, self.stream.waited_seconds = 0, 0.0
             for step in range(self.step + 1, config.train.steps + 1):
                 metrics = self.built.method.train_step(self._next_batch(), step)
                 self.step = step
                 if self._is_due(config.train.log_every) or step == config.train.steps:
                     values = self._reduce(metrics)  # waits for the device, so that the time is that of finished steps
                     self._check_finite(values)
-                    values["system/step_seconds"] = (time.monotonic() - last_time) / (step - last_log)
+                    seconds = time.monotonic() - last_time
+                    values["system/step_seconds"] = seconds / (step - last_log)
+                    values["system/data_wait_share"] = self.stream.waited_seconds / seconds
                     values["system/gathered_gib"] = counter.bytes / 2**30 / (step - last_log)
-                    last_log, last_time, counter.bytes = step, time.monotonic(), 0
+                    last_log, last_time = step, time.monotonic()
+                    counter.bytes, self.stream.waited_seconds = 0, 0.0
                     writer.write(step, values)
                     progress.update(step, values)
                 else:

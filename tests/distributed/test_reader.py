@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from afd_scale.data.procedural import make_procedural_shards
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.procedural import make_procedural_shards
 from afd_scale.data.reader import TeacherStream, check_dataset
 
 STEPS = 16

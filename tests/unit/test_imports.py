@@ -39,8 +39,8 @@ LIBRARIES: dict[str, set[str]] = {
     "deepspeed": {"parallel"},
     "streaming": {"data"},
     "torchvision": {"data"},
-    "diffusers": {"checkpoint"},
-    "transformers": {"models"},
+    "diffusers": {"checkpoint", "data"},
+    "transformers": {"models", "data"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
 ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton"}

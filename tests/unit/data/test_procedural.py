@@ -5,10 +5,10 @@ from itertools import islice
 
 import numpy as np
 import torch
+from afd_scale.data.procedural import procedural_samples, prompt_order
 
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.codec import SpaceTimeToDepth, to_uint8
-from afd_scale.data.procedural import procedural_samples, prompt_order
 from afd_scale.data.text import embed_words
 from afd_scale.data.toy_world import render_clips, toy_prompts
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from afd_scale.data.procedural import make_procedural_shards, procedural_samples
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import DataConfig, ProceduralSource
-from afd_scale.data.procedural import make_procedural_shards, procedural_samples
 from afd_scale.data.reader import TeacherStream, check_dataset, distinct_prompts, ensure_dataset, read_samples
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.writer import write_dataset

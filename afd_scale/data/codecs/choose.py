@@ -1,0 +1,36 @@
+"""Which codec made a dataset's latents."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from afd_scale.config import ConfigError
+from afd_scale.data.clips import Codec
+from afd_scale.data.codec import NAME as FOLD
+from afd_scale.data.codec import SpaceTimeToDepth
+from afd_scale.data.codecs.identity import IdentityCodec
+from afd_scale.data.codecs.wan import NAME as WAN
+from afd_scale.data.codecs.wan import WanCodec
+
+
+def codec_of(name: str, *, models: str | Path | None = None, device: torch.device | str = "cpu") -> Codec:
+    """The codec that decodes the latents of a dataset.
+
+    Args:
+        name: of the codec, in the dataset's facts.
+        models: where Wan's models are; only its codec needs them.
+        device: where they run.
+    Raises:
+        ConfigError: no codec has this name, or the models are absent or others.
+    """
+    if match := re.fullmatch(rf"{FOLD}:([1-9]\d*)x([1-9]\d*)x\2", name):
+        return IdentityCodec(SpaceTimeToDepth(frames=int(match[1]), pixels=int(match[2])))
+    if not name.startswith(f"{WAN}:"):
+        raise ConfigError(f"codec ({name}) must be {FOLD}:TxPxP or {WAN}:TxPxP: no other is known")
+    if models is None:
+        raise ConfigError(f"models must be given: codec {name} decodes with the VAE that encoded")
+    codec = WanCodec(models, device=device)
+    if codec.name != name:
+        raise ConfigError(f"models ({models}) must be of codec {name}: they are of {codec.name}")
+    return codec

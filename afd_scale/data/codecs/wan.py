@@ -1,0 +1,284 @@
+"""Wan's codec: latents by its VAE, embeddings by UMT5, both as diffusers' WanPipeline computes them.
+
+The models come from a folder or a hub repository in diffusers' layout (`vae/`, `text_encoder/`, `tokenizer/`), from
+safetensors only. Each is loaded when it is first needed, so whoever only decodes holds no text encoder.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from afd_scale.config import ConfigError
+from afd_scale.data.clips import Frames, RejectedError, VideoForm
+from afd_scale.data.codec import to_uint8, to_unit
+from afd_scale.data.torchvision_ops import define_torchvision_ops
+
+NAME = "wan"
+TEXT_LENGTH = 512
+# Frames of more pixels go through the VAE in tiles. Its widest activations are 96 float32 channels of four whole
+# frames, 1.4 GB each at 1280 x 720, and several are alive at once; they grow with the frame's area.
+WHOLE_FRAME_PIXELS = 1280 * 720
+_CACHED_PROMPTS = 64  # at most 4 MB each for UMT5-XXL; the videos of a prompt follow one another
+
+_FILES = ("vae/config.json", "vae/*.safetensors", "text_encoder/config.json", "text_encoder/*.safetensors",
+          "tokenizer/tokenizer_config.json")  # fmt: skip
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+log = logging.getLogger(__name__)
+
+
+class WanCodec:
+    """Turns frames into the latents that Wan's transformer works on, and prompts into the text it attends to.
+
+    Attributes:
+        name, colour, text_shape: as of any `Codec`.
+    """
+
+    colour: Literal["gray", "rgb24"] = "rgb24"
+
+    def __init__(
+        self,
+        models: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        vae_dtype: torch.dtype = torch.float32,
+        text_dtype: torch.dtype | None = None,
+        text_length: int = TEXT_LENGTH,
+        whole_frame_pixels: int = WHOLE_FRAME_PIXELS,
+    ) -> None:
+        """Read the models' sizes; their weights are read later.
+
+        Args:
+            models: a folder in diffusers' layout, or the id of a hub repository.
+            device: where both models run.
+            vae_dtype: float32, in which Wan runs it.
+            text_dtype: None is bfloat16 on a GPU, in which Wan runs it, and float32 on a CPU.
+            text_length: tokens of an embedding with its padding; longer prompts lose their end.
+            whole_frame_pixels: larger frames are encoded and decoded in overlapping tiles, blended where they meet:
+                it takes less memory and gives other values than whole frames, most of all near the seams.
+        Raises:
+            ConfigError: the models are absent or of other classes.
+        """
+        self._models = str(models)
+        self._device = torch.device(device)
+        self._vae_dtype = vae_dtype
+        self._text_dtype = text_dtype or (torch.float32 if self._device.type == "cpu" else torch.bfloat16)
+        self._whole_frame_pixels = whole_frame_pixels
+        self._check_files()
+        self._vae_config = self._read_vae_config()
+        self._temporal = int(self._vae_config["scale_factor_temporal"])
+        self._spatial = int(self._vae_config["scale_factor_spatial"])
+        self.name = f"{NAME}:{self._temporal}x{self._spatial}x{self._spatial}"
+        self._vocabulary, text_dim = self._read_text_sizes()
+        self.text_shape = (text_length, text_dim)
+        self._embeddings: OrderedDict[str, NDArray[np.float16]] = OrderedDict()
+
+    def latent_shape(self, form: VideoForm) -> tuple[int, int, int, int]:
+        """(F, C, H, W) of a video's latents.
+
+        Raises:
+            ConfigError: the form is not in colour, or the VAE would drop frames or pixels.
+        """
+        if form.colour != self.colour:
+            raise ConfigError(f"colour ({form.colour}) must be {self.colour}: Wan's VAE takes colour")
+        return self._latent_shape(form.frames, form.height, form.width)
+
+    @torch.no_grad()
+    def encode(self, frames: Frames) -> NDArray[np.float16]:
+        """(T, H, W, 3) frames to (F, C, H, W) latents: the mode of the VAE's distribution, normalised.
+
+        Raises:
+            ConfigError: the VAE does not take videos of this size, or its config misstates its factors.
+            RejectedError: a latent is not finite, or beyond float16.
+        """
+        num_frames, height, width, _ = frames.shape
+        shape = self._latent_shape(num_frames, height, width)
+        self._set_tiling(height * width)
+        video_CTHW = to_unit(torch.from_numpy(frames)).permute(3, 0, 1, 2)
+        mode = self._vae.encode(video_CTHW[None].to(self._device, self._vae_dtype)).latent_dist.mode()
+        mean, std = self._statistics
+        latents = ((mode.float() - mean) / std)[0].transpose(0, 1)
+        if tuple(latents.shape) != shape:
+            raise self._wrong(f"have the factors that vae/config.json states: latents are {tuple(latents.shape)}, "
+                              f"and by its scale_factor_temporal and scale_factor_spatial {shape}")  # fmt: skip
+        return _to_float16(latents, "latents")
+
+    @torch.no_grad()
+    def decode(self, latents: NDArray[np.float16]) -> Frames:
+        """(F, C, H, W) latents to (T, H, W, 3) frames, as `encode` saw them but for the VAE's loss."""
+        self._set_tiling(latents.shape[2] * latents.shape[3] * self._spatial**2)
+        mean, std = self._statistics
+        latents_CFHW = torch.from_numpy(latents).to(self._device, torch.float32).transpose(0, 1)
+        video = self._vae.decode((latents_CFHW[None] * std + mean).to(self._vae_dtype)).sample[0]
+        frames: Frames = to_uint8(video.permute(1, 2, 3, 0)).cpu().numpy()
+        return frames
+
+    def embed(self, prompt: str) -> NDArray[np.float16]:
+        """(n, E) UMT5 hidden states of a prompt's n tokens; a prompt of more than T tokens loses its end.
+
+        Cleaned as WanPipeline cleans prompts: HTML entities resolved twice, runs of blanks made one, and, where ftfy
+        is installed, which this project does not ask for, broken characters mended.
+
+        Raises:
+            ConfigError: the text encoder cannot be loaded.
+            RejectedError: a value is not finite, or beyond float16.
+        """
+        if prompt in self._embeddings:
+            self._embeddings.move_to_end(prompt)
+        else:
+            self._embeddings[prompt] = self._embed(prompt)
+            if len(self._embeddings) > _CACHED_PROMPTS:
+                self._embeddings.popitem(last=False)
+        return self._embeddings[prompt].copy()
+
+    @torch.no_grad()
+    def _embed(self, prompt: str) -> NDArray[np.float16]:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        tokenizer, encoder = self._text
+        length = self.text_shape[0]
+        cleaned = prompt_clean(prompt)
+        # Padded to the full length although padding is masked: the embeddings are then WanPipeline's to the last bit.
+        tokens = tokenizer(cleaned, padding="max_length", max_length=length, truncation=True,
+                           return_attention_mask=True, return_tensors="pt")  # fmt: skip
+        num_tokens = int(tokens.attention_mask.sum())
+        if num_tokens == length:
+            needed = len(tokenizer(cleaned, verbose=False).input_ids)
+            if needed > length:
+                log.warning("prompt %.60r loses its end: it has %d tokens, an embedding %d", prompt, needed, length)
+        hidden = encoder(tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device)).last_hidden_state
+        return _to_float16(hidden[0, :num_tokens], "text embedding")
+
+    @cached_property
+    def _vae(self) -> Any:
+        from diffusers import AutoencoderKLWan
+
+        return self._load(AutoencoderKLWan, "vae", torch_dtype=self._vae_dtype)
+
+    @cached_property
+    def _text(self) -> tuple[Any, Any]:
+        """The tokenizer and the text encoder."""
+        define_torchvision_ops()
+        from transformers import T5TokenizerFast, UMT5EncoderModel
+
+        # The class by its name, not AutoTokenizer: that follows what the folder's config asks for.
+        try:
+            tokenizer = T5TokenizerFast.from_pretrained(self._models, subfolder="tokenizer")
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise self._wrong(f"hold a T5 tokenizer in tokenizer/: {_one_line(error)}") from error
+        if len(tokenizer) > self._vocabulary:
+            raise self._wrong(f"hold the tokenizer of its text encoder: the one has {len(tokenizer)} tokens, "
+                              f"the other {self._vocabulary}")  # fmt: skip
+        return tokenizer, self._load(UMT5EncoderModel, "text_encoder", dtype=self._text_dtype)
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """(C, 1, 1, 1) mean and standard deviation of the VAE's latents."""
+        mean, std = (torch.tensor(self._vae_config[f"latents_{name}"]) for name in ("mean", "std"))
+        return mean.view(-1, 1, 1, 1).to(self._device), std.view(-1, 1, 1, 1).to(self._device)
+
+    def _load(self, model_class: Any, part: str, **dtype: torch.dtype) -> Any:
+        try:
+            model, loading = model_class.from_pretrained(
+                self._models, subfolder=part, use_safetensors=True, output_loading_info=True, **dtype
+            )
+        except Exception as error:  # OSError, KeyError, SafetensorError, ...: whatever a damaged folder leads to
+            raise self._wrong(f"hold a {model_class.__name__} in {part}/: {_one_line(error)}") from error
+        if missing := sorted(loading["missing_keys"]):
+            # Both libraries fill them with random values and warn.
+            raise self._wrong(f"hold all weights of a {model_class.__name__} in {part}/: "
+                              f"{len(missing)} are absent, the first is {missing[0]}")  # fmt: skip
+        return model.to(self._device).eval().requires_grad_(False)
+
+    def _set_tiling(self, pixels: int) -> None:
+        if pixels > self._whole_frame_pixels:
+            self._vae.enable_tiling()
+        else:
+            self._vae.disable_tiling()
+
+    def _latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        if (frames - 1) % self._temporal:
+            below = frames - (frames - 1) % self._temporal
+            raise ConfigError(f"frames ({frames}) must be 1 + a multiple of {self._temporal}: the VAE takes the first "
+                              f"alone; the nearest are {below} and {below + self._temporal}")  # fmt: skip
+        for name, size in (("height", height), ("width", width)):
+            if size % self._spatial:
+                below = size - size % self._spatial
+                nearest = f"{below} and {below + self._spatial}" if below else str(self._spatial)
+                raise ConfigError(f"{name} ({size}) must be a multiple of {self._spatial}: a latent of Wan's VAE is so "
+                                  f"many pixels wide; the nearest: {nearest}")  # fmt: skip
+        channels = int(self._vae_config["z_dim"])
+        return 1 + (frames - 1) // self._temporal, channels, height // self._spatial, width // self._spatial
+
+    def _check_files(self) -> None:
+        folder = Path(self._models)
+        if not folder.is_dir():
+            if not _HUB_ID.fullmatch(self._models):
+                raise self._wrong("be a folder in diffusers' layout or the id of a hub repository: no folder is there")
+            return
+        for pattern in _FILES:
+            if not any(folder.glob(pattern)):
+                raise self._wrong(f"have vae/, text_encoder/ and tokenizer/ in diffusers' layout: it has no {pattern}")
+
+    def _read_vae_config(self) -> Any:
+        define_torchvision_ops()
+        from diffusers import AutoencoderKLWan
+
+        try:
+            config = AutoencoderKLWan.load_config(self._models, subfolder="vae")
+            found = config.get("_class_name")
+            if found != AutoencoderKLWan.__name__:
+                raise ValueError(f"it is of {found}")
+            # A config may leave fields to the class's defaults; they are filled in by making it.
+            with torch.device("meta"):
+                return AutoencoderKLWan.from_config(config).config
+        except Exception as error:
+            raise self._wrong(f"hold an AutoencoderKLWan in vae/: {_one_line(error)}") from error
+
+    def _read_text_sizes(self) -> tuple[int, int]:
+        """Tokens of the text encoder's vocabulary, and the length of an embedding."""
+        from transformers import UMT5Config
+
+        try:
+            config, _ = UMT5Config.get_config_dict(self._models, subfolder="text_encoder")
+            found = config.get("model_type")
+            if found != UMT5Config.model_type:
+                raise ValueError(f"it is of {found}")
+            text = UMT5Config.from_dict(config)
+        except Exception as error:
+            raise self._wrong(f"hold a UMT5EncoderModel in text_encoder/: {_one_line(error)}") from error
+        return int(text.vocab_size), int(text.d_model)
+
+    def _wrong(self, rule_and_reason: str) -> ConfigError:
+        return ConfigError(f"models ({self._models}) must {rule_and_reason}")
+
+
+def _to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
+    """Convert what float16 can hold.
+
+    Raises:
+        RejectedError: a value is not finite, or too large.
+    """
+    values = values.float()
+    largest = values.abs().max().item()
+    if not math.isfinite(largest):  # abs and max keep NaN
+        raise RejectedError(f"{what} must be finite: it has NaN or infinity")
+    if largest > torch.finfo(torch.float16).max:
+        raise RejectedError(f"{what} must fit float16: its largest value is {largest:.3g}")
+    array: NDArray[np.float16] = values.to(torch.float16).contiguous().cpu().numpy()
+    return array
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

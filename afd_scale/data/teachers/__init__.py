@@ -1,0 +1,1 @@
+"""Where videos come from: the toy world, a folder, an HTTP endpoint."""

@@ -1,0 +1,60 @@
+"""A folder of videos that some teacher has made, and their prompts."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from afd_scale.config import ConfigError
+from afd_scale.data.clips import Clip, Frames, Reject, RejectedError, VideoForm
+from afd_scale.data.teachers.prompts import PromptRow, read_prompts, read_sidecars
+from afd_scale.data.video import read_video
+
+
+class FolderTeacher:
+    """Video files below a folder, and a table of prompts or a txt beside each."""
+
+    clips_at_once = 64
+
+    def __init__(self, folder: Path, prompts: Path | None, name: str | None = None):
+        """Args:
+            folder: that the table's `video` is relative to.
+            prompts: see `read_prompts`; None reads a txt beside each video.
+            name: of the teacher; None takes the folder's.
+        Raises:
+            ConfigError: it is no folder.
+        """  # fmt: skip
+        if not folder.is_dir():
+            raise ConfigError(f"source ({folder}) must be a folder of videos: there is none")
+        self.folder, self.prompts = folder, prompts
+        self.name = name or f"folder:{folder.resolve().name}"
+        self.provenance: dict[str, Any] = {"name": "folder", "folder": folder.resolve().name}
+
+    def clips(self) -> list[Clip | Reject]:
+        rows = read_sidecars(self.folder) if self.prompts is None else read_prompts(self.prompts)
+        videos_of: Counter[str] = Counter()
+        clips: list[Clip | Reject] = []
+        for row in rows:
+            if isinstance(row, PromptRow):
+                reason = self._reason_against(row)
+                if reason is not None:
+                    clips.append(Reject(row.video or row.prompt_id, row.prompt, reason))
+                else:
+                    assert row.video is not None
+                    clips.append(Clip(row.video, row.prompt, row.prompt_id, videos_of[row.prompt_id]))
+                    videos_of[row.prompt_id] += 1
+            else:
+                clips.append(row)
+        return clips
+
+    def frames(self, clip: Clip, form: VideoForm) -> Frames:
+        path = self.folder / clip.video
+        if not path.is_file():
+            raise RejectedError("must be a file of the source: it is not there")
+        return read_video(path, form)
+
+    def _reason_against(self, row: PromptRow) -> str | None:
+        if row.video is None:
+            return "video must be given: the row names none"
+        if not (self.folder / row.video).resolve().is_relative_to(self.folder.resolve()):
+            return "video must lie below the source: it leads out of it"
+        return None

@@ -1,0 +1,148 @@
+"""Prompts as people keep them: JSONL, CSV, or a txt beside each video."""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afd_scale.config import ConfigError
+from afd_scale.data.clips import Reject
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".m4v", ".avi")
+_PROMPT_ID = re.compile(r"[\w.-]{1,128}")
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One row of a prompts file.
+
+    Attributes:
+        prompt: not empty, without blanks around it.
+        prompt_id: given, or a hash of the prompt.
+        video: file of the teacher's video, as written; None where the row names none.
+        split: name of a group of prompts; None where the row names none.
+    """
+
+    prompt: str
+    prompt_id: str
+    video: str | None = None
+    split: str | None = None
+
+
+def read_prompts(path: Path) -> list[PromptRow | Reject]:
+    """Read a prompts file; a row that cannot be used is a Reject in its place.
+
+    Args:
+        path: `.jsonl` of objects or `.csv` with a header, with the columns prompt, video, prompt_id and split; only
+            prompt must be there. `.txt` of one prompt a line.
+    Raises:
+        ConfigError: the file cannot be read or is none of these.
+    """
+    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".txt": _txt_rows}
+    if path.suffix not in readers:
+        raise ConfigError(f"prompts ({path}) must be one of {', '.join(readers)}: the suffix says how it is read")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"prompts ({path}) must be a readable file: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"prompts ({path}) must be UTF-8: byte {error.start} is not") from error
+    rows = [_checked(row, f"{path.name}:{line}") for line, row in readers[path.suffix](text, path)]
+    if not rows:
+        raise ConfigError(f"prompts ({path}) must have at least one row: it is empty")
+    return _consistent(rows)
+
+
+def read_sidecars(folder: Path) -> list[PromptRow | Reject]:
+    """The prompts of a folder's videos, each in a txt file of the video's name.
+
+    Raises:
+        ConfigError: the folder has no videos.
+    """
+    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not videos:
+        raise ConfigError(f"source ({folder}) must hold videos ({', '.join(VIDEO_SUFFIXES)}): there is none")
+    rows: list[PromptRow | Reject] = []
+    for video in videos:
+        name = video.relative_to(folder).as_posix()
+        try:
+            prompt = video.with_suffix(".txt").read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError):
+            rows.append(Reject(name, "", f"prompt must lie beside it, in a readable {video.stem}.txt"))
+        else:
+            rows.append(_checked({"video": name, "prompt": prompt}, name))
+    return _consistent(rows)
+
+
+def prompt_id_of(prompt: str) -> str:
+    """A stable id of a prompt that was given none."""
+    return hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()
+
+
+def _jsonl_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                yield number, f"must be a JSON object: {error}"
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(text.splitlines(keepends=True), restkey="", strict=True)
+    if "prompt" not in (reader.fieldnames or ()):
+        raise ConfigError(f"prompts ({path}) must have a column prompt in its first line: it has {reader.fieldnames}")
+    try:
+        for row in reader:
+            too_many = "" in row
+            yield reader.line_num, "must have as many values as the header" if too_many else row
+    except csv.Error as error:
+        raise ConfigError(f"prompts ({path}:{reader.line_num}) must be CSV: {error}") from error
+
+
+def _txt_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield number, {"prompt": line}
+
+
+def _checked(row: Any, place: str) -> PromptRow | Reject:
+    """A row that stands by itself; `place` names it where its video does not."""
+    if not isinstance(row, dict):
+        return Reject(place, "", row if isinstance(row, str) else "must be a JSON object with prompt")
+    fields = {name: row.get(name) for name in ("prompt", "prompt_id", "video", "split")}
+    for name, value in fields.items():
+        if value is not None and not isinstance(value, str):
+            return Reject(place, "", f"{name} ({value!r}) must be a text")
+    prompt = " ".join((fields["prompt"] or "").split())
+    video = fields["video"] or None
+    if not prompt:
+        return Reject(video or place, "", "prompt must not be empty: the student reads it")
+    prompt_id = fields["prompt_id"] or prompt_id_of(prompt)
+    if not _PROMPT_ID.fullmatch(prompt_id):
+        return Reject(video or place, prompt, f"prompt_id ({prompt_id!r}) must be letters, digits, '.', '_' and '-': "
+                                              "it names files")  # fmt: skip
+    return PromptRow(prompt, prompt_id, video, fields["split"] or None)
+
+
+def _consistent(rows: list[PromptRow | Reject]) -> list[PromptRow | Reject]:
+    """Refuse what contradicts or repeats an earlier row."""
+    prompts: dict[str, str] = {}
+    videos: set[str] = set()
+    kept: list[PromptRow | Reject] = []
+    for row in rows:
+        if isinstance(row, PromptRow):
+            if prompts.setdefault(row.prompt_id, row.prompt) != row.prompt:
+                reason = f"prompt_id ({row.prompt_id}) must name one prompt: an earlier row has another"
+                row = Reject(row.video or row.prompt_id, row.prompt, reason)
+            elif row.video is not None:
+                if row.video in videos:
+                    row = Reject(row.video, row.prompt, "video must occur once: an earlier row has it")
+                else:
+                    videos.add(row.video)
+        kept.append(row)
+    return kept

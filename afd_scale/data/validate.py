@@ -1,0 +1,128 @@
+"""Whether the shards of a dataset are what was written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from afd_scale.config import ConfigError
+from afd_scale.data.schema import HASH, INDEX_FILE, DatasetFacts
+from afd_scale.data.storage import Location
+from afd_scale.data.torchvision_ops import define_torchvision_ops
+
+_READ_BYTES = 1 << 24
+
+
+class KnownGood:
+    """Files that were hashed before and have not changed since, by size and time of change.
+
+    It is kept in the cache, for datasets may be read-only; it spares a start to read terabytes again.
+    """
+
+    def __init__(self, location: Location):
+        self._path = location.cache / f"validated.{location.digest}.json"
+        try:
+            self._files: dict[str, list[Any]] = dict(json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError):  # absent or damaged: everything is hashed
+            self._files = {}
+        self._changed = False
+
+    def has(self, path: Path, expected: str) -> bool:
+        """Whether this file was found to have this hash."""
+        return path.exists() and self._files.get(path.name) == _state(path, expected)
+
+    def add(self, path: Path, expected: str) -> None:
+        self._files[path.name] = _state(path, expected)
+        self._changed = True
+
+    def save(self) -> None:
+        if self._changed:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_name(f".{self._path.name}.partial")
+            partial.write_text(json.dumps(self._files))
+            partial.replace(self._path)
+
+
+def load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
+    """Entries of a dataset's shards.
+
+    Raises:
+        ConfigError: the index cannot be read, or is not of such a dataset.
+    """
+    path = location.folder / INDEX_FILE
+    try:
+        shards: list[dict[str, Any]] = json.loads(path.read_text())["shards"]
+        for shard in shards:
+            if set(shard["column_names"]) != set(facts.columns):
+                raise ValueError(f"a shard has the columns {shard['column_names']} instead of {sorted(facts.columns)}")
+            for part in (shard["raw_data"], shard["zip_data"]):
+                if part and HASH not in part["hashes"]:
+                    raise ValueError(f"{part['basename']} has no {HASH}")
+                if part and Path(part["basename"]).name != part["basename"]:
+                    raise ValueError(f"{part['basename']} leads out of the folder")
+    except OSError as error:
+        raise ConfigError(f"{location.field} ({path}) must be readable: {error.strerror}; make the dataset again"
+                          ) from error  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{location.field} ({path}) must be an MDS index of prompts and videos: "
+                          f"{' '.join(str(error).split())}; make the dataset again") from error  # fmt: skip
+    return shards
+
+
+def check_shard(location: Location, shard: dict[str, Any], known_good: KnownGood) -> None:
+    """Check a shard's files on this machine; a local one that is compressed is unpacked beside it.
+
+    Raises:
+        ConfigError: a file cannot be read or is damaged.
+    """
+    unpacked = shard["raw_data"]
+    path = location.folder / unpacked["basename"]
+    if location.is_remote:  # what an earlier run has downloaded and unpacked; the rest is validated as it arrives
+        if path.exists():
+            _check_file(location, path, unpacked, "delete it, it is downloaded again", known_good)
+        return
+    packed = shard["zip_data"]
+    if packed:
+        _check_file(location, location.folder / packed["basename"], packed, "make the dataset again", known_good)
+        if not path.exists():
+            _unpack(location, location.folder / packed["basename"], path, shard["compression"])
+    remedy = "delete it, it is unpacked again" if packed else "make the dataset again"
+    _check_file(location, path, unpacked, remedy, known_good)
+
+
+def _unpack(location: Location, packed: Path, path: Path, compression: str) -> None:
+    define_torchvision_ops()
+    from streaming.base.compression import decompress
+
+    growing = path.with_name(f".{path.name}.incomplete")
+    try:
+        growing.write_bytes(decompress(compression, packed.read_bytes()))
+        growing.rename(path)
+    except OSError as error:
+        growing.unlink(missing_ok=True)
+        raise ConfigError(f"{location.field} ({path.parent}) must be writable, for shards are unpacked in their "
+                          f"folder: {error.strerror}; as file://{path.parent.absolute()} it is copied to data.cache"
+                          ) from error  # fmt: skip
+
+
+def _check_file(location: Location, path: Path, part: dict[str, Any], remedy: str, known_good: KnownGood) -> None:
+    expected = part["hashes"][HASH]
+    if known_good.has(path, expected):
+        return
+    digest = xxhash.xxh64()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise ConfigError(f"{location.field} ({path}) must be readable: {error.strerror}; {remedy}") from error
+    if digest.hexdigest() != expected:
+        raise ConfigError(f"{location.field} ({path}) must have {HASH} {expected}, it has {digest.hexdigest()}: "
+                          f"the file is corrupt or truncated; {remedy}")  # fmt: skip
+    known_good.add(path, expected)
+
+
+def _state(path: Path, expected: str) -> list[Any]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns, expected]
