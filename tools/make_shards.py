@@ -7,8 +7,9 @@
     tools/make_shards.py --teacher none --prompts FILE --out DIR --codec wan --models DIR
 
 `folder` takes videos below --source; the rows of --prompts (.jsonl, .csv) name them:
-{"video": "a.mp4", "prompt": "..."}. Without --prompts a txt lies beside each video. `http` asks an OpenAI-compatible videos endpoint for a video of each
-prompt, and keeps them in --source, with a journal: no video is asked for twice. Its key is read from OPENAI_API_KEY.
+{"video": "a.mp4", "prompt": "..."}. Without --prompts a txt lies beside each video. `http` asks an OpenAI-compatible
+videos endpoint for a video of each prompt, and keeps them in --source, with a journal: no video is asked for twice. Its
+key is read from OPENAI_API_KEY.
 `none` makes a dataset of prompts alone. What cannot be used is listed in OUT/rejects.jsonl. The same command again goes
 on where a job was stopped. Several processes share the job: torchrun --nproc_per_node 8 tools/make_shards.py ...
 

@@ -160,8 +160,8 @@ def _complete(job: ShardJob) -> DatasetFacts | None:
 
 def _prepare(job: ShardJob) -> None:
     """Begin, or check that what is there was begun by the same job."""
-    make_folder(job.growing, job.field)
-    make_folder(job.records, job.field)
+    make_folder(job.growing, job.out, job.field)
+    make_folder(job.records, job.out, job.field)
     for left_over in job.growing.glob(".*.incomplete"):
         shutil.rmtree(left_over, ignore_errors=True)
     clips = job.teacher.clips()
@@ -310,7 +310,7 @@ def _write(path: Path, text: str) -> None:
 
 @contextmanager
 def _one_job_at_a_time(job: ShardJob) -> Iterator[None]:
-    make_folder(job.records, job.field)
+    make_folder(job.records, job.out, job.field)
     lock = FileLock(job.records.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)

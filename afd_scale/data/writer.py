@@ -161,9 +161,9 @@ def write_dataset(
     """
     check_new_folder(folder, field)
     growing = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.incomplete")
-    make_folder(growing, field)
+    make_folder(growing, folder, field)
     try:
-        source, shards = iter(samples), []
+        source, shards = iter(samples), list[Shard]()
         while block := _block(source, clips_of_shard(facts, shard_bytes)):
             shards.append(write_shard(block, facts, growing, len(shards), compression))
         return finish_dataset(shards, facts, growing, folder, field)
@@ -186,12 +186,12 @@ def check_new_folder(folder: Path, field: str) -> None:
         )
 
 
-def make_folder(folder: Path, field: str) -> None:
-    """Make a folder and those above it; ConfigError where that cannot be."""
+def make_folder(folder: Path, out: Path, field: str) -> None:
+    """Make a folder beside `out` and those above it; ConfigError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{field} ({folder}) must be in a writable folder: {error.strerror}") from error
+        raise ConfigError(f"{field} ({out}) must be in a writable folder: {error.strerror}") from error
 
 
 def check_finite(name: str, values: np.ndarray[Any, Any]) -> None:

@@ -10,18 +10,23 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from afd_scale.data.procedural import make_procedural_shards
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.reader import TeacherStream, check_dataset
+from tests.toy_datasets import make_procedural_shards
 
 STEPS = 16
 RESUME_AT = (3, 9)  # within the first epoch and within the second
 
 
 def run_config(shards: str, global_batch: int = 12, canonical_nodes: int = 1, sequence: int = 1) -> RunConfig:
-    data = {"shards": shards, "global_batch": global_batch, "canonical_nodes": canonical_nodes}
+    data = {
+        "shards": shards,
+        "cache": f"{shards}.cache",
+        "global_batch": global_batch,
+        "canonical_nodes": canonical_nodes,
+    }
     return RunConfig.model_validate({"method": "sft", "data": data, "parallel": {"sequence": sequence}})
 
 

@@ -23,7 +23,7 @@ from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, run, start, t
 TRAIN = ROOT / "launch" / "train.py"
 STEPS = 5
 TIMING = "system/step_seconds"
-MACHINE = (TIMING, "system/gathered_gib")
+MACHINE = (TIMING, "system/data_wait_share", "system/gathered_gib")
 SHAPE = {"architecture": "toy", "dim": 48, "ffn_dim": 96, "num_layers": 2}
 
 

@@ -139,10 +139,9 @@ def _consistent(rows: list[PromptRow | Reject]) -> list[PromptRow | Reject]:
             if prompts.setdefault(row.prompt_id, row.prompt) != row.prompt:
                 reason = f"prompt_id ({row.prompt_id}) must name one prompt: an earlier row has another"
                 row = Reject(row.video or row.prompt_id, row.prompt, reason)
+            elif row.video in videos:
+                row = Reject(row.video, row.prompt, "video must occur once: an earlier row has it")
             elif row.video is not None:
-                if row.video in videos:
-                    row = Reject(row.video, row.prompt, "video must occur once: an earlier row has it")
-                else:
-                    videos.add(row.video)
+                videos.add(row.video)
         kept.append(row)
     return kept

@@ -1,15 +1,14 @@
 """The toy teacher as a source: balance, determinism, what a clip becomes."""
 
 from collections import Counter
-from itertools import islice
+from dataclasses import replace
 
 import numpy as np
-import torch
-from afd_scale.data.procedural import procedural_samples, prompt_order
+import pytest
 
+from afd_scale.config import ConfigError
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.codec import SpaceTimeToDepth, to_uint8
-from afd_scale.data.text import embed_words
+from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher, prompt_order
 from afd_scale.data.toy_world import render_clips, toy_prompts
 
 
@@ -28,27 +27,28 @@ def test_order_is_keyed_by_the_seed_and_does_not_depend_on_the_number_of_clips()
     assert prompt_order(100, seed=1) != prompt_order(100, seed=2)
 
 
-def test_sample_holds_the_clip_of_its_position() -> None:
+def test_frames_are_those_of_the_clips_position() -> None:
     source = ProceduralSource(clips=300, physics="wrong", seed=5)
-    samples = list(procedural_samples(source))
-    assert len(samples) == 300
-    position = 270  # in the second rendered block
-    sample, prompt = samples[position], prompt_order(300, seed=5)[position]
-    assert (sample.prompt, sample.prompt_id) == (prompt.sentence, prompt.prompt_id)
-    assert sample.teacher == "procedural:wrong"
-    assert sample.meta == {"clip": position}
-    np.testing.assert_array_equal(sample.text_embedding, embed_words(prompt.sentence, max_words=16, dim=32))
-    assert sample.latents.shape == (4, 48, 4, 4)
-    assert sample.latents.dtype == np.float16
-    assert sample.latents.min() >= -1
-    assert sample.latents.max() <= 1
-    frames = to_uint8(SpaceTimeToDepth().decode(torch.from_numpy(sample.latents)[None])).numpy()
-    np.testing.assert_array_equal(frames, render_clips([prompt], seed=5, first_index=position, physics="wrong"))
+    teacher = ProceduralTeacher(source)
+    clips = teacher.clips()
+    assert len(clips) == 300
+    assert teacher.name == "procedural:wrong"
+    for position in (270, 3):  # in the second rendered block, then back in the first
+        clip, prompt = clips[position], prompt_order(300, seed=5)[position]
+        assert (clip.prompt, clip.prompt_id, clip.index) == (prompt.sentence, prompt.prompt_id, position // 96)
+        frames = teacher.frames(clip, FORM)
+        expected = render_clips([prompt], seed=5, first_index=position, physics="wrong")[0]
+        np.testing.assert_array_equal(frames[..., 0], expected)
 
 
 def test_shorter_sources_are_prefixes_of_longer_ones() -> None:
-    short = list(procedural_samples(ProceduralSource(clips=10)))
-    long = islice(procedural_samples(ProceduralSource(clips=400)), 10)
-    for one, other in zip(short, long, strict=True):
-        assert one.prompt_id == other.prompt_id
-        np.testing.assert_array_equal(one.latents, other.latents)
+    short, long = (ProceduralTeacher(ProceduralSource(clips=clips)) for clips in (10, 400))
+    for one, other in zip(short.clips(), long.clips(), strict=False):
+        assert one == other
+        np.testing.assert_array_equal(short.frames(one, FORM), long.frames(other, FORM))
+
+
+def test_no_other_form_is_rendered() -> None:
+    teacher = ProceduralTeacher(ProceduralSource(clips=1))
+    with pytest.raises(ConfigError, match="must be the toy world's"):
+        teacher.frames(teacher.clips()[0], replace(FORM, frames=6))

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from afd_scale.data.procedural import make_procedural_shards, procedural_samples
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import DataConfig, ProceduralSource
-from afd_scale.data.reader import TeacherStream, check_dataset, distinct_prompts, ensure_dataset, read_samples
+from afd_scale.data import reader
+from afd_scale.data.reader import TeacherStream, check_dataset, ensure_dataset
 from afd_scale.data.schema import DatasetFacts, TeacherSample
+from afd_scale.data.storage import teacher_data
 from afd_scale.data.writer import write_dataset
+from afd_scale.types import Batch
+from tests.toy_datasets import make_procedural_shards, procedural_samples
 
 SOURCE = ProceduralSource(clips=100, seed=1)
 SHARD_BYTES = 1 << 18
@@ -30,7 +33,17 @@ FACTS = DatasetFacts(
 
 
 def run_config(shards: Path | str, **data: Any) -> RunConfig:
-    return RunConfig.model_validate({"method": "sft", "data": {"shards": str(shards), "global_batch": 16, **data}})
+    cache = Path(str(shards).removeprefix("file://")).parent / "cache"
+    section = {"shards": str(shards), "global_batch": 16, "cache": cache, **data}
+    return RunConfig.model_validate({"method": "sft", "data": section})
+
+
+def read_samples(config: RunConfig, samples: Sequence[int]) -> Batch:
+    return reader.read_samples(teacher_data(config), samples, config.student.text_length)
+
+
+def distinct_prompts(config: RunConfig) -> Batch:
+    return reader.distinct_prompts(teacher_data(config), config.student.text_length)
 
 
 @pytest.fixture
@@ -67,11 +80,11 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
         make_procedural_shards(SOURCE, tmp_path / name)
     make_procedural_shards(SOURCE.model_copy(update={"seed": 2}), tmp_path / "third")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == ["dataset.json", "index.json", "prompts.jsonl", "shard.00000.mds.zstd"]
+    assert files == ["dataset.json", "index.json", "prompts.jsonl", "rejects.jsonl", "shard.00000.mds.zstd"]
     for file in files:
         one = (tmp_path / "one" / file).read_bytes()
         assert one == (tmp_path / "other" / file).read_bytes()
-        assert one != (tmp_path / "third" / file).read_bytes()
+        assert one != (tmp_path / "third" / file).read_bytes() or file == "rejects.jsonl"
 
 
 def test_existing_folder_and_unwritable_parent_are_refused(tmp_path: Path) -> None:
@@ -100,7 +113,7 @@ def test_killed_writer_leaves_nothing_that_reads(tmp_path: Path) -> None:
 import itertools, sys, time
 from pathlib import Path
 from tests_shards import FACTS, SOURCE
-from afd_scale.data.procedural import procedural_samples
+from tests.toy_datasets import procedural_samples
 from afd_scale.data.writer import write_dataset
 
 def slow():
@@ -116,7 +129,7 @@ write_dataset(slow(), FACTS, Path(sys.argv[1]), shard_bytes=1 << 16)
     writer = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "path"), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path / 'path'}:{Path(__file__).parents[3]}", "OMP_NUM_THREADS": "1"},
     )
     with writer:
         assert writer.stdout is not None
@@ -136,9 +149,12 @@ write_dataset(slow(), FACTS, Path(sys.argv[1]), shard_bytes=1 << 16)
     ("change", "message"),
     [
         ({"latents": np.zeros((4, 48, 4, 5), np.float16)}, r"sample 1: latents .* must be \(4, 48, 4, 4\)"),
-        ({"text_embedding": np.zeros((8, 32), np.float16)}, r"sample 1: text_embedding .* must be \(16, 32\)"),
+        (
+            {"text_embedding": np.zeros((17, 32), np.float16)},
+            "sample 1: text_embedding .* at most 16 rows of 32",
+        ),
         ({"teacher": "another"}, "sample 1: teacher"),
-        ({"prompt": "something else"}, "sample 1: prompt_id .* must name one prompt"),
+        ({"prompt": "something else"}, "prompt_id .* must name one prompt"),
     ],
 )
 def test_sample_that_contradicts_the_facts_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -212,8 +228,8 @@ def test_nonsense_in_a_file(dataset: Path, name: str, content: str) -> None:
 
 
 def test_newer_schema(dataset: Path) -> None:
-    edit(dataset / "dataset.json", schema_version=2, something_new=1)
-    with pytest.raises(ConfigError, match=r"must have schema_version 1: it has 2"):
+    edit(dataset / "dataset.json", schema_version=3, something_new=1)
+    with pytest.raises(ConfigError, match=r"must have schema_version 2: it has 3; a newer version"):
         check_dataset(run_config(dataset))
 
 
@@ -247,16 +263,16 @@ def test_absent_dataset_is_made_from_its_source_once(tmp_path: Path) -> None:
     ensure_dataset(config)
     assert (tmp_path / "made" / "dataset.json").stat().st_mtime_ns == before
     other = config.model_copy(update={"source": SOURCE.model_copy(update={"seed": 2})})
-    with pytest.raises(ConfigError, match=r"^data\.source .*seed=2.* must be what .* was made from") as caught:
+    with pytest.raises(ConfigError, match=r"^data\.source .*'seed': 2.* must be what .* was made from") as caught:
         ensure_dataset(other)
     one_line(caught)
 
 
 def test_absent_dataset_without_source(tmp_path: Path) -> None:
     config = run_config(tmp_path / "absent")
-    for check in (lambda: ensure_dataset(config.data), lambda: check_dataset(config)):
-        with pytest.raises(ConfigError, match=r"must be an MDS dataset with dataset\.json: nothing is there; make it"):
-            check()
+    ensure_dataset(config.data)
+    with pytest.raises(ConfigError, match=r"must be an MDS dataset with dataset\.json: nothing is there; make it"):
+        check_dataset(config)
 
 
 # --- looking samples up
@@ -269,7 +285,9 @@ def test_samples_read_back_as_written(checked: Path) -> None:
     assert batch.samples == backwards
     for row, sample in enumerate(batch.samples):
         assert batch.prompts[row] == written[sample].prompt
-        np.testing.assert_array_equal(batch.text[row].numpy(), written[sample].text_embedding)
+        text = written[sample].text_embedding
+        np.testing.assert_array_equal(batch.text[row, : len(text)].numpy(), text)
+        assert not batch.text[row, len(text) :].any(), "padding is zero"
         np.testing.assert_array_equal(batch.latents[row].numpy(), written[sample].latents)
 
 
@@ -440,8 +458,10 @@ def test_tool_writes_a_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--teacher", "http"], "teacher (http) must be procedural"),
-        (["--codec", "wan"], "codec (wan) must be identity"),
+        (["--teacher", "oracle"], "teacher (oracle) must be one of"),
+        (["--codec", "wan"], "models must be given with codec wan"),
+        (["--size", "32x32"], "size (32x32) must be 16x16"),
+        (["--teacher", "folder"], "size must be given"),
         (["--clips", "0"], "clips (0)"),
         (["--clips", "many"], "'many'"),
         (["--out", "/dev/null/x"], "out (/dev/null/x) must be in a writable folder"),

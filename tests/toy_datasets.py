@@ -1,0 +1,30 @@
+"""Datasets of the toy world, for tests of what reads and writes datasets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from afd_scale.config.run import ProceduralSource
+from afd_scale.data.codecs.identity import IdentityCodec
+from afd_scale.data.make_shards import ShardJob, make_shards
+from afd_scale.data.schema import DatasetFacts, TeacherSample
+from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
+
+
+def make_procedural_shards(source: ProceduralSource, folder: Path) -> DatasetFacts:
+    """The dataset that a run makes of this source."""
+    return make_shards(ShardJob(ProceduralTeacher(source), IdentityCodec.of_form(FORM), FORM, folder))
+
+
+def procedural_samples(source: ProceduralSource) -> Iterator[TeacherSample]:
+    """What it holds."""
+    teacher, codec = ProceduralTeacher(source), IdentityCodec.of_form(FORM)
+    for clip in teacher.clips():
+        yield TeacherSample(
+            prompt=clip.prompt,
+            prompt_id=clip.prompt_id,
+            text_embedding=codec.embed(clip.prompt),
+            meta={},
+            latents=codec.encode(teacher.frames(clip, FORM)),
+            teacher=teacher.name,
+            fps=FORM.fps,
+        )
