@@ -34,6 +34,7 @@ from afd_scale.config.run import ProceduralSource
 from afd_scale.data.clips import Codec, Teacher, VideoForm
 from afd_scale.data.codecs.identity import TEXT_SHAPE, IdentityCodec
 from afd_scale.data.codecs.wan import TEXT_LENGTH, WanCodec
+from afd_scale.data.make_prompts import make_prompt_shards
 from afd_scale.data.make_shards import Alone, Processes, ShardJob, make_shards
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.teachers.folder import FolderTeacher
@@ -109,19 +110,35 @@ def joined(launched: Launched) -> Iterator[Processes]:
 def run(options: argparse.Namespace, launched: Launched, processes: Processes) -> None:
     """Check, make, say what was made; ValueError in one line for bad input."""
     check_choices(options)
+    if options.teacher == "none":
+        facts = processes.run_on_main(make_prompts, options, launched)
+    else:
+        facts = make_videos(options, launched, processes)
+    if processes.rank == 0:
+        print(summary(options.out, facts))
+
+
+def make_prompts(options: argparse.Namespace, launched: Launched) -> DatasetFacts:
+    if options.prompts is None:
+        raise ConfigError("prompts must be given with teacher none: they are all there is")
+    codec = codec_of(options, FORM, launched)
+    return make_prompt_shards(
+        options.prompts, codec, options.out, max_rejects=options.max_rejects, compression=options.compression
+    )
+
+
+def make_videos(options: argparse.Namespace, launched: Launched, processes: Processes) -> DatasetFacts:
     job = job_of(options, launched, processes)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown = sys.stderr.isatty() and processes.rank == 0
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
         task = progress.add_task("Clips", total=None)
-        facts = make_shards(job, processes, lambda done, total: progress.update(task, completed=done, total=total))
-    if processes.rank == 0:
-        print(summary(options.out, facts))
+        return make_shards(job, processes, lambda done, total: progress.update(task, completed=done, total=total))
 
 
 def check_choices(options: argparse.Namespace) -> None:
     for name, choices in (
-        ("teacher", ("folder", "procedural")),
+        ("teacher", ("folder", "procedural", "none")),
         ("codec", ("identity", "wan")),
         ("aspect", ("crop", "pad", "stretch")),
         ("compression", COMPRESSIONS),
@@ -188,7 +205,11 @@ def summary(out: Path, facts: DatasetFacts) -> str:
     size = sum(path.stat().st_size for path in out.iterdir())
     rejects = len((out / "rejects.jsonl").read_text().splitlines())
     left_out = f", {rejects} rejected (see {out / 'rejects.jsonl'})" if rejects else ""
-    return (f"{out}: {facts.num_samples} clips of {facts.teacher}, latents {facts.latent_shape}, "
+    if facts.latent_shape is None:
+        held = f"{facts.num_samples} prompts"
+    else:
+        held = f"{facts.num_samples} clips of {facts.teacher}, latents {facts.latent_shape}"
+    return (f"{out}: {held}, text {facts.text_shape}, "
             f"{size / 2**20:.1f} MiB{left_out}")  # fmt: skip
 
 

@@ -143,6 +143,7 @@ def write_dataset(
     field: str = "out",
     shard_bytes: int = SHARD_BYTES,
     compression: str = "zstd",
+    rejects: Sequence[Reject] = (),
 ) -> DatasetFacts:
     """Write samples that are at hand.
 
@@ -153,6 +154,7 @@ def write_dataset(
         field: the user's setting that names the folder, for errors.
         shard_bytes: of latents and text, before compression.
         compression: `zstd` or `none`.
+        rejects: what is missing among the samples; it may grow while they are drawn.
     Returns:
         The facts as written.
     Raises:
@@ -166,6 +168,7 @@ def write_dataset(
         source, shards = iter(samples), list[Shard]()
         while block := _block(source, clips_of_shard(facts, shard_bytes)):
             shards.append(write_shard(block, facts, growing, len(shards), compression))
+        shards.append(Shard(None, (), tuple(rejects)))
         return finish_dataset(shards, facts, growing, folder, field)
     except BaseException:
         shutil.rmtree(growing, ignore_errors=True)

@@ -1,0 +1,287 @@
+"""From a folder of real video files to shards: what is kept, what is rejected, and what a killed job leaves."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from afd_scale.config import ConfigError
+from afd_scale.data.clips import Clip, Frames, VideoForm
+from afd_scale.data.codecs.identity import IdentityCodec
+from afd_scale.data.make_shards import ShardJob, make_shards
+from afd_scale.data.reader import check_files, distinct_prompts, read_samples
+from afd_scale.data.schema import DatasetFacts
+from afd_scale.data.storage import Location
+from afd_scale.data.teachers.folder import FolderTeacher
+from afd_scale.data.video import read_video
+from tests.videos import moving_bar, write_video
+
+ROOT = Path(__file__).parents[3]
+TOOL = ROOT / "tools" / "make_shards.py"
+FORM = VideoForm(frames=12, fps=8.0, height=32, width=32, colour="gray")
+FLAGS = ("--codec", "identity", "--size", "32x32", "--frames", "12", "--fps", "8")
+SHAPES = ((48, 64, 8), (64, 80, 12), (90, 120, 24), (32, 32, 30))  # height, width, fps
+BROKEN = {"v03.mp4": "must be a readable video", "v07.mp4": "must be", "v11.mp4": "must last 1.5 s"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 videos of 4 sizes and frame rates, 3 of them broken."""
+    folder = tmp_path_factory.mktemp("videos")
+    rows = []
+    for number in range(20):
+        height, width, rate = SHAPES[number % 4]
+        path = write_video(folder / f"v{number:02d}.mp4", moving_bar(2 * rate, height, width, 100 + 5 * number), rate)
+        rows.append({"video": path.name, "prompt": f"bar number {number // 2}"})
+    (folder / "v03.mp4").write_bytes(b"<html>no video</html>")
+    whole = (folder / "v07.mp4").read_bytes()
+    (folder / "v07.mp4").write_bytes(whole[: len(whole) // 2])
+    write_video(folder / "v11.mp4", moving_bar(10, 32, 32), 8)
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run_tool(source: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOL), "--teacher", "folder", "--source", str(source)]
+    command += ["--prompts", str(source / "prompts.jsonl"), "--out", str(out), *FLAGS, *more]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def job(source: Path, out: Path, **settings: Any) -> ShardJob:
+    teacher = FolderTeacher(source, source / "prompts.jsonl")
+    teacher.clips_at_once = settings.pop("clips_at_once", 4)
+    return ShardJob(teacher, IdentityCodec.of_form(FORM), FORM, out, **settings)
+
+
+def location(out: Path) -> Location:
+    return Location(str(out), out.parent / "cache", "out")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".mds"}
+
+
+def rejects(out: Path) -> dict[str, str]:
+    lines = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    return {line["video"]: line["reason"] for line in lines}
+
+
+def test_folder_with_broken_videos(source: Path, tmp_path: Path) -> None:
+    done = run_tool(source, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "17 clips" in done.stdout
+    found = rejects(tmp_path / "out")
+    assert found.keys() == BROKEN.keys()
+    for video, reason in BROKEN.items():
+        assert found[video].startswith(reason), found[video]
+    assert check_files(location(tmp_path / "out")).num_samples == 17
+    assert not list(tmp_path.glob(".*")), "nothing is left beside it"
+
+
+def test_samples_are_the_videos_in_their_order(source: Path, tmp_path: Path) -> None:
+    facts = make_shards(job(source, tmp_path / "out"))
+    assert len(list((tmp_path / "out").glob("shard.*"))) == 5
+    check_files(location(tmp_path / "out"))
+    batch = read_samples(location(tmp_path / "out"), range(facts.num_samples), 16)
+    codec = IdentityCodec.of_form(FORM)
+    kept = [number for number in range(20) if f"v{number:02d}.mp4" not in BROKEN]
+    for row, number in enumerate(kept):
+        assert batch.prompts[row] == f"bar number {number // 2}"
+        expected = codec.encode(read_video(source / f"v{number:02d}.mp4", FORM))
+        np.testing.assert_array_equal(batch.latents[row].numpy(), expected.astype(np.float32))
+    assert batch.prompt_ids[0] == batch.prompt_ids[1], "two videos of one prompt"
+    assert len(distinct_prompts(location(tmp_path / "out"), 16)) == 10
+
+
+def test_a_finished_job_is_left_alone_and_another_is_refused(source: Path, tmp_path: Path) -> None:
+    first = make_shards(job(source, tmp_path / "out"))
+    before = content(tmp_path / "out")
+    assert make_shards(job(source, tmp_path / "out")) == first
+    assert content(tmp_path / "out") == before
+    other = ShardJob(
+        FolderTeacher(source, source / "prompts.jsonl"), IdentityCodec.of_form(FORM),
+        VideoForm(12, 8.0, 32, 32, "pad", "gray"), tmp_path / "out",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="must not exist yet"):
+        make_shards(other)
+
+
+def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    make_shards(job(source, tmp_path / "whole"))
+    code = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from tests.unit.data import test_make_shards as tests
+tests.define_torchvision_ops()
+import streaming
+slow = tests.job(Path(sys.argv[1]), Path(sys.argv[2]))
+read = slow.teacher.frames
+def frames(clip, form):
+    time.sleep(0.15)
+    return read(clip, form)
+slow.teacher.frames = frames
+print("begin", flush=True)
+tests.make_shards(slow)
+"""
+    out, moments = tmp_path / "out", random.Random(3)
+    records = out.with_name(".out.records")
+    seen_partly_done = False
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code, str(source), str(out)], stdout=subprocess.PIPE)
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begin\n"
+            time.sleep(moments.uniform(0.4, 1.0))
+            process.send_signal(signal.SIGKILL)
+        with pytest.raises(ConfigError):
+            DatasetFacts.load(out, "out")
+        seen_partly_done |= len(list(records.glob("part.*.json"))) > 0
+    assert seen_partly_done, "a part was finished when it was killed"
+    make_shards(job(source, out))
+    assert content(out) == content(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "whole", "cache", ".out.lock"}
+
+
+def test_several_processes_write_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    make_shards(job(source, tmp_path / "whole", clips_at_once=64))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(TOOL), "--teacher", "folder", "--source", str(source), *FLAGS]
+    command += ["--prompts", str(source / "prompts.jsonl"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("17 clips") == 1
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_too_many_rejects_stop_the_job_and_a_higher_limit_goes_on(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_rejects \(1\) must be at least 2, .*v07\.mp4: must be"):
+        make_shards(job(source, tmp_path / "out", max_rejects=1))
+    assert not (tmp_path / "out").exists()
+    done = sorted(path.name for path in (tmp_path / ".out.records").glob("part.*"))
+    assert done == ["part.00000.json", "part.00001.json"]
+    assert make_shards(job(source, tmp_path / "out", max_rejects=3)).num_samples == 17
+
+
+def test_job_begun_otherwise_is_not_gone_on_with(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        make_shards(job(source, tmp_path / "out", max_rejects=0))
+    with pytest.raises(ConfigError, match="must be finished as it was begun: compression differ; delete"):
+        make_shards(job(source, tmp_path / "out", compression="none"))
+
+
+def test_nothing_usable(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.txt").write_text("a ball")
+    nothing = ShardJob(FolderTeacher(tmp_path, None), IdentityCodec.of_form(FORM), FORM, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"must have a clip that can be used: all 1 were rejected, the first, a\.mp4"):
+        make_shards(nothing)
+
+
+def test_rows_that_lead_nowhere_are_rejected(source: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.csv"
+    long = " ".join(str(word) for word in range(17))
+    prompts.write_text(f"video,prompt\nv00.mp4,a bar\nabsent.mp4,b\n../x.mp4,c\n,d\nv01.mp4,{long}\nv00.mp4,e\n")
+    teacher = FolderTeacher(source, prompts)
+    make_shards(ShardJob(teacher, IdentityCodec.of_form(FORM), FORM, tmp_path / "out"))
+    reasons = list(rejects(tmp_path / "out").values())
+    expected = ("must be a file of the source", "video must lie below", "video must be given", "prompt must have at",
+                "video must occur once")  # fmt: skip
+    assert len(reasons) == 5
+    for reason in expected:
+        assert any(found.startswith(reason) for found in reasons), reason
+
+
+def test_latents_that_are_not_finite_are_rejected(source: Path, tmp_path: Path) -> None:
+    class Sick(IdentityCodec):
+        def encode(self, frames: Frames) -> Any:
+            latents = super().encode(frames)
+            if frames.max() > 190:
+                latents[0, 0, 0, 0] = np.nan
+            return latents
+
+    fold = IdentityCodec.of_form(FORM).fold
+    make_shards(ShardJob(job(source, tmp_path / "out").teacher, Sick(fold), FORM, tmp_path / "out"))
+    sick = [reason for reason in rejects(tmp_path / "out").values() if reason.startswith("latents must be finite")]
+    assert sick
+    assert len(sick) < 17
+
+
+def test_full_disk(source: Path, tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the full disk: the kernel refuses the write in the same way."""
+    code = f"""
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from tests.unit.data import test_make_shards as tests
+limited = tests.job(Path(sys.argv[1]), Path(sys.argv[2]), compression="none")
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    tests.make_shards(limited)
+except tests.ConfigError as error:
+    sys.exit(str(error))
+"""
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source), str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"out ({out}) must have room: File too large")
+    assert not out.exists()
+    assert make_shards(job(source, out, compression="none")).num_samples == 17
+
+
+def test_one_job_at_a_time(source: Path, tmp_path: Path) -> None:
+    inner: list[str] = []
+
+    class Nested(FolderTeacher):
+        def frames(self, clip: Clip, form: VideoForm) -> Frames:
+            if not inner:
+                with pytest.raises(ConfigError, match="one job at a time") as caught:
+                    make_shards(job(source, tmp_path / "out"))
+                inner.append(str(caught.value))
+            return super().frames(clip, form)
+
+    teacher = Nested(source, source / "prompts.jsonl")
+    make_shards(ShardJob(teacher, IdentityCodec.of_form(FORM), FORM, tmp_path / "out", decoders=1))
+    assert inner
+
+
+def test_prompts_alone_keep_their_splits(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"ball {n}", "split": split} for n, split in enumerate(("seen", "seen", "unseen", "longer"))]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0], {"prompt": ""}]))
+    command = [
+        sys.executable,
+        str(TOOL),
+        "--teacher",
+        "none",
+        "--prompts",
+        str(prompts),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "4 prompts" in done.stdout
+    assert len(rejects(tmp_path / "out")) == 2
+    where = location(tmp_path / "out")
+    check_files(where)
+    seen = distinct_prompts(where, 16, "seen")
+    assert sorted(seen.prompts) == ["ball 0", "ball 1"]
+    assert seen.text.shape == (2, 16, 32)
+    assert seen.text[:, :2].abs().sum() == 2 * 2 * 32, "two words each"
+    assert len(seen.latents) == 0
+    assert len(distinct_prompts(where, 16)) == 4
+    with pytest.raises(ConfigError, match=r"evaluation\.split \(other\) must be one of \['longer', 'seen', 'unseen'\]"):
+        distinct_prompts(where, 16, "other")

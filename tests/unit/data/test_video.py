@@ -1,0 +1,165 @@
+"""Real video files, read into a form: which frames, which pixels, and what is refused."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afd_scale.config import ConfigError
+from afd_scale.data.clips import RejectedError, VideoForm
+from afd_scale.data.video import fit, read_video
+from tests.videos import moving_bar, write_video
+
+GRAY = VideoForm(frames=12, fps=8.0, height=16, width=16, colour="gray")
+
+
+def numbered(frames: int, height: int = 16, width: int = 16) -> np.ndarray:
+    """(T, H, W): every frame is of a grey of its own."""
+    return np.stack([np.full((height, width), 10 * number + 5, np.uint8) for number in range(frames)])
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """Of the frames of `numbered`."""
+    return [round((int(image.mean()) - 5) / 10) for image in frames]
+
+
+def test_video_of_the_form_passes_unchanged(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (12, 16, 16), dtype=np.uint8)
+    path = write_video(tmp_path / "a.mp4", grey, pix_fmt="gray")
+    np.testing.assert_array_equal(read_video(path, GRAY)[..., 0], grey)
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (8, [0, 1, 2, 3, 4, 5]),
+        (16, [0, 2, 4, 6, 8, 10]),
+        (12, [0, 1, 3, 4, 6, 7]),  # 1.5 frames a step: the one that is shown
+        (Fraction(24000, 1001), [0, 3, 6, 9, 12, 15]),  # each less than a millisecond late
+        (4, [0, 0, 1, 1, 2, 2]),
+    ],
+)
+def test_frames_are_those_shown_at_the_forms_times(tmp_path: Path, rate: Fraction | int, expected: list[int]) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(20), rate, pix_fmt="gray")
+    assert numbers(read_video(path, replace(GRAY, frames=6))) == expected
+
+
+def test_variable_frame_rate_follows_the_times(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(5), 8, pix_fmt="gray", times=[0, 1, 4, 5, 6])
+    assert numbers(read_video(path, replace(GRAY, frames=7))) == [0, 1, 1, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "pix_fmt"), [("webm", "libvpx-vp9", "yuv420p"), ("gif", "gif", "gray")])
+def test_other_containers(tmp_path: Path, suffix: str, codec: str, pix_fmt: str) -> None:
+    video = numbered(14)
+    path = write_video(tmp_path / f"a.{suffix}", video, 10, codec=codec, pix_fmt=pix_fmt)
+    assert numbers(read_video(path, replace(GRAY, fps=10.0))) == list(range(12))
+
+
+def test_colours_are_rgb_of_the_videos_standard(tmp_path: Path) -> None:
+    green = np.zeros((4, 720, 1280, 3), np.uint8)
+    green[..., 1] = 200
+    form = VideoForm(frames=2, fps=8.0, height=8, width=8)
+    # The encoder converts by BT.601. Read as BT.709, which HD of unspecified standard is, green comes out otherwise.
+    hd = read_video(write_video(tmp_path / "hd.mp4", green), form)[0, 4, 4].astype(int)
+    sd = read_video(write_video(tmp_path / "sd.mp4", green[:, :480, :640]), form)[0, 4, 4].astype(int)
+    assert np.abs(sd - [0, 200, 0]).max() <= 3
+    assert np.abs(hd - [0, 200, 0]).max() > 10
+
+
+def test_rotation_of_the_metadata(tmp_path: Path) -> None:
+    video = np.zeros((3, 16, 32), np.uint8)
+    video[:, :, :8] = 255  # the left
+    form = VideoForm(frames=1, fps=8.0, height=32, width=16, colour="gray")
+    turned = read_video(write_video(tmp_path / "a.mp4", video, pix_fmt="gray", rotation=90), form)[0, ..., 0]
+    assert turned[-4:].mean() > 250, "counterclockwise, the left comes to lie below"
+    assert turned[:4].mean() < 5
+
+
+def test_pixels_that_are_not_square(tmp_path: Path) -> None:
+    bar = np.zeros((2, 16, 16), np.uint8)
+    bar[:, :, 4:12] = 255  # with pixels twice as wide as high it is shown 32 wide, the middle half white
+    path = write_video(tmp_path / "a.mp4", bar, pix_fmt="gray", sample_aspect_ratio=Fraction(2, 1))
+    form = VideoForm(frames=1, fps=8.0, height=16, width=16, colour="gray")
+    assert read_video(path, form)[0, ..., 0].mean() > 240, "cut to a square, the white middle is left"
+
+
+@pytest.mark.parametrize(
+    ("aspect", "white"), [("crop", (0.0, 0.0)), ("pad", (0.0, 0.0)), ("stretch", (0.25, 0.25))]
+)  # fmt: skip
+def test_aspect(aspect: str, white: tuple[float, float]) -> None:
+    wide = np.full((16, 64, 1), 100, np.uint8)
+    wide[:, :16] = wide[:, 48:] = 255  # a quarter at each side
+    square = fit(wide, VideoForm(1, 1.0, 16, 16, aspect, "gray"))[..., 0]  # type: ignore[arg-type]
+    assert square.shape == (16, 16)
+    if aspect == "crop":
+        assert (square == 100).all(), "the sides are cut off"
+    elif aspect == "pad":
+        assert not square[:6].any(), "a bar above"
+        assert not square[10:].any(), "a bar below"
+        assert (square[6:10, :3] > 240).all()
+    else:
+        assert (square[:, :3] > 240).all()
+        assert (square[:, 6:10] == 100).all()
+
+
+def test_shrinking_is_anti_aliased() -> None:
+    stripes = np.zeros((64, 64, 1), np.uint8)
+    stripes[:, ::2] = 255
+    small = fit(stripes, VideoForm(1, 1.0, 16, 16, "crop", "gray"))
+    assert np.abs(small[:, 2:-2].astype(int) - 127).max() < 6
+
+
+def test_too_short(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(11), pix_fmt="gray")
+    with pytest.raises(RejectedError, match=r"must last 1\.5 s \(12 frames at 8 a second\): it is too short, 1\.375 s"):
+        read_video(path, GRAY)
+
+
+def test_truncated(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "a.mp4", moving_bar(60, 64, 64), options={"movflags": "faststart"}).read_bytes()
+    (tmp_path / "b.mp4").write_bytes(whole[: len(whole) * 9 // 10])
+    with pytest.raises(RejectedError, match="must be whole: it is truncated"):
+        read_video(tmp_path / "b.mp4", GRAY)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", bytes(10_000)])
+def test_no_video(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(RejectedError, match="must be a readable video") as caught:
+        read_video(tmp_path / "a.mp4", GRAY)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_video_stream(tmp_path: Path) -> None:
+    import wave
+
+    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    with pytest.raises(RejectedError, match="must hold a video stream"):
+        read_video(tmp_path / "a.wav", GRAY)
+
+
+def test_damaged_packets(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "a.mp4", noise)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 2000] = bytes(2000)
+    path.write_bytes(content)
+    with pytest.raises(RejectedError):
+        read_video(path, GRAY)
+
+
+def test_wrong_fps(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(20), 1000, pix_fmt="gray")
+    with pytest.raises(RejectedError, match=r"fps \(1000\) must be from 1 to 240: the metadata is wrong"):
+        read_video(path, GRAY)
+
+
+def test_form_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match=r"fps \(0\) must be positive"):
+        replace(GRAY, fps=0)

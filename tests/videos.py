@@ -1,0 +1,59 @@
+"""Real video files for tests."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+
+
+def moving_bar(frames: int, height: int, width: int, brightness: int = 200) -> Frames:
+    """(T, H, W, 3): a bar that goes from left to right."""
+    video = np.zeros((frames, height, width, 3), np.uint8)
+    for number, image in enumerate(video):
+        left = number * (width - 4) // max(1, frames - 1)
+        image[:, left : left + 4] = brightness
+    return video
+
+
+def write_video(
+    path: Path,
+    frames: Frames,
+    rate: Fraction | int = 8,
+    *,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    times: Iterable[int] | None = None,
+    rotation: int = 0,
+    **stream_settings: Any,
+) -> Path:
+    """Write (T, H, W, 3), or (T, H, W) in grey, as the container that the suffix says.
+
+    Args:
+        times: of the frames, in units of 1 / rate; None shows one after another.
+        rotation: that the metadata asks players for, degrees.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options={"qp": "0"} if codec == "libx264" else {})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pix_fmt
+        if pix_fmt == "gray":  # all values are used; a grey stream that does not say so is read as 16 to 235
+            stream.codec_context.color_range = 2
+        for name, value in stream_settings.items():
+            setattr(stream.codec_context, name, value)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for time, image in zip(times or range(len(frames)), frames, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="gray" if image.ndim == 2 else "rgb24")
+            frame.pts = time
+            frame.time_base = 1 / Fraction(rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
