@@ -12,41 +12,25 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from afd_scale.checkpoint.load_student import load_student_state
-from afd_scale.checkpoint.weights import load_weights, save_weights
+from afd_scale.checkpoint.weights import load_weights
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, run, start, torchrun
+from tests.distributed.small_run import SHAPE, write_small_run
 
 TRAIN = ROOT / "launch" / "train.py"
 STEPS = 5
 TIMING = "system/step_seconds"
 MACHINE = (TIMING, "system/data_wait_share", "system/gathered_gib")
-SHAPE = {"architecture": "toy", "dim": 48, "ffn_dim": 96, "num_layers": 2}
 
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with afd.yaml: the toy config with a small random student, few clips and no pretraining."""
     folder = tmp_path_factory.mktemp("configs")
-    tree = yaml.safe_load((ROOT / "configs/toy/afd.yaml").read_text())
-    tree |= {"requires": None, "out": str(folder / "runs"), "name": "afd"}
-    tree["student"] |= {**SHAPE, "weights": str(folder / "start")}
-    tree["data"] |= {"shards": str(folder / "shards"), "global_batch": 4}
-    tree["data"]["source"] |= {"clips": 192}
-    tree["train"] = {"steps": STEPS, "log_every": 1}
-    tree["evaluation"] = {"clips": 4, "batch": 2, "samples": 2}
-    tree["method"] |= {"discriminator_warmup_steps": 2, "rollouts_per_prompt": 2}
-    path = folder / "afd.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    config = load_config(path)
-    student = CausalWan(config.student)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in student.parameters():
-        parameter.data.normal_(0, 0.1, generator=generator)
-    save_weights(student.state_dict().items(), folder / "start", config.student)
+    write_small_run(folder, STEPS)
     return folder
 
 

@@ -121,7 +121,8 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from tests.unit.data import test_make_shards as tests
-tests.define_torchvision_ops()
+from afd_scale.data.torchvision_ops import define_torchvision_ops
+define_torchvision_ops()
 import streaming
 slow = tests.job(Path(sys.argv[1]), Path(sys.argv[2]))
 read = slow.teacher.frames
