@@ -120,7 +120,11 @@ class Codec(Protocol):
         ...
 
     def encode(self, frames: Frames) -> NDArray[np.float16]:
-        """(T, H, W, C) frames to (F, C, H, W) latents."""
+        """(T, H, W, C) frames to (F, C, H, W) latents.
+
+        Raises:
+            RejectedError: float16 cannot hold them.
+        """
         ...
 
     def decode(self, latents: NDArray[np.float16]) -> Frames:

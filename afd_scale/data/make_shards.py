@@ -145,14 +145,15 @@ def make_shards(
 
 
 def _complete(job: ShardJob) -> DatasetFacts | None:
-    """The facts of the job's dataset where it is there."""
+    """The facts of the job's dataset where it is there; refuses a form that the codec does not take."""
+    expected = job.facts()
     if not job.out.exists():
         return None
     try:
         there = DatasetFacts.load(job.out, job.field)
     except ConfigError:
         there = None
-    if there is None or replace(there, num_samples=0) != job.facts():
+    if there is None or replace(there, num_samples=0) != expected:
         check_new_folder(job.out, job.field)
     shutil.rmtree(job.records, ignore_errors=True)  # of a job that was killed in its last moment
     return there

@@ -58,13 +58,14 @@ class IdentityCodec:
 
     def encode(self, frames: Frames) -> NDArray[np.float16]:
         """(T, H, W, 1) frames to (F, C, H, W) latents."""
-        video = to_unit(torch.from_numpy(frames[..., 0]))
+        # A copy: arrays over a decoder's or a shard's bytes are read-only, and torch does not share those.
+        video = to_unit(torch.tensor(frames[..., 0]))
         latents: NDArray[np.float16] = self.fold.encode(video[None])[0].to(torch.float16).numpy()
         return latents
 
     def decode(self, latents: NDArray[np.float16]) -> Frames:
         """(F, C, H, W) latents to (T, H, W, 1) frames, the exact inverse of `encode`."""
-        video = self.fold.decode(torch.from_numpy(latents).to(torch.float32)[None])[0]
+        video = self.fold.decode(torch.tensor(latents).to(torch.float32)[None])[0]
         frames: Frames = to_uint8(video)[..., None].numpy()
         return frames
 

@@ -105,7 +105,8 @@ class WanCodec:
         num_frames, height, width, _ = frames.shape
         shape = self._latent_shape(num_frames, height, width)
         self._set_tiling(height * width)
-        video_CTHW = to_unit(torch.from_numpy(frames)).permute(3, 0, 1, 2)
+        # A copy: arrays over a decoder's or a shard's bytes are read-only, and torch does not share those.
+        video_CTHW = to_unit(torch.tensor(frames)).permute(3, 0, 1, 2)
         mode = self._vae.encode(video_CTHW[None].to(self._device, self._vae_dtype)).latent_dist.mode()
         mean, std = self._statistics
         latents = ((mode.float() - mean) / std)[0].transpose(0, 1)
@@ -119,7 +120,7 @@ class WanCodec:
         """(F, C, H, W) latents to (T, H, W, 3) frames, as `encode` saw them but for the VAE's loss."""
         self._set_tiling(latents.shape[2] * latents.shape[3] * self._spatial**2)
         mean, std = self._statistics
-        latents_CFHW = torch.from_numpy(latents).to(self._device, torch.float32).transpose(0, 1)
+        latents_CFHW = torch.tensor(latents).to(self._device, torch.float32).transpose(0, 1)
         video = self._vae.decode((latents_CFHW[None] * std + mean).to(self._vae_dtype)).sample[0]
         frames: Frames = to_uint8(video.permute(1, 2, 3, 0)).cpu().numpy()
         return frames
@@ -176,9 +177,9 @@ class WanCodec:
         try:
             tokenizer = T5TokenizerFast.from_pretrained(self._models, subfolder="tokenizer")
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise self._wrong(f"hold a T5 tokenizer in tokenizer/: {_one_line(error)}") from error
+            raise self._wrong(f"have a T5 tokenizer in tokenizer/: {_one_line(error)}") from error
         if len(tokenizer) > self._vocabulary:
-            raise self._wrong(f"hold the tokenizer of its text encoder: the one has {len(tokenizer)} tokens, "
+            raise self._wrong(f"have the tokenizer of its text encoder: the one has {len(tokenizer)} tokens, "
                               f"the other {self._vocabulary}")  # fmt: skip
         return tokenizer, self._load(UMT5EncoderModel, "text_encoder", dtype=self._text_dtype)
 
@@ -194,10 +195,10 @@ class WanCodec:
                 self._models, subfolder=part, use_safetensors=True, output_loading_info=True, **dtype
             )
         except Exception as error:  # OSError, KeyError, SafetensorError, ...: whatever a damaged folder leads to
-            raise self._wrong(f"hold a {model_class.__name__} in {part}/: {_one_line(error)}") from error
+            raise self._wrong(f"have {model_class.__name__} weights in {part}/: {_one_line(error)}") from error
         if missing := sorted(loading["missing_keys"]):
             # Both libraries fill them with random values and warn.
-            raise self._wrong(f"hold all weights of a {model_class.__name__} in {part}/: "
+            raise self._wrong(f"have all {model_class.__name__} weights in {part}/: "
                               f"{len(missing)} are absent, the first is {missing[0]}")  # fmt: skip
         return model.to(self._device).eval().requires_grad_(False)
 
@@ -244,7 +245,7 @@ class WanCodec:
             with torch.device("meta"):
                 return AutoencoderKLWan.from_config(config).config
         except Exception as error:
-            raise self._wrong(f"hold an AutoencoderKLWan in vae/: {_one_line(error)}") from error
+            raise self._wrong(f"have an AutoencoderKLWan in vae/: {_one_line(error)}") from error
 
     def _read_text_sizes(self) -> tuple[int, int]:
         """Tokens of the text encoder's vocabulary, and the length of an embedding."""
@@ -257,7 +258,7 @@ class WanCodec:
                 raise ValueError(f"it is of {found}")
             text = UMT5Config.from_dict(config)
         except Exception as error:
-            raise self._wrong(f"hold a UMT5EncoderModel in text_encoder/: {_one_line(error)}") from error
+            raise self._wrong(f"have a UMT5EncoderModel in text_encoder/: {_one_line(error)}") from error
         return int(text.vocab_size), int(text.d_model)
 
     def _wrong(self, rule_and_reason: str) -> ConfigError:

@@ -16,6 +16,7 @@ import pytest
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, VideoForm
 from afd_scale.data.codecs.identity import IdentityCodec
+from afd_scale.data.codecs.wan import WanCodec
 from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.reader import check_files, distinct_prompts, read_samples
 from afd_scale.data.schema import DatasetFacts
@@ -23,6 +24,7 @@ from afd_scale.data.storage import Location
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.video import read_video
 from tests.videos import moving_bar, write_video
+from tests.wan_models import save_tiny_wan
 
 ROOT = Path(__file__).parents[3]
 TOOL = ROOT / "tools" / "make_shards.py"
@@ -286,3 +288,32 @@ def test_prompts_alone_keep_their_splits(tmp_path: Path) -> None:
     assert len(distinct_prompts(where, 16)) == 4
     with pytest.raises(ConfigError, match=r"evaluation\.split \(other\) must be one of \['longer', 'seen', 'unseen'\]"):
         distinct_prompts(where, 16, "other")
+
+
+def test_wan_codec_from_end_to_end(source: Path, tmp_path: Path) -> None:
+    save_tiny_wan(tmp_path / "wan")
+    out = tmp_path / "out"
+    command = [sys.executable, str(TOOL), "--teacher", "folder", "--source", str(source), "--out", str(out)]
+    command += ["--prompts", str(source / "prompts.jsonl"), "--codec", "wan", "--models", str(tmp_path / "wan")]
+    command += ["--size", "32x48", "--frames", "9", "--fps", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    facts = check_files(location(out))
+    codec = WanCodec(tmp_path / "wan")
+    form = VideoForm(9, 8.0, 32, 48)
+    assert facts.latent_shape == codec.latent_shape(form)
+    assert facts.text_shape == codec.text_shape
+    batch = read_samples(location(out), [0], facts.text_shape[0])
+    embedding = codec.embed("bar number 0")
+    np.testing.assert_array_equal(batch.text[0, : len(embedding)].numpy(), embedding.astype(np.float32))
+    assert not batch.text[0, len(embedding) :].any()
+    expected = codec.encode(read_video(source / "v00.mp4", form))
+    np.testing.assert_allclose(batch.latents[0].numpy(), expected.astype(np.float32), atol=2e-3)
+
+
+def test_wan_codec_takes_1_plus_4k_frames(source: Path, tmp_path: Path) -> None:
+    save_tiny_wan(tmp_path / "wan")
+    done = run_tool(source, tmp_path / "out", "--codec", "wan", "--models", str(tmp_path / "wan"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: frames (12) must be 1 + a multiple of 4")
+    assert not list(tmp_path.glob("*out*"))
