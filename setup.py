@@ -51,6 +51,13 @@ setup(
         # against the torch that is there: pip install --no-build-isolation. te.autocast is there since 2.9.
         "gpu": ["transformer-engine[pytorch]>=2.9,<3", "flash-attn>=2.7,<3", "nvidia-ml-py>=12"],
         "mpi": ["mpi4py>=4,<5"],
-        "dev": ["pytest>=8.4", "pytest-timeout>=2.3", "moto[s3,server]>=5.1", "ruff>=0.12", "mypy>=1.16", "types-PyYAML>=6"],
+        "dev": [
+            "pytest>=8.4",
+            "pytest-timeout>=2.3",
+            "moto[s3,server]>=5.1",
+            "ruff>=0.12",
+            "mypy>=1.16",
+            "types-PyYAML>=6",
+        ],
     },
 )

@@ -1,8 +1,8 @@
 """Save and resume a whole run: every sharded network, the step and the position in the data.
 
 A checkpoint is written to a hidden partial folder and renamed when all ranks are done, so a folder `step_XXXXXXXX` is
-complete by existing. Sharded engine states are DeepSpeed's own files, written and read by the same job; what others
-load (`student/`) is safetensors.
+complete by existing. Every rank writes its shards of every network; any number of ranks reads them. What others load
+(`student/`) is whole. All of it is safetensors.
 """
 
 import json
@@ -19,6 +19,8 @@ from afd_scale.checkpoint.weights import complete_checkpoints, save_weights
 from afd_scale.config.models import StudentConfig
 
 log = logging.getLogger(__name__)
+
+FORMAT = 2  # of a checkpoint
 
 
 class Checkpointed(Protocol):
@@ -61,7 +63,7 @@ class RunCheckpoints:
             network.save(partial / name)
         if self.is_main:
             save_weights(weights, partial / "student", student)
-            state = {"step": step, "ranks": self.size, "data": dict(data)}
+            state = {"format": FORMAT, "step": step, "ranks": self.size, "data": dict(data)}
             (partial / "state.json").write_text(json.dumps(state, indent=1))
         else:
             for _ in weights:  # gathering a weight takes all ranks
@@ -92,17 +94,15 @@ class RunCheckpoints:
         """The newest complete checkpoint's state, with its folder under `folder`; None where there is none.
 
         Raises:
-            ValueError: it was written by another number of ranks.
+            ValueError: it is of another format.
         """
         checkpoints = complete_checkpoints(self.folder)
         if not checkpoints:
             return None
         state = json.loads((checkpoints[-1] / "state.json").read_text())
-        if state["ranks"] != self.size:
-            raise ValueError(
-                f"ranks ({self.size}) must be {state['ranks']}, as when {checkpoints[-1]} was written: its optimizer "
-                "states are sharded by rank; start with as many, or with train.resume=false in a new `out`"
-            )
+        if state.get("format") != FORMAT:
+            raise ValueError(f"checkpoint ({checkpoints[-1]}) must be of format {FORMAT}: it is of an earlier version "
+                             "of afd_scale; start with train.resume=false in a new `out`")  # fmt: skip
         return {**state, "folder": checkpoints[-1]}
 
     def load(self, folder: Path, networks: Mapping[str, Checkpointed]) -> None:

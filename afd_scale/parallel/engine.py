@@ -7,8 +7,15 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import set_z3_leaf_module
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+    set_z3_leaf_module,
+)
 from torch import Tensor
 
 from afd_scale.config import RunConfig
@@ -16,6 +23,7 @@ from afd_scale.config.models import OptimizerConfig
 from afd_scale.layers.lora import adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.parallel.deepspeed_config import deepspeed_config
+from afd_scale.parallel.resharding import SavedShards, save_shards
 from afd_scale.parallel.shards import (
     GatherCounter,
     Residency,
@@ -24,6 +32,9 @@ from afd_scale.parallel.shards import (
     merged_weights,
     whole_weight,
 )
+
+WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # what is saved of a trained parameter
+_NVME_TAG = "engine"
 
 
 def build_sharded(
@@ -140,15 +151,63 @@ class TrainedNetwork(ShardedNetwork):
         """Name and whole float32 weight of each parameter, the adapter merged; on all ranks together."""
         return merged_weights(self.network, self.adapter, lambda name, parameter: whole_weight(parameter))
 
-    def save(self, folder: Path) -> None:
-        # Frozen weights are the start's: a run that goes on builds them again.
-        self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True)
-        # DeepSpeed puts scripts beside it that unpickle; the student's weights lie in safetensors next door.
-        for script in ("zero_to_fp32.py", "zero_to_torch.py"):
-            (folder / script).unlink(missing_ok=True)
+    def trained(self) -> dict[str, Any]:
+        """ZeRO-3 parameters that the optimizer steps, by name."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
+    def save(self, folder: Path) -> None:
+        """This rank's shards of weights and optimizer; frozen weights are the start's, a run builds them again."""
+        if self._on_nvme:
+            self.engine.save_checkpoint(str(folder), tag=_NVME_TAG, save_latest=False, exclude_frozen_parameters=True)
+            return
+        shards = {}
+        for name, parameter in self.trained().items():
+            shards[f"{WEIGHT}/{name}"] = safe_get_local_fp32_param(parameter)
+            for moment in MOMENTS:
+                shards[f"{moment}/{name}"] = safe_get_local_optimizer_state(parameter, moment)
+        save_shards(folder, shards, optimizer_steps=self._optimizer_steps())
+
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        self.engine.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False, load_module_strict=False)
+        """What any number of ranks saved.
+
+        Raises:
+            ValueError: files are absent or damaged, or of another network.
+        """
+        if self._on_nvme:
+            self.engine.load_checkpoint(str(folder), tag=_NVME_TAG, load_lr_scheduler_states=False,
+                                        load_module_strict=False)  # fmt: skip
+            return
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        with SavedShards(folder) as saved:
+            self._begin_optimizer(saved.facts["optimizer_steps"])
+            for name, parameter in self.trained().items():
+                weight = saved.part(f"{WEIGHT}/{name}", parameter.ds_numel, rank, ranks)
+                safe_set_local_fp32_param(parameter, weight)
+                parameter.ds_tensor.copy_(weight)  # what passes gather; DeepSpeed sets the optimizer's copy alone
+                for moment in MOMENTS:
+                    part = saved.part(f"{moment}/{name}", parameter.ds_numel, rank, ranks)
+                    safe_set_local_optimizer_state(parameter, part, moment)
+        self.release()
+
+    @property
+    def _on_nvme(self) -> bool:
+        """Whether optimizer states are in files, which DeepSpeed (0.19) lets nobody else fill."""
+        return bool(self.engine.optimizer.swap_optimizer)
+
+    def _optimizer_steps(self) -> float:
+        """Of AdamW, for its bias correction; 0 before the first."""
+        states = self.engine.optimizer.optimizer.state
+        return max((float(state["step"]) for state in states.values() if "step" in state), default=0.0)
+
+    def _begin_optimizer(self, steps: float) -> None:
+        """Give AdamW the states that it would make in its first step."""
+        optimizer = self.engine.optimizer
+        for flat in optimizer.fp32_partitioned_groups_flat:
+            optimizer.optimizer.state[flat] = {
+                "step": torch.tensor(steps, dtype=torch.float32, device=flat.device),
+                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
+            }
 
 
 class AveragedPolicy(ShardedNetwork):

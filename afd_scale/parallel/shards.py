@@ -15,10 +15,10 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from afd_scale.layers.lora import FOLDER, adapter_of
+from afd_scale.parallel.resharding import SavedShards, save_shards
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +137,13 @@ class ShardAverage:
         return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        save_file(self.shards, _file(folder))
+        save_shards(folder, self.shards)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        saved = load_file(_file(folder))
-        for name, shard in self.shards.items():
-            shard.copy_(saved[name])
+        with SavedShards(folder) as saved:
+            for name, shard in self.shards.items():
+                shard.copy_(saved.part(name, self.parameters[name].ds_numel, dist.get_rank(), dist.get_world_size()))
         self._write()
 
 
@@ -186,7 +185,3 @@ def _free_bytes(ranks_of_machine: int) -> float:
         free, _ = torch.cuda.mem_get_info()
         return float(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
     return float(psutil.virtual_memory().available / ranks_of_machine)
-
-
-def _file(folder: Path) -> Path:
-    return folder / f"rank_{dist.get_rank():05d}.safetensors"

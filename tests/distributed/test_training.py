@@ -45,7 +45,17 @@ def succeed(result: CompletedProcess[str]) -> None:
 @pytest.fixture(scope="module")
 def one_rank(configs: Path) -> list[dict[str, Any]]:
     """The run that others are compared with, under plain python."""
-    succeed(run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=one", "train.save_every=2"))
+    succeed(
+        run(
+            sys.executable,
+            TRAIN,
+            "--config",
+            configs / "afd.yaml",
+            "name=one",
+            "train.save_every=1",
+            "train.keep_checkpoints=5",
+        )
+    )
     return metrics(configs / "runs" / "one")
 
 
@@ -134,6 +144,36 @@ def test_a_resumed_run_is_the_uninterrupted_one(configs: Path, two_ranks: list[d
     assert (checkpoints / "latest").read_text() == f"step_{STEPS:08d}"
     assert not list(checkpoints.glob(".*"))
     assert (folder / "report.html").is_file()
+
+
+def test_a_run_resumes_on_any_number_of_ranks(configs: Path, one_rank: list[dict[str, Any]]) -> None:
+    """One rank, then two, then four of which two share a video, then one again: the losses of the lone rank."""
+    folder = configs / "runs" / "elastic"
+    shutil.copytree(configs / "runs" / "one", folder)
+    config = (folder / "config.yaml").read_text().replace("name: one\n", "name: elastic\n")
+    (folder / "config.yaml").write_text(config)
+    command = [
+        TRAIN,
+        "--config",
+        configs / "afd.yaml",
+        "name=elastic",
+        "train.save_every=1",
+        "train.keep_checkpoints=5",
+    ]
+    for resume_at, ranks, sequence in ((1, 2, 1), (3, 4, 2), (4, 1, 1)):
+        (folder / "summary.json").unlink()
+        for step in range(resume_at + 1, STEPS + 1):
+            shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
+        before = metrics(folder)[:resume_at]
+        succeed(torchrun(ranks, *command, f"parallel.sequence={sequence}"))
+        assert metrics(folder)[:resume_at] == before, "it went on from there"
+    for one, elastic in zip(one_rank, metrics(folder), strict=True):
+        for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:
+            assert one[name] == pytest.approx(elastic[name], abs=1e-4), (one["step"], name)
+    weights = [load_weights(configs / "runs" / run / "checkpoints" / f"step_{STEPS:08d}" / "student")[1]
+               for run in ("one", "elastic")]  # fmt: skip
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def without_time(line: dict[str, Any]) -> dict[str, Any]:
