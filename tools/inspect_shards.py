@@ -1,0 +1,105 @@
+"""Look into a dataset of shards.
+
+    tools/inspect_shards.py OUT [--json]              counts, schema, prompts
+    tools/inspect_shards.py OUT --validate            read everything, name each corrupt shard
+    tools/inspect_shards.py OUT --pictures DIR        a contact sheet and a few mp4
+
+OUT is a folder or a URL. Latents of Wan's codec need its VAE for pictures: --models DIR, as for make_shards.
+
+Exit 0: done, and with --validate nothing is wrong. Exit 2: bad input, or something is wrong, a line each.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from afd_scale.config import ConfigError
+from afd_scale.data.codecs.choose import codec_of
+from afd_scale.data.inspection import describe, samples_at, validate
+from afd_scale.data.schema import DatasetFacts
+from afd_scale.data.storage import Location
+from afd_scale.evaluation.video import write_comparison_mp4, write_grid
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad usage in one line, like all other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", metavar="OUT", help="folder or URL of a dataset")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--validate", action="store_true", help="read everything")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a contact sheet and mp4 there")
+    parser.add_argument("--samples", type=int, default=12, help="on the contact sheet, spread over the dataset (12)")
+    parser.add_argument("--videos", type=int, default=4, help="of them as mp4 (4)")
+    parser.add_argument("--models", help="folder or hub id of Wan in diffusers' layout")
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            return inspect(options, Location(options.out, Path(cache), "out"))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def inspect(options: argparse.Namespace, location: Location) -> int:
+    found = describe(location)
+    if options.validate:
+        found["corrupt"] = list(validate(location))
+    if options.json:
+        print(json.dumps(found))
+    else:
+        show(found)
+    if options.pictures is not None:
+        draw(options, location)
+    if found.get("corrupt"):
+        print(f"error: out ({options.out}) must be as it was written: {len(found['corrupt'])} things are wrong",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    return 0
+
+
+def show(found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        if name == "corrupt":
+            print(*value or ["everything was read and is as it was written"], sep="\n")
+        elif name.startswith("bytes"):
+            print(f"{name:20} {value} ({value / 2**20:.1f} MiB)")
+        elif isinstance(value, dict):
+            print(f"{name:20} {', '.join(f'{key} {item}' for key, item in value.items()) or '-'}")
+        else:
+            print(f"{name:20} {value}")
+
+
+def draw(options: argparse.Namespace, location: Location) -> None:
+    """A contact sheet and mp4 of samples spread over the dataset."""
+    if options.samples < 1 or options.videos < 0:
+        raise ConfigError(f"samples ({options.samples}) must be positive, and videos ({options.videos}) not negative")
+    facts = DatasetFacts.load(location.folder, location.field)
+    if facts.latent_shape is None:
+        raise ConfigError(f"out ({location.shards}) must hold videos for --pictures: it holds prompts alone")
+    codec = codec_of(facts.codec, models=options.models)
+    count = min(options.samples, facts.num_samples)
+    rows = samples_at(location, np.linspace(0, facts.num_samples - 1, count).round().astype(int).tolist())
+    frames = np.stack([codec.decode(row["latents"]) for row in rows])
+    frames = frames[..., 0] if frames.shape[-1] == 1 else frames
+    captions = [row["prompt"] for row in rows]
+    name = facts.teacher
+    write_grid({name: frames}, captions, options.pictures / "contact_sheet.png")
+    shown = min(options.videos, count)
+    if shown:
+        write_comparison_mp4({name: frames[:shown]}, captions[:shown], options.pictures, fps=rows[0]["fps"])
+    print(f"pictures are in {options.pictures}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
