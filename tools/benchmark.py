@@ -6,8 +6,9 @@
     rollout     the cached causal rollout of a micro-batch
     update      forward and backward of the student's teacher-forcing pass on a micro-batch
     step        a whole AFD step: rollout, discriminator, student
+    data        reading shards of a 1.3B run: samples a second of one process, and what a job of 256 GPUs needs
 
-The last four take their shapes from a config (`--config FILE section.key=value ...`; by default Wan 1.3B's, on a CPU
+linear, rollout, update and step take their shapes from a config (`--config FILE section.key=value ...`; by default Wan 1.3B's, on a CPU
 shrunk), with random weights, in plain torch on one device. MFU is the rate of what the model needs (recomputation not
 counted) over the best of a square matrix product of the same dtype, measured in turns. `bytes_moved` is what must be
 read and written at least. Peak memory is CUDA's; on a CPU there is no such figure. AdamW's moments have the weights'
@@ -28,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afd_scale.benchmarks.data import benchmark_data
 from afd_scale.benchmarks.networks import benchmark_linear, benchmark_rollout, benchmark_step, benchmark_update
 from afd_scale.benchmarks.timing import medians
 from afd_scale.config import RunConfig, load_config
@@ -74,6 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=_positive, help="turns of each (default: 25 of attention, else 5)")
     parser.add_argument("--config", type=Path, help="run whose networks are measured")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp8"), help="default fp32 on a CPU, else the config's")
+    parser.add_argument("--samples", type=_positive, default=32, help="of data (default %(default)s)")
+    parser.add_argument("--step-seconds", type=float, default=8.0,
+                        help="of a step, for what data must deliver (default %(default)s)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the config")
     # Two threads wait for each other at every kernel: where other work shares the cores, that would be measured.
     parser.add_argument("--threads", type=_positive, default=1, help="of a CPU (default %(default)s)")
@@ -165,12 +170,20 @@ def _of_config(benchmark: Callable[[RunConfig, int, torch.device], dict[str, Any
     return run
 
 
+def _data(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    if options.config or options.precision or options.overrides:
+        given = options.config or options.precision or options.overrides[0]
+        raise ValueError(f"data ({given}) takes no config: it reads videos of one size")
+    return benchmark_data(options.samples, options.repeats, options.step_seconds)
+
+
 BENCHMARKS: Mapping[str, Benchmark] = {
     "attention": benchmark_attention,
     "linear": _of_config(benchmark_linear),
     "rollout": _of_config(benchmark_rollout),
     "update": _of_config(benchmark_update),
     "step": _of_config(benchmark_step),
+    "data": _data,
 }
 
 

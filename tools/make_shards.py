@@ -25,9 +25,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from afd_scale.config import ConfigError
 from afd_scale.config.run import ProceduralSource
@@ -38,6 +39,7 @@ from afd_scale.data.make_prompts import make_prompt_shards
 from afd_scale.data.make_shards import Alone, Processes, ShardJob, make_shards
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.teachers.folder import FolderTeacher
+from afd_scale.data.teachers.http import Endpoint, HttpTeacher
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from afd_scale.data.writer import COMPRESSIONS
 from afd_scale.parallel.launchers import Launched, launched_as
@@ -71,6 +73,19 @@ def parser() -> Parser:
     job = parser.add_argument_group("job")
     job.add_argument("--max-rejects", type=int, default=100, help="unusable clips before the job stops (100)")
     job.add_argument("--compression", default="zstd", help="of the shards: zstd or none (zstd)")
+    http = parser.add_argument_group("teacher http")
+    http.add_argument("--url", help="of the endpoint, such as http://teacher:8000/v1")
+    http.add_argument("--model", help="that is asked")
+    http.add_argument("--request", action="append", default=[], metavar="FIELD=VALUE",
+                      help="further field of a request, repeatable, such as seconds=8 or seed={index}")  # fmt: skip
+    http.add_argument("--videos-per-prompt", type=int, default=1, help="(1)")
+    http.add_argument("--concurrency", type=int, default=4, help="videos asked for at once (4)")
+    http.add_argument("--requests-per-minute", type=float, help="for new videos")
+    http.add_argument("--price", type=float, default=0.0, help="of a video")
+    http.add_argument("--budget", type=float, help="that all videos of --source together may cost")
+    http.add_argument("--poll-seconds", type=float, default=5.0, help="between looks at a video (5)")
+    http.add_argument("--backoff-seconds", type=float, default=1.0, help="before a second attempt (1)")
+    http.add_argument("--ask-again", action="store_true", help="for what may have been paid for and lost")
     toy = parser.add_argument_group("teacher procedural")
     toy.add_argument("--clips", type=int, default=1024, help="to render (1024)")
     toy.add_argument("--physics", default="teacher", help="teacher, or wrong: what the base is pretrained on")
@@ -129,16 +144,20 @@ def make_prompts(options: argparse.Namespace, launched: Launched) -> DatasetFact
 
 def make_videos(options: argparse.Namespace, launched: Launched, processes: Processes) -> DatasetFacts:
     job = job_of(options, launched, processes)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = bar_columns()
     shown = sys.stderr.isatty() and processes.rank == 0
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
         task = progress.add_task("Clips", total=None)
         return make_shards(job, processes, lambda done, total: progress.update(task, completed=done, total=total))
 
 
+def bar_columns() -> tuple[ProgressColumn, ...]:
+    return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
 def check_choices(options: argparse.Namespace) -> None:
     for name, choices in (
-        ("teacher", ("folder", "procedural", "none")),
+        ("teacher", ("folder", "http", "procedural", "none")),
         ("codec", ("identity", "wan")),
         ("aspect", ("crop", "pad", "stretch")),
         ("compression", COMPRESSIONS),
@@ -198,7 +217,45 @@ def teacher_of(options: argparse.Namespace, processes: Processes) -> Teacher:
         return ProceduralTeacher(source)
     if options.source is None:
         raise ConfigError(f"source must be given with teacher {options.teacher}: the folder of its videos")
-    return FolderTeacher(options.source, options.prompts, options.name)
+    if options.teacher == "folder":
+        return FolderTeacher(options.source, options.prompts, options.name)
+    teacher = http_teacher(options)
+    processes.run_on_main(collect, teacher)
+    return teacher
+
+
+def http_teacher(options: argparse.Namespace) -> HttpTeacher:
+    for name in ("url", "model", "prompts"):
+        if getattr(options, name) is None:
+            raise ConfigError(f"{name} must be given with teacher http")
+    for name in ("videos_per_prompt", "concurrency", "poll_seconds"):
+        if getattr(options, name) <= 0:
+            raise ConfigError(f"{name} ({getattr(options, name)}) must be positive")
+    if options.budget is not None and options.price <= 0:
+        raise ConfigError(f"price ({options.price}) must be positive with a budget: it is what the budget counts")
+    request = {}
+    for item in options.request:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"request ({item}) must be FIELD=VALUE")
+        request[name] = value if "{index}" in value else yaml.safe_load(value)
+    endpoint = Endpoint(
+        options.url, options.model, request, concurrency=options.concurrency,
+        requests_per_minute=options.requests_per_minute, price=options.price, budget=options.budget,
+        poll_seconds=options.poll_seconds, backoff_seconds=options.backoff_seconds, ask_again=options.ask_again,
+    )  # fmt: skip
+    return HttpTeacher(
+        endpoint, options.prompts, options.source, videos_per_prompt=options.videos_per_prompt,
+        key=os.environ.get(KEY), name=options.name,
+    )  # fmt: skip
+
+
+def collect(teacher: HttpTeacher) -> None:
+    """Ask for the videos; a bar shows how many are settled."""
+    columns = bar_columns()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("Videos", total=None)
+        teacher.collect(lambda done, total: progress.update(task, completed=done, total=total))
 
 
 def summary(out: Path, facts: DatasetFacts) -> str:

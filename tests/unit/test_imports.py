@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parallel": {"types", "protocols", "config", "layers"},
     "checkpoint": {"types", "protocols", "config"},
     "planning": {"types", "config", "layers"},
-    "benchmarks": {"types", "config", "flow", "layers", "models", "rollout", "methods", "planning"},
+    "benchmarks": {"types", "config", "flow", "layers", "models", "rollout", "methods", "planning", "data"},
     "evaluation": {"types", "protocols", "config", "flow", "rollout", "data"},
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
@@ -39,6 +39,7 @@ LIBRARIES: dict[str, set[str]] = {
     "deepspeed": {"parallel"},
     "streaming": {"data"},
     "torchvision": {"data"},
+    "openai": {"data"},
     "diffusers": {"checkpoint", "data"},
     "transformers": {"models", "data"},
 }

@@ -1,0 +1,250 @@
+"""A teacher behind HTTP, against a real server: nothing is asked twice, whatever goes wrong."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afd_scale.config import ConfigError
+from afd_scale.data.clips import Clip, Reject
+from afd_scale.data.teachers.http import Endpoint, HttpTeacher
+from tests.video_server import VideoServer
+from tests.videos import moving_bar, write_video
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+TOOL = Path(__file__).parents[3] / "tools" / "make_shards.py"
+KEY = "sk-very-secret"
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_video(tmp_path_factory.mktemp("video") / "a.mp4", moving_bar(16, 32, 32)).read_bytes()
+
+
+@pytest.fixture
+def serve(video: bytes) -> Iterator[Callable[..., VideoServer]]:
+    servers: list[VideoServer] = []
+
+    def start(**settings: Any) -> VideoServer:
+        servers.append(VideoServer(video, **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def teacher(server: VideoServer | str, folder: Path, prompts: int = 4, **settings: Any) -> HttpTeacher:
+    table = folder / "prompts.txt"
+    table.write_text("".join(f"bar {number}\n" for number in range(prompts)))
+    videos_per_prompt = settings.pop("videos_per_prompt", 1)
+    fast = {"poll_seconds": 0.02, "backoff_seconds": 0.02, "attempts": 4}
+    url = server if isinstance(server, str) else server.url
+    endpoint = Endpoint(url, "m", **{**fast, **settings})
+    return HttpTeacher(endpoint, table, folder / "kept", videos_per_prompt=videos_per_prompt, key=KEY)
+
+
+def reasons(found: HttpTeacher) -> list[str]:
+    return [clip.reason for clip in found.clips() if isinstance(clip, Reject)]
+
+
+def videos(found: HttpTeacher) -> list[str]:
+    return [clip.prompt for clip in found.clips() if isinstance(clip, Clip)]
+
+
+def test_every_video_is_asked_for_once_and_kept(
+    serve: Callable[..., VideoServer], tmp_path: Path, video: bytes
+) -> None:
+    server = serve(polls=2)
+    found = teacher(server, tmp_path, videos_per_prompt=2, concurrency=3, request={"seed": "{index}", "seconds": "8"})
+    seen: list[tuple[int, int]] = []
+    found.collect(lambda done, total: seen.append((done, total)))
+    clips = found.clips()
+    assert [(clip.prompt, clip.index) for clip in clips if isinstance(clip, Clip)] == [
+        (f"bar {number}", index) for number in range(4) for index in range(2)
+    ]
+    assert set(server.created.values()) == {2}
+    assert 1 < server.most_at_once <= 3
+    assert seen[-1] == (8, 8)
+    for clip in clips:
+        assert (tmp_path / "kept" / clip.video).read_bytes() == video
+    assert sum('name="seed"\r\n\r\n1\r\n' in body for body in server.bodies) == 4
+    found.collect()
+    assert sum(server.created.values()) == 8, "nothing is left to ask for"
+    listed = (tmp_path / "kept" / "prompts.jsonl").read_text().splitlines()
+    assert len(listed) == 8
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_what_goes_wrong_is_tried_again_and_nothing_is_paid_twice(
+    serve: Callable[..., VideoServer], tmp_path: Path, lists: bool
+) -> None:
+    server = serve(lists=lists)
+    server.told = {"bar 0": ["429", "500"], "bar 1": ["drop"], "bar 2": ["vanish"], "bar 3": ["503", "429"]}
+    found = teacher(server, tmp_path)
+    found.collect()
+    assert set(server.created.values()) == {1}
+    if lists:  # the server says what it accepted
+        assert videos(found) == [f"bar {number}" for number in range(4)]
+        return
+    assert videos(found) == ["bar 0", "bar 3"]
+    assert len(reasons(found)) == 2
+    assert all("may have been paid for" in reason for reason in reasons(found))
+    found.collect()
+    assert sum(server.created.values()) == 3, "bar 1 was never accepted, and nobody can know"
+    again = teacher(server, tmp_path, ask_again=True)
+    again.collect()
+    assert videos(again) == [f"bar {number}" for number in range(4)]
+
+
+def test_bad_answers_about_one_video(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.told = {"bar 0": ["400"]}
+    server.outcome = {"bar 1": "failed", "bar 2": "html", "bar 3": "cut", "bar 4": "expired"}
+    found = teacher(server, tmp_path, prompts=5)
+    found.collect()
+    assert videos(found) == ["bar 3"]
+    assert [reason.partition(":")[0] for reason in reasons(found)] == [
+        "the teacher refused the prompt", "the teacher made no video", "the teacher's file must be a video",
+        "the teacher's video must still be there",
+    ]  # fmt: skip
+    asked = len(server.bodies)
+    found.collect()
+    assert len(server.bodies) == asked, "a refusal is final"
+
+
+@pytest.mark.parametrize(("fault", "message"), [("401", "it answers 401"), ("html", "is no video object")])
+def test_an_endpoint_that_cannot_be_used_stops_the_job(
+    serve: Callable[..., VideoServer], tmp_path: Path, fault: str, message: str
+) -> None:
+    server = serve()
+    server.told = {"bar 0": [fault]}
+    found = teacher(server, tmp_path, concurrency=1)
+    with pytest.raises(ConfigError, match=message) as caught:
+        found.collect()
+    assert "\n" not in str(caught.value)
+    assert len(server.bodies) == 1
+    found.collect()
+    assert len(videos(found)) == 4
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"url \(http://127\.0\.0\.1:9/v1\) must answer: 4 attempts failed"):
+        teacher("http://127.0.0.1:9/v1", tmp_path).collect()
+
+
+def test_the_budget_is_never_passed_and_a_higher_one_goes_on(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    with pytest.raises(ConfigError, match=r"budget \(1\) must be higher for more videos: 2 at 0\.5 were asked for"):
+        teacher(server, tmp_path, price=0.5, budget=1.0).collect()
+    assert sum(server.created.values()) == 2
+    found = teacher(server, tmp_path, price=0.5, budget=2.0)
+    assert len(videos(found)) == 2, "what was paid for is kept"
+    found.collect()
+    assert len(videos(found)) == 4
+
+
+def test_requests_keep_their_distance(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    teacher(server, tmp_path, requests_per_minute=600).collect()
+    times = server.create_times
+    assert min(b - a for a, b in pairwise(times)) > 0.05
+
+
+def test_the_key_is_sent_and_written_nowhere(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.told = {"bar 0": ["400"], "bar 1": ["401"]}
+    with pytest.raises(ConfigError) as caught:
+        teacher(server, tmp_path, concurrency=1).collect()
+    assert server.keys == {f"Bearer {KEY}"}
+    assert KEY not in str(caught.value)
+    for path in (tmp_path / "kept").iterdir():
+        assert KEY.encode() not in path.read_bytes(), path.name
+
+
+COLLECT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from tests.unit.data.test_http_teacher import teacher
+found = teacher(sys.argv[1], Path(sys.argv[2]), prompts=12, poll_seconds=0.1)
+print("begin", flush=True)
+found.collect()
+"""
+
+
+def collecting(server: VideoServer, folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", COLLECT, server.url, str(folder), str(TOOL.parents[1])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begin\n"
+    return process
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_at_any_moment_it_asks_for_nothing_twice(
+    serve: Callable[..., VideoServer], tmp_path: Path, how: signal.Signals
+) -> None:
+    server, moments = serve(polls=3), random.Random(int(how))
+    for _ in range(3):
+        before = sum(server.created.values())
+        with collecting(server, tmp_path) as process:
+            deadline = time.monotonic() + 30
+            while sum(server.created.values()) == before and before < 12 and time.monotonic() < deadline:
+                time.sleep(0.005)  # importing the client takes its time
+            time.sleep(moments.uniform(0.0, 0.3))
+            process.send_signal(how)
+            assert process.wait(10) != 0
+    found = teacher(server, tmp_path, prompts=12)
+    found.collect()
+    assert len(videos(found)) == 12
+    assert dict(server.created) == {f"bar {number}": 1 for number in range(12)}
+
+
+def test_a_line_that_a_crash_cut_is_no_line(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    found = teacher(server, tmp_path)
+    found.collect()
+    journal = tmp_path / "kept" / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"prompt_id": "')
+    found.collect()
+    assert journal.read_bytes() == whole
+
+
+def test_from_the_endpoint_to_shards(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.outcome = {"bar 2": "failed"}
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"bar {n}"}) + "\n" for n in (0, 1, 2, 1)))
+    command = [
+        sys.executable,
+        str(TOOL),
+        "--teacher",
+        "http",
+        "--url",
+        server.url,
+        "--model",
+        "m",
+        "--poll-seconds",
+        "0.02",
+    ]
+    command += ["--source", str(tmp_path / "kept"), "--prompts", str(tmp_path / "prompts.jsonl"), "--codec", "identity"]
+    command += ["--size", "16x16", "--frames", "12", "--fps", "8", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OPENAI_API_KEY": KEY}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 clips of http:m" in done.stdout
+    assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 2
+    assert server.keys == {f"Bearer {KEY}"}
+    assert KEY not in done.stdout + done.stderr
