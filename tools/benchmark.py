@@ -8,11 +8,11 @@
     step        a whole AFD step: rollout, discriminator, student
     data        reading shards of a 1.3B run: samples a second of one process, and what a job of 256 GPUs needs
 
-linear, rollout, update and step take their shapes from a config (`--config FILE section.key=value ...`; by default Wan 1.3B's, on a CPU
-shrunk), with random weights, in plain torch on one device. MFU is the rate of what the model needs (recomputation not
-counted) over the best of a square matrix product of the same dtype, measured in turns. `bytes_moved` is what must be
-read and written at least. Peak memory is CUDA's; on a CPU there is no such figure. AdamW's moments have the weights'
-dtype.
+linear, rollout, update and step take their shapes from a config (`--config FILE section.key=value ...`; by default Wan
+1.3B's, on a CPU shrunk), with random weights, in plain torch on one device. MFU is the rate of what the model needs
+(recomputation not counted) over the best of a square matrix product of the same dtype, measured in turns. `bytes_moved`
+is what must be read and written at least. Peak memory is CUDA's; on a CPU there is no such figure. AdamW's moments have
+the weights' dtype.
 
 Variants take turns and their medians are compared, so that a machine that slows down for a while slows all of them.
 With --json the only line printed is one JSON object. Exit 2: bad input, one line says which.

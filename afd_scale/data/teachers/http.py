@@ -126,11 +126,11 @@ class HttpTeacher:
         except Timeout:
             raise ConfigError(f"source ({self.folder}) must be filled by one process at a time: another one is at it"
                               ) from None  # fmt: skip
-        with lock:
-            try:
-                _Collector(self.endpoint, self.folder, self._key).collect(requests, on_video)
-            finally:
-                self._list_videos()
+        try:
+            _Collector(self.endpoint, self.folder, self._key).collect(requests, on_video)
+        finally:
+            self._list_videos()
+            lock.release()
 
     def _list_videos(self) -> None:
         """Prompts of what is there, as the folder teacher reads them."""
