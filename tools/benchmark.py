@@ -77,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="run whose networks are measured")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp8"), help="default fp32 on a CPU, else the config's")
     parser.add_argument("--samples", type=_positive, default=32, help="of data (default %(default)s)")
+    parser.add_argument("--text-rows", type=_positive, default=512,
+                        help="of a prompt's embedding, of 512 (default %(default)s)")  # fmt: skip
     parser.add_argument("--step-seconds", type=float, default=8.0,
                         help="of a step, for what data must deliver (default %(default)s)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the config")
@@ -174,7 +176,7 @@ def _data(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if options.config or options.precision or options.overrides:
         given = options.config or options.precision or options.overrides[0]
         raise ValueError(f"data ({given}) takes no config: it reads videos of one size")
-    return benchmark_data(options.samples, options.repeats, options.step_seconds)
+    return benchmark_data(options.samples, options.repeats, options.step_seconds, options.text_rows)
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {

@@ -17,36 +17,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from afd_scale.config import RunConfig
-from afd_scale.data.reader import TeacherStream, check_dataset
+from afd_scale.data.reader import Ahead, TeacherStream, check_dataset
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.writer import write_dataset
 
 LATENTS, TEXT = (21, 16, 60, 104), (512, 4096)  # 81 frames of 832x480, and UMT5-XXL
-WORDS = 120  # tokens of a long prompt
+_WAIT_STEPS, _WAIT_STEP_SECONDS = 8, 0.25  # steps that only sleep, while the next batch is drawn
 GPUS, GLOBAL_BATCH = 256, 256
 _BUCKET = "benchmark"
 
 
 def benchmark_data(
-    samples: int, repeats: int, step_seconds: float, latents: tuple[int, ...] = LATENTS, text: tuple[int, int] = TEXT
-) -> dict[str, Any]:
+    samples: int, repeats: int, step_seconds: float, text_rows: int,
+    latents: tuple[int, ...] = LATENTS, text: tuple[int, int] = TEXT,
+) -> dict[str, Any]:  # fmt: skip
     """Read a dataset of random latents to its end, by variants in turns.
 
     Local shards are unpacked before the clock runs, as at the start of training. Shards on S3 (moto's server, on this
     machine) are downloaded, unpacked and validated while it runs.
     """
     with tempfile.TemporaryDirectory() as folder, _object_storage() as storage:
-        shards = {name: _write(Path(folder) / name, samples, latents, text, name) for name in ("zstd", "none")}
+        shards = {
+            name: _write(Path(folder) / name, samples, latents, (text_rows, text[1]), text, name)
+            for name in ("zstd", "none")
+        }
         on_disk = {name: sum(path.stat().st_size for path in at.glob("shard.*")) for name, at in shards.items()}
         urls = {f"local, {name}": str(at) for name, at in shards.items()}
         if storage is not None:
             urls |= {f"s3, {name}": _upload(storage, at) for name, at in shards.items()}
         seconds: dict[str, list[float]] = {name: [] for name in urls}
+        waits: dict[str, list[float]] = {name: [] for name in urls}
         for turn in range(repeats):
             for name, url in urls.items():
-                seconds[name].append(_read(url, Path(folder) / f"cache{turn}", samples, latents, text))
+                spent, waited = _read(url, Path(folder) / f"cache{turn}", samples, latents, text)
+                seconds[name].append(spent)
+                waits[name].append(waited)
                 shutil.rmtree(Path(folder) / f"cache{turn}", ignore_errors=True)
     rates = {name: samples / statistics.median(times) for name, times in seconds.items()}
     needed = GLOBAL_BATCH / step_seconds
@@ -55,21 +63,25 @@ def benchmark_data(
         "bytes_per_sample": {name: size / samples for name, size in on_disk.items()},
         "needed_by_job": {"gpus": GPUS, "global_batch": GLOBAL_BATCH, "step_seconds": step_seconds,
                           "samples_per_second": needed, "samples_per_second_per_gpu": needed / GPUS},
+        "wait_share_of_step": {name: statistics.median(shares) for name, shares in waits.items()},
+        "wait_step_seconds": _WAIT_STEP_SECONDS,
         "available_to_needed": {name: rate / (needed / GPUS) for name, rate in rates.items()},
-        "shape": {"latents": list(latents), "text": list(text), "text_rows": min(WORDS, text[0]), "samples": samples},
+        "shape": {"latents": list(latents), "text": list(text), "text_rows": text_rows, "samples": samples},
         "s3": "moto on this machine" if storage is not None else "left out: moto is not installed",
     }  # fmt: skip
 
 
-def _write(folder: Path, samples: int, latents: tuple[int, ...], text: tuple[int, int], compression: str) -> Path:
+def _write(
+    folder: Path, samples: int, latents: tuple[int, ...], embedding: tuple[int, int], text: tuple[int, int],
+    compression: str,
+) -> Path:  # fmt: skip
     generator = np.random.default_rng(0)
-    rows = min(WORDS, text[0])
 
     def make() -> Iterator[TeacherSample]:
         for number in range(samples):
             yield TeacherSample(
                 prompt=f"prompt {number}", prompt_id=f"p{number}", meta={}, teacher="random", fps=16.0,
-                text_embedding=generator.standard_normal((rows, text[1])).astype(np.float16),
+                text_embedding=generator.standard_normal(embedding).astype(np.float16),
                 latents=generator.standard_normal(latents).astype(np.float16),
             )  # fmt: skip
 
@@ -78,8 +90,8 @@ def _write(folder: Path, samples: int, latents: tuple[int, ...], text: tuple[int
     return folder
 
 
-def _read(url: str, cache: Path, samples: int, latents: tuple[int, ...], text: tuple[int, int]) -> float:
-    """Seconds for all samples, one a batch."""
+def _read(url: str, cache: Path, samples: int, latents: tuple[int, ...], text: tuple[int, int]) -> tuple[float, float]:
+    """Seconds for all samples, one a batch; then the share of steps spent waiting for the next."""
     frames, channels, height, width = latents
     config = RunConfig.model_validate({
         "method": "sft", "out": cache,
@@ -93,7 +105,15 @@ def _read(url: str, cache: Path, samples: int, latents: tuple[int, ...], text: t
     began = time.perf_counter()
     for _ in islice(stream, samples):
         pass
-    return time.perf_counter() - began
+    spent = time.perf_counter() - began
+    ahead = Ahead(stream, pinned=torch.cuda.is_available())
+    next(ahead)
+    began, ahead.waited_seconds = time.perf_counter(), 0.0
+    for _ in range(_WAIT_STEPS):
+        time.sleep(_WAIT_STEP_SECONDS)
+        next(ahead)
+    ahead.close()
+    return spent, ahead.waited_seconds / (time.perf_counter() - began)
 
 
 @contextmanager

@@ -127,3 +127,16 @@ def test_bad_input_is_one_line(benchmark, capsys, arguments, message):
     assert benchmark.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_data_reads_every_variant():
+    from afd_scale.benchmarks.data import benchmark_data
+
+    result = benchmark_data(12, 1, step_seconds=2.0, text_rows=3, latents=(2, 4, 6, 8), text=(8, 16))
+    variants = {f"{where}, {how}" for where in ("local", "s3") for how in ("zstd", "none")}
+    assert set(result["samples_per_second"]) == variants
+    assert min(result["samples_per_second"].values()) > 0
+    assert result["bytes_per_sample"]["none"] > 2 * (2 * 4 * 6 * 8 + 3 * 16)
+    assert result["needed_by_job"]["samples_per_second"] == 128
+    assert all(0 <= share < 0.5 for share in result["wait_share_of_step"].values())
