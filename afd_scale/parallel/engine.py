@@ -162,9 +162,9 @@ class TrainedNetwork(ShardedNetwork):
             return
         shards = {}
         for name, parameter in self.trained().items():
-            shards[f"{WEIGHT}/{name}"] = safe_get_local_fp32_param(parameter)
+            shards[f"{WEIGHT}/{name}"] = safe_get_local_fp32_param(parameter).cpu()  # one at a time on the device
             for moment in MOMENTS:
-                shards[f"{moment}/{name}"] = safe_get_local_optimizer_state(parameter, moment)
+                shards[f"{moment}/{name}"] = safe_get_local_optimizer_state(parameter, moment).cpu()
         save_shards(folder, shards, optimizer_steps=self._optimizer_steps())
 
     @torch.no_grad()

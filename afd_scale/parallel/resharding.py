@@ -29,7 +29,11 @@ def save_shards(folder: Path, shards: Mapping[str, Tensor], **facts: Any) -> Non
     folder.mkdir(exist_ok=True)
     flat = {name: shard.detach().reshape(-1).contiguous().cpu() for name, shard in shards.items()}
     written = json.dumps({"ranks": dist.get_world_size(), **facts})
-    save_file(flat, folder / _name(dist.get_rank()), metadata={"facts": written})
+    path = folder / _name(dist.get_rank())
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(flat, path, metadata={"facts": written})
+    path.chmod(mode)  # safetensors 0.8 leaves 0600, which shuts out the rest of a cluster's group
 
 
 class SavedShards:
