@@ -85,7 +85,7 @@ def parser() -> Parser:
     http.add_argument("--budget", type=float, help="that all videos of --source together may cost")
     http.add_argument("--poll-seconds", type=float, default=5.0, help="between looks at a video (5)")
     http.add_argument("--backoff-seconds", type=float, default=1.0, help="before a second attempt (1)")
-    http.add_argument("--ask-again", action="store_true", help="for what may have been paid for and lost")
+    http.add_argument("--ask-again", action="store_true", help="for what was refused, or paid for and lost")
     toy = parser.add_argument_group("teacher procedural")
     toy.add_argument("--clips", type=int, default=1024, help="to render (1024)")
     toy.add_argument("--physics", default="teacher", help="teacher, or wrong: what the base is pretrained on")

@@ -54,8 +54,9 @@ def load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
     try:
         shards: list[dict[str, Any]] = json.loads(path.read_text())["shards"]
         for shard in shards:
-            if set(shard["column_names"]) != set(facts.columns):
-                raise ValueError(f"a shard has the columns {shard['column_names']} instead of {sorted(facts.columns)}")
+            columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+            if columns != facts.columns:  # encodings too: streaming would unpickle a column that says it is one
+                raise ValueError(f"a shard has the columns {columns} instead of {facts.columns}")
             for part in (shard["raw_data"], shard["zip_data"]):
                 if part and HASH not in part["hashes"]:
                     raise ValueError(f"{part['basename']} has no {HASH}")

@@ -6,6 +6,7 @@ and not when shards are made again in another form.
 
 import json
 import logging
+import os
 import random
 import time
 import warnings
@@ -35,6 +36,7 @@ _NO_LONGER_THAN_SECONDS = 60.0  # between attempts
 _CLOCKS_APART_SECONDS = 60.0  # the server's and ours
 _STOP = (401, 403, 404, 405)  # to a request for a video: the next one would be answered alike
 _AGAIN = (408, 409, 425, 429)
+_UNCLEAR = (408, 409, 502, 504, 520, 522, 524)  # a proxy gave up, and what is behind it may go on
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Endpoint:
         poll_seconds, backoff_seconds: between looks at a video, and before the second attempt.
         timeout_seconds: for a video from asking to finished.
         attempts: at any one exchange.
-        ask_again: ask again for what may have been paid for and lost.
+        ask_again: ask again for what was refused, and for what may have been paid for and lost.
     """
 
     url: str
@@ -64,7 +66,7 @@ class Endpoint:
     poll_seconds: float = 5.0
     backoff_seconds: float = 1.0
     timeout_seconds: float = 1800.0
-    attempts: int = 8
+    attempts: int = 12
     ask_again: bool = False
 
 
@@ -190,7 +192,7 @@ class _Collector:
         self._over_budget = False
 
     def collect(self, requests: list[Request], on_video: Callable[[int, int], None]) -> None:
-        states = (HAVE, REFUSED) if self._endpoint.ask_again else (HAVE, REFUSED, LOST)
+        states = (HAVE,) if self._endpoint.ask_again else (HAVE, REFUSED, LOST)
         todo = [request for request in requests if self._journal.last(request.asked).get("state") not in states]
         with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
             waiting: set[Future[None]] = {pool.submit(self._obtain, request) for request in todo}
@@ -219,6 +221,10 @@ class _Collector:
         except RejectedError as error:
             self._journal.write(request.asked, REFUSED, reason=str(error))
             log.warning("%s: %s", request.video, error)
+        except _GoneError:  # expired, or another url: the id stays, and is looked for again next time
+            reason = "the teacher's video must still be there: the server has none of its id"
+            self._journal.write(request.asked, ASKED, id=video_id, reason=reason)
+            log.warning("%s: %s", request.video, reason)
         except _StoppedError:
             pass
         except BaseException:
@@ -237,6 +243,7 @@ class _Collector:
         """Ask until a request is accepted; its id, or None where there is none to wait for."""
         if self._journal.last(request.asked).get("state") == LOST and not self._endpoint.ask_again:
             return None
+        problem: Exception
         for attempt in range(self._endpoint.attempts):
             self._pace()
             with self._of_prompt[request.row.prompt_id]:
@@ -245,19 +252,21 @@ class _Collector:
                 began = time.time()
                 try:
                     video = self._create(request)
-                except self._openai.APIStatusError as error:
-                    self._journal.write(request.asked, NOT_MADE)
-                    self._judge(error, request)
-                    wait_for = error.response.headers.get("retry-after")
-                    problem: Exception = error
-                except self._openai.APIConnectionError as error:
-                    wait_for, problem = None, error
-                    if type(error.__cause__).__name__ in _NEVER_SENT:
+                except (self._openai.APIStatusError, self._openai.APIConnectionError) as error:
+                    problem = error
+                    status = getattr(error, "status_code", None)
+                    never_sent = type(error.__cause__).__name__ in _NEVER_SENT
+                    if status in _UNCLEAR or (status is None and not never_sent):
+                        self._pause(self._endpoint.poll_seconds)  # the server may be at it still
+                        found = self._find(request, began)
+                        if found is not None or self._journal.last(request.asked).get("state") == LOST:
+                            return found
+                    else:
                         self._journal.write(request.asked, NOT_MADE)
-                    elif (found := self._find(request, began)) is not None:
-                        return found
-                    elif self._journal.last(request.asked).get("state") == LOST:
-                        return None
+                    wait_for = None
+                    if isinstance(error, self._openai.APIStatusError):
+                        self._judge(error)
+                        wait_for = error.response.headers.get("retry-after")
                 else:
                     video_id = getattr(video, "id", None)
                     if not isinstance(video_id, str):
@@ -274,10 +283,11 @@ class _Collector:
         key = f"{request.row.prompt_id}-{request.index}"
         return self._client.videos.create(
             prompt=request.row.prompt, model=self._endpoint.model, extra_body=more or None,
-            extra_headers={"Idempotency-Key": key},
+            # A connection kept open may break just as a request leaves, and nobody could tell whether it arrived.
+            extra_headers={"Idempotency-Key": key, "Connection": "close"},
         )  # fmt: skip
 
-    def _judge(self, error: Any, request: Request) -> None:
+    def _judge(self, error: Any) -> None:
         """Return where another attempt may help."""
         status = error.status_code
         if status in _STOP:
@@ -334,7 +344,10 @@ class _Collector:
         except _NoVideoError as error:
             raise RejectedError(str(error)) from None
         partial = self._folder / f".{request.video}.partial"
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self._folder / request.video)
         self._journal.write(request.asked, HAVE)
 
@@ -347,8 +360,8 @@ class _Collector:
                 return exchange()
             except self._openai.APIStatusError as error:
                 if error.status_code == 404:
-                    raise RejectedError("the teacher's video must still be there: it has expired") from None
-                self._judge(error, None)  # type: ignore[arg-type]
+                    raise _GoneError from None
+                self._judge(error)
                 problem: Exception = error
             except OSError as error:
                 raise ConfigError(f"source ({self._folder}) must have room: {error.strerror}") from error
@@ -363,7 +376,7 @@ class _Collector:
         """Whether the budget has room for one more; then it is in the journal."""
         with self._spending:
             endpoint = self._endpoint
-            if endpoint.budget is not None and (self._journal.paid + 1) * endpoint.price > endpoint.budget:
+            if endpoint.budget is not None and (self._journal.paid + 1) * endpoint.price > endpoint.budget * (1 + 1e-9):
                 self._over_budget = True
                 return False
             self._journal.write(request.asked, ASKING)
@@ -397,6 +410,10 @@ class _Collector:
         """One short line without the key, whatever a server repeats of a request."""
         line = " ".join(str(said).split())[:300]
         return line.replace(self._key, "***") if self._key else line
+
+
+class _GoneError(Exception):
+    """The server has no video of this id."""
 
 
 class _NoVideoError(Exception):

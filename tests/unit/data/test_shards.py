@@ -227,6 +227,16 @@ def test_nonsense_in_a_file(dataset: Path, name: str, content: str) -> None:
     assert name in one_line(caught)
 
 
+def test_columns_that_would_be_unpickled_are_refused(dataset: Path) -> None:
+    index = json.loads((dataset / "index.json").read_text())
+    encodings = index["shards"][1]["column_encodings"]
+    encodings[encodings.index("json")] = "pkl"
+    (dataset / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match="a shard has the columns .*'pkl'") as caught:
+        check_dataset(run_config(dataset))
+    one_line(caught)
+
+
 def test_newer_schema(dataset: Path) -> None:
     edit(dataset / "dataset.json", schema_version=3, something_new=1)
     with pytest.raises(ConfigError, match=r"must have schema_version 2: it has 3; a newer version"):
