@@ -232,7 +232,7 @@ def test_columns_that_would_be_unpickled_are_refused(dataset: Path) -> None:
     encodings = index["shards"][1]["column_encodings"]
     encodings[encodings.index("json")] = "pkl"
     (dataset / "index.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match="a shard has the columns .*'pkl'") as caught:
+    with pytest.raises(ConfigError, match=r"a shard has the columns .*'pkl'") as caught:
         check_dataset(run_config(dataset))
     one_line(caught)
 
