@@ -18,6 +18,7 @@ Exit 0: done, the last line says what was written. Exit 2: bad input, one line s
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -228,17 +229,28 @@ def http_teacher(options: argparse.Namespace) -> HttpTeacher:
     for name in ("url", "model", "prompts"):
         if getattr(options, name) is None:
             raise ConfigError(f"{name} must be given with teacher http")
-    for name in ("videos_per_prompt", "concurrency", "poll_seconds"):
-        if getattr(options, name) <= 0:
-            raise ConfigError(f"{name} ({getattr(options, name)}) must be positive")
-    if options.budget is not None and options.price <= 0:
+    for name in (
+        "videos_per_prompt",
+        "concurrency",
+        "poll_seconds",
+        "backoff_seconds",
+        "requests_per_minute",
+        "budget",
+    ):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name} ({value}) must be a positive number")
+    if options.budget is not None and not 0 < options.price < math.inf:
         raise ConfigError(f"price ({options.price}) must be positive with a budget: it is what the budget counts")
     request = {}
     for item in options.request:
         name, equals, value = item.partition("=")
         if not equals or not name:
             raise ConfigError(f"request ({item}) must be FIELD=VALUE")
-        request[name] = value if "{index}" in value else yaml.safe_load(value)
+        try:
+            request[name] = value if "{index}" in value else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"request ({item}) must have a YAML value: {' '.join(str(error).split())}") from error
     endpoint = Endpoint(
         options.url, options.model, request, concurrency=options.concurrency,
         requests_per_minute=options.requests_per_minute, price=options.price, budget=options.budget,

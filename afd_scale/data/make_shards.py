@@ -130,7 +130,7 @@ def make_shards(
     done: DatasetFacts | None = processes.run_on_main(_complete, job)
     if done is not None:
         return done
-    with _one_job_at_a_time(job) if processes.rank == 0 else _nothing():
+    with _one_job_at_a_time(job, processes):
         processes.run_on_main(_prepare, job)
         error = None
         try:
@@ -310,23 +310,23 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _one_job_at_a_time(job: ShardJob) -> Iterator[None]:
-    make_folder(job.records, job.out, job.field)
+def _one_job_at_a_time(job: ShardJob, processes: Processes) -> Iterator[None]:
     lock = FileLock(job.records.with_suffix(".lock"))
+    processes.run_on_main(_acquire, job, lock)  # all processes hear of a refusal
+    try:
+        yield
+    finally:
+        if processes.rank == 0:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _acquire(job: ShardJob, lock: FileLock) -> None:
+    make_folder(job.records, job.out, job.field)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(f"{job.field} ({job.out}) must be made by one job at a time: another one is at it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

@@ -109,6 +109,10 @@ def _pixels(frame: Any, stream: Any, form: VideoForm) -> Frames:
     pixels = frame.reformat(format=form.colour, src_colorspace=source).to_ndarray()
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     ratio = stream.sample_aspect_ratio or 1
+    if not 0.1 <= ratio <= 10:
+        raise RejectedError(
+            f"pixels ({float(ratio):g} times as wide as high) must be nearly square: the metadata is wrong"
+        )
     width = round(pixels.shape[1] * float(ratio))  # of square pixels
     if frame.rotation % 180:
         return fit(np.rot90(pixels, frame.rotation // 90), form, square=(width, pixels.shape[0]))
@@ -131,8 +135,8 @@ def fit(pixels: Frames, form: VideoForm, square: tuple[int, int] | None = None) 
     scales = (form.height / shown_height, form.width / shown_width)
     if form.aspect == "crop":
         scale = max(scales)
-        keep_height = min(height, round(form.height / scale * height / shown_height))
-        keep_width = min(width, round(form.width / scale * width / shown_width))
+        keep_height = min(height, max(1, round(form.height / scale * height / shown_height)))
+        keep_width = min(width, max(1, round(form.width / scale * width / shown_width)))
         top, left = (height - keep_height) // 2, (width - keep_width) // 2
         return _resize(pixels[top : top + keep_height, left : left + keep_width], form.height, form.width)
     scale = min(scales)

@@ -108,7 +108,14 @@ class Trainer:
         if checkpoint is None:
             return
         log.info("%s resumes after step %d from %s", self.config.name, checkpoint["step"], checkpoint["folder"])
-        self.checkpoints.load(checkpoint["folder"], self.built.networks)
+        error: Exception | None = None
+        try:
+            self.checkpoints.load(checkpoint["folder"], self.built.networks)
+        except ValueError as damage:  # perhaps of a file that this rank alone reads
+            error = damage
+        error = self.ranks.first_error(error)
+        if error is not None:
+            raise error
         self.stream.load_state_dict(checkpoint["data"])
         self.step = checkpoint["step"]
 

@@ -193,7 +193,7 @@ class _Collector:
 
     def collect(self, requests: list[Request], on_video: Callable[[int, int], None]) -> None:
         states = (HAVE,) if self._endpoint.ask_again else (HAVE, REFUSED, LOST)
-        todo = [request for request in requests if self._journal.last(request.asked).get("state") not in states]
+        todo = [request for request in requests if self._state(request) not in states]
         with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
             waiting: set[Future[None]] = {pool.submit(self._obtain, request) for request in todo}
             try:
@@ -206,10 +206,20 @@ class _Collector:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
+        late = sum(self._state(request) == ASKED and "reason" not in self._journal.last(request.asked)
+                   for request in requests)  # fmt: skip
+        if late:
+            raise ConfigError(f"timeout_seconds ({self._endpoint.timeout_seconds:g}) must be longer: {late} videos are "
+                              "asked for and not finished; the same command looks for them again")  # fmt: skip
         if self._over_budget:
             raise ConfigError(f"budget ({self._endpoint.budget:g}) must be higher for more videos: "
                               f"{self._journal.paid} at {self._endpoint.price:g} were asked for; a higher one goes on "
                               f"from there, and {LISTED} lists what is there for --teacher folder")  # fmt: skip
+
+    def _state(self, request: Request) -> str | None:
+        """The last one in the journal; a video whose file is gone is to be downloaded again."""
+        state: str | None = self._journal.last(request.asked).get("state")
+        return ASKED if state == HAVE and not (self._folder / request.video).exists() else state
 
     def _obtain(self, request: Request) -> None:
         """Ask unless that was done, wait, download; what a video cannot be had for is in the journal."""
@@ -234,9 +244,9 @@ class _Collector:
     def _asked_before(self, request: Request) -> str | None:
         last = self._journal.last(request.asked)
         if last.get("state") == ASKING:  # an earlier run ended before the answer
-            with self._of_prompt[request.row.prompt_id]:
+            with self._of_prompt[request.row.prompt]:
                 return self._find(request, last["at"])
-        video_id: str | None = last.get("id") if last.get("state") == ASKED else None
+        video_id: str | None = last.get("id") if last.get("state") in (ASKED, HAVE) else None
         return video_id
 
     def _ask(self, request: Request) -> str | None:
@@ -246,7 +256,7 @@ class _Collector:
         problem: Exception
         for attempt in range(self._endpoint.attempts):
             self._pace()
-            with self._of_prompt[request.row.prompt_id]:
+            with self._of_prompt[request.row.prompt]:
                 if not self._spend(request):
                     return None
                 began = time.time()
@@ -299,10 +309,9 @@ class _Collector:
     def _find(self, request: Request, since: float) -> str | None:
         """The id of a request whose answer was lost, from the server's list; None where the journal says why."""
         try:
-            listed = list(self._client.videos.list(limit=100))
-            videos = [(video.id, video.prompt, video.created_at) for video in listed]
-            if any(prompt is None for _, prompt, _ in videos):
-                raise ValueError("its videos have no prompt")
+            videos = self._listed()
+        except ConfigError:  # it does not answer now: the journal keeps the question for the next start
+            raise
         except Exception as error:  # whatever a server without a list answers
             log.debug("no list: %s", self._text(error))
             reason = "the teacher was asked and no answer came: it may have been paid for; --ask-again asks once more"
@@ -315,6 +324,22 @@ class _Collector:
                 return str(video_id)
         self._journal.write(request.asked, NOT_MADE)
         return None
+
+    def _listed(self) -> list[tuple[str, str, float]]:
+        """Id, prompt and time of every video of the server."""
+        for attempt in range(self._endpoint.attempts):
+            try:
+                found = [(video.id, video.prompt, float(video.created_at))
+                         for video in self._client.videos.list(limit=100)]  # fmt: skip
+            except (self._openai.APIConnectionError, self._openai.RateLimitError,
+                    self._openai.InternalServerError) as error:  # fmt: skip
+                problem: Exception = error
+                self._back_off(attempt, None)
+                continue
+            if any(prompt is None for _, prompt, _ in found):
+                raise ValueError("its videos have no prompt")
+            return [(video_id, str(prompt), created) for video_id, prompt, created in found]
+        raise self._gave_up(problem)
 
     def _wait(self, request: Request, video_id: str) -> None:
         deadline = time.monotonic() + self._endpoint.timeout_seconds
@@ -349,7 +374,7 @@ class _Collector:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._folder / request.video)
-        self._journal.write(request.asked, HAVE)
+        self._journal.write(request.asked, HAVE, id=video_id)
 
     def _patiently(self, exchange: Callable[[], T]) -> T:
         """What may be done again and again without harm."""

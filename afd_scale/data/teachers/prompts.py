@@ -13,7 +13,7 @@ from afd_scale.config import ConfigError
 from afd_scale.data.clips import Reject
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".m4v", ".avi")
-_PROMPT_ID = re.compile(r"[\w.-]{1,128}")
+_PROMPT_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True)
