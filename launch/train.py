@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from afd_scale.config import ConfigError, load_config
+from afd_scale.config import ConfigError, LostInputError, load_config
 from afd_scale.parallel.launchers import launched_as
 from afd_scale.training.preemption import Preempted
 
@@ -48,6 +48,9 @@ def main() -> int:
     except Preempted as stop:
         log.info("%s", stop)
         return 3
+    except LostInputError as error:  # the other ranks do not know of it; their launcher ends them
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except ConfigError as error:
         if is_main:
             print(f"error: {error}", file=sys.stderr)

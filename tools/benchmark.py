@@ -20,6 +20,7 @@ With --json the only line printed is one JSON object. Exit 2: bad input, one lin
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=_positive, default=32, help="of data (default %(default)s)")
     parser.add_argument("--text-rows", type=_positive, default=512,
                         help="of a prompt's embedding, of 512 (default %(default)s)")  # fmt: skip
-    parser.add_argument("--step-seconds", type=float, default=8.0,
+    parser.add_argument("--step-seconds", type=_seconds, default=8.0,
                         help="of a step, for what data must deliver (default %(default)s)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the config")
     # Two threads wait for each other at every kernel: where other work shares the cores, that would be measured.
@@ -193,6 +194,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"({text}) must be at least 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"({text}) must be positive")
     return value
 
 

@@ -14,6 +14,10 @@ class ConfigError(ValueError):
     """One line: field (value), rule, reason."""
 
 
+class LostInputError(Exception):
+    """Input that can no longer be read in the middle of a run, met by one rank alone; one line as above."""
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read one run.
 

@@ -36,7 +36,8 @@ class DataConfig(Section):
     prompts_per_step: NonNegativeInt = 0
     """Prompts of `prompts` in a step, over all ranks; they come on top of `global_batch`."""
     cache: Path | None = None
-    """Local folder that remote shards are copied to and validated in; None is <out>/shard_cache."""
+    """Folder on each machine that remote shards are copied to; None is <out>/shard_cache/<host name>. What shards were
+    found good is kept there too."""
     source: ProceduralSource | None = None
     """Makes `shards` when that folder does not exist; None expects it to be there."""
     latent_frames: PositiveInt = 4
@@ -185,6 +186,11 @@ class RunConfig(Section):
         if data.prompts and not isinstance(self.method, AfdConfig):
             raise ValueError(f"data.prompts ({data.prompts}) must be absent with method {self.method.name}: it learns "
                              "from videos alone")  # fmt: skip
+        for name in ("prompts", "split"):
+            value = getattr(self.evaluation, name)
+            if value is not None and self.evaluation.metrics == "none":
+                raise ValueError(f"evaluation.{name} ({value}) must be absent with evaluation.metrics none: nothing is "
+                                 "evaluated")  # fmt: skip
         zero = self.engine.deepspeed.get("zero_optimization", {})
         if not isinstance(zero, dict) or zero.get("stage", 3) != 3:
             raise ValueError(f"engine.deepspeed.zero_optimization ({zero}) must be a section that leaves stage at 3: "

@@ -21,20 +21,18 @@ from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import DataConfig
 from afd_scale.data.codecs.identity import IdentityCodec
 from afd_scale.data.make_shards import ShardJob, make_shards
-from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, DatasetFacts, load_prompts
+from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, PROMPTS_FILE, DatasetFacts, load_prompts
 from afd_scale.data.storage import (
     Location,
-    download_lock,
     evaluation_prompts,
     extra_prompts,
     fetch_facts,
     is_remote,
-    open_shards,
-    open_stream,
+    locations,
     teacher_data,
 )
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
-from afd_scale.data.validate import KnownGood, check_shard, load_index
+from afd_scale.data.validate import KnownGood, check_shard, load_index, shards_digest
 from afd_scale.types import Batch
 
 
@@ -69,17 +67,30 @@ def check_dataset(config: RunConfig) -> DatasetFacts:
     Raises:
         ConfigError: names the first thing that is wrong.
     """
-    facts = check_files(teacher_data(config))
-    _check_fits(facts, config)
-    for location in (extra_prompts(config), evaluation_prompts(config)):
-        if location is not None and location != teacher_data(config):
-            _check_text(check_files(location), location, config)
-    extra = extra_prompts(config)
+    facts = {location: check_files(location) for location in locations(config)}
+    for location, found in facts.items():
+        _check_text(found, location, config)
+    teacher, extra = teacher_data(config), extra_prompts(config)
+    _check_latents(facts[teacher], config)
+    _check_batch("data.global_batch", config.data.global_batch, facts[teacher])
     if extra is not None:
-        _check_batch(
-            "data.prompts_per_step", config.data.prompts_per_step, DatasetFacts.load(extra.folder, extra.field)
-        )
-    return facts
+        if extra not in facts or facts[extra].latent_shape is not None:
+            raise ConfigError(f"data.prompts ({extra.shards}) must hold prompts alone: it holds videos, which would be "
+                              "the teacher's")  # fmt: skip
+        _check_batch("data.prompts_per_step", config.data.prompts_per_step, facts[extra])
+    return facts[teacher]
+
+
+def check_copies(config: RunConfig) -> None:
+    """Check a machine's copies of the run's remote datasets, and bring what lies beside their shards up to date; call
+    it on one rank of each machine.
+
+    Raises:
+        ConfigError: names the first thing that is wrong.
+    """
+    for location in locations(config):
+        if location.is_remote:
+            check_files(location)
 
 
 def check_files(location: Location) -> DatasetFacts:
@@ -93,16 +104,18 @@ def check_files(location: Location) -> DatasetFacts:
     if not folder.is_dir():
         raise _absent(location)
     facts = DatasetFacts.load(folder, field)
-    load_prompts(folder, field)
-    shards = load_index(location, facts)
+    prompts, shards = load_prompts(folder, field), load_index(location, facts)
     num_samples = sum(shard["samples"] for shard in shards)
     if num_samples != facts.num_samples:
         raise ConfigError(f"{field} ({folder}) must have the {facts.num_samples} samples of {FACTS_FILE}: "
                           f"{INDEX_FILE} has {num_samples}; make it again")  # fmt: skip
-    known_good = KnownGood(location)
-    for shard in shards:
-        check_shard(location, shard, known_good)
-    known_good.save()
+    for prompt in prompts:
+        if not 0 <= prompt.sample < num_samples:
+            raise ConfigError(f"{field} ({folder / PROMPTS_FILE}) must name samples from 0 to {num_samples - 1}: "
+                              f"{prompt.prompt_id} names {prompt.sample}; make it again")  # fmt: skip
+    with KnownGood(location) as known_good:
+        for shard in shards:
+            check_shard(location, shard, known_good)
     return facts
 
 
@@ -128,12 +141,14 @@ class SampleStream:
             raise ConfigError(f"{batch_field} ({global_batch}) must be a multiple of the number of data ranks "
                               f"({ranks}): each takes an equal share")  # fmt: skip
         self._batch, self._global_batch = global_batch // ranks, global_batch
+        from afd_scale.data.streams import open_stream
+
         self._dataset = open_stream(location, config, self._batch)
         self._order = {
             "seed": config.seed,
             batch_field: global_batch,
             "data.canonical_nodes": config.data.canonical_nodes,
-            location.field: self._dataset.size,
+            location.field: shards_digest(location),
         }
         self.size: int = self._dataset.size
         self.steps_per_epoch = self.size // global_batch
@@ -148,6 +163,8 @@ class SampleStream:
         if self._samples is None:
             self._samples = self._start_epoch()
         rows = list(islice(self._samples, self._batch))
+        if self._dataset.failure is not None:
+            raise self._dataset.failure
         assert len(rows) == self._batch, "an epoch holds whole batches up to steps_per_epoch"
         self._step_in_epoch += 1
         return rows
@@ -164,11 +181,15 @@ class SampleStream:
         """
         for name, value in self._order.items():
             if state.get(name) != value:
-                what = "samples" if name in ("data.shards", "data.prompts") else "the value"
-                raise ConfigError(f"{name} ({value}) must be {state.get(name)}, {what} of the checkpoint: "
+                what = "the hash of its shards in" if name in ("data.shards", "data.prompts") else "the value of"
+                raise ConfigError(f"{name} ({value}) must be {state.get(name)}, {what} the checkpoint: "
                                   "a position is resumed in the same order")  # fmt: skip
         self._epoch, self._step_in_epoch = state["epoch"], state["step_in_epoch"]
         self._samples = None
+
+    def close(self) -> None:
+        """End the threads that prepare shards."""
+        self._dataset.close()
 
     def _start_epoch(self) -> Iterator[dict[str, Any]]:
         # The position is given anew for each epoch, so that nothing depends on the counter in shared memory. Every rank
@@ -233,9 +254,12 @@ class TeacherStream:
         self._teacher.load_state_dict(state)
         if self._extra is not None:
             self._extra.load_state_dict(state.get("extra_prompts", {}))
-        elif "extra_prompts" in state:
-            raise ConfigError("data.prompts (None) must be given as when the checkpoint was written: a position is "
-                              "resumed in the same order")  # fmt: skip
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        self._teacher.close()
+        if self._extra is not None:
+            self._extra.close()
 
 
 class Ahead:
@@ -283,8 +307,9 @@ class Ahead:
         self._state = state
 
     def close(self) -> None:
-        """Let the batch that is being drawn end."""
+        """Let the batch that is being drawn end, and the stream."""
         self._pool.shutdown()
+        self._stream.close()
 
 
 def distinct_prompts(location: Location, text_length: int, split: str | None = None) -> Batch:
@@ -319,17 +344,22 @@ def read_samples(location: Location, samples: Sequence[int], text_length: int) -
 
 
 def read_rows(location: Location, samples: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Samples by their position, as columns and `sample`, the position."""
+    """Samples by their position, as columns and `sample`, the position.
+
+    Raises:
+        LostInputError: a shard is not as it was written.
+    """
+    from afd_scale.data.streams import open_shards
+
     stream, shards = open_shards(location)
     ends = np.cumsum([shard.samples for shard in shards])
     prepared = set()
     for sample in samples:
-        assert 0 <= sample < ends[-1], f"sample {sample} is outside of the dataset's {ends[-1]}"
+        assert 0 <= sample < ends[-1], "check_files refuses other positions"
         number = int(np.searchsorted(ends, sample, side="right"))
         shard = shards[number]
         if number not in prepared:
-            with download_lock(location):
-                stream.prepare_shard(shard)
+            stream.prepare_shard(shard)
             prepared.add(number)
         yield {**shard[sample - int(ends[number]) + shard.samples], "sample": sample}
 
@@ -357,16 +387,14 @@ def _absent(location: Location) -> ConfigError:
                        "there; make it with tools/make_shards.py")  # fmt: skip
 
 
-def _check_fits(facts: DatasetFacts, config: RunConfig) -> None:
-    data, student, location = config.data, config.student, teacher_data(config)
+def _check_latents(facts: DatasetFacts, config: RunConfig) -> None:
+    data, student = config.data, config.student
     latent_shape = (data.latent_frames, student.latent_channels, data.latent_height, data.latent_width)
     if facts.latent_shape != latent_shape:
         there = "prompts alone" if facts.latent_shape is None else facts.latent_shape
-        raise ConfigError(f"{location.field} ({data.shards}) must hold latents of shape {latent_shape} "
+        raise ConfigError(f"data.shards ({data.shards}) must hold latents of shape {latent_shape} "
                           "(data.latent_frames, student.latent_channels, data.latent_height, data.latent_width): "
                           f"its {FACTS_FILE} says {there}")  # fmt: skip
-    _check_text(facts, location, config)
-    _check_batch("data.global_batch", data.global_batch, facts)
 
 
 def _check_text(facts: DatasetFacts, location: Location, config: RunConfig) -> None:

@@ -168,6 +168,8 @@ def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
     path = folder / PROMPTS_FILE
     try:
         entries = [PromptEntry(**json.loads(line)) for line in path.read_text().splitlines()]
+        if not all(isinstance(entry.sample, int) and isinstance(entry.prompt_id, str) for entry in entries):
+            raise TypeError("a prompt's sample is an integer, and its prompt_id a text")
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{field} ({path}) must list the dataset's prompts, a JSON object a line: "
                           f"{' '.join(str(error).split())}") from error  # fmt: skip

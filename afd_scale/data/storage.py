@@ -1,30 +1,23 @@
-"""Where a dataset's files are, and how `streaming` opens them on this rank."""
+"""Where a dataset's files are, on a shared file system or in a machine's copy of a remote one."""
 
 import hashlib
-import logging
 import os
 import socket
-import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch.distributed as dist
 from filelock import FileLock
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE
 from afd_scale.data.torchvision_ops import define_torchvision_ops
 
-if TYPE_CHECKING:
-    from streaming import Stream, StreamingDataset
-    from streaming.base.format.base.reader import Reader
-
-_SHUFFLE_BLOCK = 1 << 18  # fixed: the order depends on it
 _DOWNLOAD_TIMEOUT_SECONDS = 600.0
+_SHARD_LOCKS = 32  # of a cache
 
 
 @dataclass(frozen=True)
@@ -73,6 +66,12 @@ def is_remote(shards: str) -> bool:
     return "://" in shards
 
 
+def locations(config: RunConfig) -> list[Location]:
+    """Every dataset that a run reads, each once."""
+    found = {location.shards: location for location in (evaluation_prompts(config), extra_prompts(config)) if location}
+    return list((found | {config.data.shards: teacher_data(config)}).values())
+
+
 def teacher_data(config: RunConfig) -> Location:
     """The dataset of a run's teacher."""
     return Location(config.data.shards, _cache(config), "data.shards")
@@ -90,118 +89,8 @@ def evaluation_prompts(config: RunConfig) -> Location:
 
 
 def _cache(config: RunConfig) -> Path:
-    return config.data.cache or config.out / "shard_cache"
-
-
-def open_stream(location: Location, config: RunConfig, batch: int) -> "StreamingDataset":
-    """Open a dataset to iterate over this rank's samples; a collective.
-
-    Args:
-        config: names the order.
-        batch: samples of a step on this rank.
-    Returns:
-        Yields dicts of the schema's columns and `sample`, the position in the dataset.
-    Raises:
-        ConfigError: the machines do not fit the canonical nodes, or run different numbers of ranks.
-    """
-    define_torchvision_ops()
-    from streaming import StreamingDataset
-
-    class NumberedDataset(StreamingDataset):
-        """Adds to each sample its position in the dataset."""
-
-        def __getitem__(self, at: Any) -> Any:
-            return {**super().__getitem__(at), "sample": int(at)}
-
-    rank, ranks, local_ranks = _ranks()
-    nodes, canonical = ranks // local_ranks, config.data.canonical_nodes
-    if nodes % canonical and canonical % nodes:
-        raise ConfigError(f"data.canonical_nodes ({canonical}) must divide the number of machines ({nodes}) or be a "
-                          "multiple of it: each machine reads whole parts of the data; 1 suits any number")  # fmt: skip
-    # Our positions count samples, each once for all ranks of a sequence, so its warning about them is beside the point.
-    logging.getLogger("streaming.base.dataset").addFilter(_is_not_about_replication)
-    if location.is_remote:
-        _release_cache(location.folder)
-    with _world_in_environment(rank, ranks, local_ranks):
-        return NumberedDataset(
-            **location.opening(),
-            # A local dataset is looked through at once, so the threads that do it end; a remote one in time.
-            predownload=8 * batch if location.is_remote else sys.maxsize,
-            num_canonical_nodes=canonical,
-            batch_size=batch,
-            shuffle=True,
-            shuffle_seed=config.seed,
-            shuffle_block_size=_SHUFFLE_BLOCK,
-            replication=config.parallel.sequence if config.parallel.sequence > 1 else None,
-        )
-
-
-def _is_not_about_replication(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("The `replication` arg")
-
-
-def _ranks() -> tuple[int, int, int]:
-    """Rank, ranks, and ranks on this machine."""
-    if not dist.is_initialized():
-        return 0, 1, 1
-    hosts: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(hosts, socket.gethostname())
-    counts = {host: hosts.count(host) for host in hosts}
-    if len(set(counts.values())) > 1:
-        raise ConfigError(f"hosts ({counts}) must run the same number of ranks each: samples are dealt to hosts first")
-    return dist.get_rank(), dist.get_world_size(), counts[socket.gethostname()]
-
-
-@contextmanager
-def _world_in_environment(rank: int, ranks: int, local_ranks: int) -> Iterator[None]:
-    """Tell `streaming` who we are while it opens a dataset.
-
-    It reads RANK, WORLD_SIZE and LOCAL_WORLD_SIZE and nothing else. The deepspeed launcher and srun do not set the
-    last, and every rank would then take itself for the first of its machine. Goes when streaming (0.13) takes ranks as
-    arguments.
-    """
-    world = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(local_ranks)}
-    before = {name: os.environ.get(name) for name in world}
-    os.environ.update(world)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _release_cache(cache: Path) -> None:
-    """Release the cache from a killed run, as the end of that run would have.
-
-    A killed run leaves its claim on the cache folder in shared memory, and streaming (0.13) then refuses the folder to
-    the run that resumes. Its own clean-up also unlinks what other jobs on the machine are using.
-    """
-    for claim in sorted(Path("/dev/shm").glob("[0-9]*_locals")):
-        try:
-            with claim.open("r+b") as memory:
-                # A claim is its length (int32), the folder, and a number, both as text.
-                if memory.read()[4:].split(b"\0")[0] == os.path.abspath(cache).encode():
-                    memory.seek(0)
-                    memory.write(np.int32(0).tobytes())
-        except OSError:  # another user's, or gone meanwhile
-            continue
-
-
-def open_shards(location: Location) -> tuple["Stream", list["Reader"]]:
-    """Open the dataset to look samples up; it shares no state with other processes.
-
-    Returns:
-        What prepares a shard (downloads and unpacks it), and the shards in order.
-    """
-    define_torchvision_ops()
-    from streaming import Stream
-    from streaming.base.world import World
-
-    stream = Stream(**location.opening())
-    return stream, stream.get_shards(World(num_nodes=1, ranks_per_node=1, workers_per_rank=1, worker=0), False)
+    """A machine's own: `out` is on a file system that machines share."""
+    return config.data.cache or config.out / "shard_cache" / socket.gethostname()
 
 
 def fetch_facts(location: Location, *, again: bool = True) -> None:
@@ -219,12 +108,16 @@ def fetch_facts(location: Location, *, again: bool = True) -> None:
 
     remote, folder = location.opening()["remote"], location.folder
     try:
-        with download_lock(location):
+        with cache_lock(location):
             downloader = CloudDownloader.get(remote)
             for name in (INDEX_FILE, PROMPTS_FILE, FACTS_FILE):
-                if again:
-                    (folder / name).unlink(missing_ok=True)
-                downloader.download(f"{remote.rstrip('/')}/{name}", str(folder / name), _DOWNLOAD_TIMEOUT_SECONDS)
+                if again or not (folder / name).exists():
+                    partial = folder / f".{name}.partial"  # another job of this machine may be reading the present one
+                    partial.unlink(missing_ok=True)
+                    downloader.download(f"{remote.rstrip('/')}/{name}", str(partial), _DOWNLOAD_TIMEOUT_SECONDS)
+                    partial.replace(folder / name)
+    except ConfigError:
+        raise
     except Exception as error:  # every storage has its own
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{location.field} ({remote}) must be a readable MDS dataset with {FACTS_FILE}: {reason}"
@@ -232,11 +125,19 @@ def fetch_facts(location: Location, *, again: bool = True) -> None:
 
 
 @contextmanager
-def download_lock(location: Location) -> Iterator[None]:
-    """Let one process at a time write to a remote dataset's cache."""
-    if not location.is_remote:
-        yield
-        return
-    location.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(location.folder / ".lock"):
+def cache_lock(location: Location, file: str | None = None) -> Iterator[None]:
+    """Let one process of a machine at a time write to a remote dataset's cache.
+
+    Args:
+        file: what is written; None is what lies beside the shards.
+    Raises:
+        ConfigError: the cache cannot be written to.
+    """
+    try:
+        location.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data.cache ({location.cache}) must be a folder that can be written to: {error.strerror}"
+                          ) from error  # fmt: skip
+    number = "" if file is None else f".{zlib.crc32(file.encode()) % _SHARD_LOCKS}"
+    with FileLock(location.folder / f".lock{number}"):
         yield

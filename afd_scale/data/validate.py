@@ -1,23 +1,30 @@
 """Whether the shards of a dataset are what was written."""
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from filelock import FileLock
 
 from afd_scale.config import ConfigError
 from afd_scale.data.schema import HASH, INDEX_FILE, DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.torchvision_ops import define_torchvision_ops
 
+log = logging.getLogger(__name__)
+
 _READ_BYTES = 1 << 24
+_UNPACKING = ".unpacking.lock"  # in a dataset's folder, for jobs that start at once
 
 
 class KnownGood:
     """Files that were hashed before and have not changed since, by size and time of change.
 
-    It is kept in the cache, for datasets may be read-only; it spares a start to read terabytes again.
+    It is kept in the cache, for datasets may be read-only; it spares a start to read terabytes again. Use it as a
+    context: what was found good is kept at its end, also when the next file is not.
     """
 
     def __init__(self, location: Location):
@@ -36,12 +43,20 @@ class KnownGood:
         self._files[path.name] = _state(path, expected)
         self._changed = True
 
-    def save(self) -> None:
-        if self._changed:
+    def __enter__(self) -> "KnownGood":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._changed:
+            return
+        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_name(f".{self._path.name}.partial")
             partial.write_text(json.dumps(self._files))
             partial.replace(self._path)
+        except OSError as problem:  # the next start reads everything again
+            log.warning("data.cache (%s) cannot be written to, %s: shards are hashed at every start",
+                        self._path.parent, problem.strerror)  # fmt: skip
 
 
 def load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
@@ -57,6 +72,8 @@ def load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
             columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
             if columns != facts.columns:  # encodings too: streaming would unpickle a column that says it is one
                 raise ValueError(f"a shard has the columns {columns} instead of {facts.columns}")
+            if not (isinstance(shard["samples"], int) and shard["samples"] > 0 and shard["raw_data"]):
+                raise ValueError("a shard has no samples or no file")
             for part in (shard["raw_data"], shard["zip_data"]):
                 if part and HASH not in part["hashes"]:
                     raise ValueError(f"{part['basename']} has no {HASH}")
@@ -71,8 +88,18 @@ def load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
     return shards
 
 
+def shards_digest(location: Location) -> str:
+    """Names what the shards of a checked dataset hold: another order or other samples have another one."""
+    index = json.loads((location.folder / INDEX_FILE).read_text())
+    held = [(shard["samples"], shard["raw_data"]["hashes"][HASH]) for shard in index["shards"]]
+    return xxhash.xxh64(json.dumps(held)).hexdigest()
+
+
 def check_shard(location: Location, shard: dict[str, Any], known_good: KnownGood) -> None:
-    """Check a shard's files on this machine; a local one that is compressed is unpacked beside it.
+    """Check a shard's files on this machine.
+
+    A local one that is compressed is unpacked beside it. A copy of a remote one that is not what the index says, of an
+    earlier dataset perhaps, is removed: it is downloaded again.
 
     Raises:
         ConfigError: a file cannot be read or is damaged.
@@ -81,25 +108,33 @@ def check_shard(location: Location, shard: dict[str, Any], known_good: KnownGood
     path = location.folder / unpacked["basename"]
     if location.is_remote:  # what an earlier run has downloaded and unpacked; the rest is validated as it arrives
         if path.exists():
-            _check_file(location, path, unpacked, "delete it, it is downloaded again", known_good)
+            try:
+                _check_file(location, path, unpacked, "it is downloaded again", known_good)
+            except ConfigError as problem:
+                log.warning("%s", problem)
+                path.unlink(missing_ok=True)
         return
     packed = shard["zip_data"]
     if packed:
         _check_file(location, location.folder / packed["basename"], packed, "make the dataset again", known_good)
-        if not path.exists():
-            _unpack(location, location.folder / packed["basename"], path, shard["compression"])
+        _unpack(location, location.folder / packed["basename"], path, shard["compression"])
     remedy = "delete it, it is unpacked again" if packed else "make the dataset again"
     _check_file(location, path, unpacked, remedy, known_good)
 
 
 def _unpack(location: Location, packed: Path, path: Path, compression: str) -> None:
+    """Unpack a shard unless that was done."""
+    if path.exists():
+        return
     define_torchvision_ops()
     from streaming.base.compression import decompress
 
     growing = path.with_name(f".{path.name}.incomplete")
     try:
-        growing.write_bytes(decompress(compression, packed.read_bytes()))
-        growing.rename(path)
+        with FileLock(path.with_name(_UNPACKING)):
+            if not path.exists():
+                growing.write_bytes(decompress(compression, packed.read_bytes()))
+                growing.rename(path)
     except OSError as error:
         growing.unlink(missing_ok=True)
         raise ConfigError(f"{location.field} ({path.parent}) must be writable, for shards are unpacked in their "
@@ -111,17 +146,22 @@ def _check_file(location: Location, path: Path, part: dict[str, Any], remedy: st
     expected = part["hashes"][HASH]
     if known_good.has(path, expected):
         return
-    digest = xxhash.xxh64()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
+        found = _hash(path)
     except OSError as error:
         raise ConfigError(f"{location.field} ({path}) must be readable: {error.strerror}; {remedy}") from error
-    if digest.hexdigest() != expected:
-        raise ConfigError(f"{location.field} ({path}) must have {HASH} {expected}, it has {digest.hexdigest()}: "
+    if found != expected:
+        raise ConfigError(f"{location.field} ({path}) must have {HASH} {expected}, it has {found}: "
                           f"the file is corrupt or truncated; {remedy}")  # fmt: skip
     known_good.add(path, expected)
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh64()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _state(path: Path, expected: str) -> list[Any]:

@@ -157,29 +157,33 @@ class TrainedNetwork(ShardedNetwork):
 
     def save(self, folder: Path) -> None:
         """This rank's shards of weights and optimizer; frozen weights are the start's, a run builds them again."""
+        shards = {}
         if self._on_nvme:
             self.engine.save_checkpoint(str(folder), tag=_NVME_TAG, save_latest=False, exclude_frozen_parameters=True)
-            return
-        shards = {}
-        for name, parameter in self.trained().items():
-            shards[f"{WEIGHT}/{name}"] = safe_get_local_fp32_param(parameter).cpu()  # one at a time on the device
-            for moment in MOMENTS:
-                shards[f"{moment}/{name}"] = safe_get_local_optimizer_state(parameter, moment).cpu()
-        save_shards(folder, shards, optimizer_steps=self._optimizer_steps())
+            # DeepSpeed puts scripts beside it that unpickle; the student's weights lie in safetensors next door.
+            for script in ("zero_to_fp32.py", "zero_to_torch.py"):
+                (folder / script).unlink(missing_ok=True)
+        else:
+            for name, parameter in self.trained().items():
+                shards[f"{WEIGHT}/{name}"] = safe_get_local_fp32_param(parameter).cpu()  # one at a time on the device
+                for moment in MOMENTS:
+                    shards[f"{moment}/{name}"] = safe_get_local_optimizer_state(parameter, moment).cpu()
+        save_shards(folder, shards, optimizer_steps=self._optimizer_steps(), nvme=self._on_nvme)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """What any number of ranks saved.
+        """What any number of ranks saved, or with optimizer states on NVMe as many.
 
         Raises:
             ValueError: files are absent or damaged, or of another network.
         """
-        if self._on_nvme:
-            self.engine.load_checkpoint(str(folder), tag=_NVME_TAG, load_lr_scheduler_states=False,
-                                        load_module_strict=False)  # fmt: skip
-            return
         rank, ranks = dist.get_rank(), dist.get_world_size()
         with SavedShards(folder) as saved:
+            self._check_nvme(folder, saved.facts, ranks)
+            if self._on_nvme:
+                self.engine.load_checkpoint(str(folder), tag=_NVME_TAG, load_lr_scheduler_states=False,
+                                            load_module_strict=False)  # fmt: skip
+                return
             self._begin_optimizer(saved.facts["optimizer_steps"])
             for name, parameter in self.trained().items():
                 weight = saved.part(f"{WEIGHT}/{name}", parameter.ds_numel, rank, ranks)
@@ -189,6 +193,14 @@ class TrainedNetwork(ShardedNetwork):
                     part = saved.part(f"{moment}/{name}", parameter.ds_numel, rank, ranks)
                     safe_set_local_optimizer_state(parameter, part, moment)
         self.release()
+
+    def _check_nvme(self, folder: Path, facts: dict[str, Any], ranks: int) -> None:
+        if facts["nvme"] != self._on_nvme:
+            there, here = ("", " not") if facts["nvme"] else (" not", "")
+            raise ValueError(f"engine.offload_optimizer must{there} be nvme, as when {folder} was written: it is{here}")
+        if self._on_nvme and facts["ranks"] != ranks:
+            raise ValueError(f"ranks ({ranks}) must be {facts['ranks']}, as when {folder} was written: DeepSpeed's files "
+                             "of optimizer states on nvme are of one rank each")  # fmt: skip
 
     @property
     def _on_nvme(self) -> bool:

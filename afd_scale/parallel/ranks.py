@@ -22,7 +22,7 @@ class Ranks:
 
     Attributes:
         rank, size: among all processes.
-        local_size: processes on this machine.
+        local_rank, local_size: among the processes on this machine.
         device: where this rank computes.
         sequence: ranks that share one video's tokens.
         sequence_group: those of this rank's video; None where each has its own.
@@ -30,6 +30,7 @@ class Ranks:
 
     rank: int
     size: int
+    local_rank: int
     local_size: int
     device: torch.device
     sequence: int = 1
@@ -98,6 +99,18 @@ class Ranks:
         dist.all_gather_object(errors, error)
         return next((found for found in errors if found is not None), None)
 
+    def run_on_each_machine(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Run a function on the first rank of each machine; all ranks raise the first exception."""
+        error: Exception | None = None
+        if self.local_rank == 0:
+            try:
+                work(*arguments)
+            except Exception as problem:  # whatever it is, the others must not wait for ever
+                error = problem
+        error = self.first_error(error)
+        if error is not None:
+            raise error
+
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on the main rank only; all ranks get its result, or raise its exception."""
         result: Any = None
@@ -144,7 +157,7 @@ def start_ranks(
         verbose=False,
     )
     try:
-        yield Ranks(launched.rank, launched.size, launched.local_size, device)
+        yield Ranks(launched.rank, launched.size, launched.local_rank, launched.local_size, device)
     except Exception as error:
         if isinstance(error, agreed):
             dist.destroy_process_group()

@@ -70,7 +70,7 @@ def _discriminator(config: RunConfig, load: Workload, method: AfdConfig) -> Traf
     training, exchange = 2, 0.0
     if isinstance(network, LatentDiscriminatorConfig):
         training = 3 if network.activation_checkpointing else 2
-        seen = (2 if method.r1_weight or method.r2_weight else 1) * (load.prompts + load.videos)
+        seen = (2 if method.r1_weight or method.r2_weight else 1) * (load.prompts + load.paired_videos)
         exchange = _exchange(config, load, network, (training * seen + load.videos) * load.video_tokens)
     return Traffic(
         gather=micro * (TRAINING_GATHERS + 1) * _gather(config, load, size.total),  # one more to score the rollouts

@@ -163,6 +163,6 @@ def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> 
         penalised = 2 if method.r1_weight or method.r2_weight else 1
         trained = discriminator_update_flops(config, method.discriminator, tokens, recompute=recompute)
         reward = score_flops(config, method.discriminator, tokens)
-        phases["discriminator"] = (penalised * (load.prompts + load.videos)) * trained + load.videos * reward
+        phases["discriminator"] = (penalised * (load.prompts + load.paired_videos)) * trained + load.videos * reward
     phases["student"] = load.videos * update
     return {name: (1 / load.sequence) * flops for name, flops in phases.items()}

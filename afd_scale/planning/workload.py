@@ -15,6 +15,7 @@ class Workload:
         gpus: ranks, data x sequence.
         sequence: ranks that share a video's tokens.
         prompts: of a step on one data rank, each with a teacher video.
+        extra_prompts: beside them, without a video.
         rollouts_per_prompt: G; 0 where the method generates nothing.
         together: student's videos in one pass.
         prompts_together: prompts in one pass of the discriminator.
@@ -25,6 +26,7 @@ class Workload:
     gpus: int
     sequence: int
     prompts: int
+    extra_prompts: int
     rollouts_per_prompt: int
     together: int
     prompts_together: int
@@ -39,7 +41,12 @@ class Workload:
     @property
     def videos(self) -> int:
         """Videos that pass through the student in a step, on one data rank."""
-        return self.prompts * max(self.rollouts_per_prompt, 1)
+        return (self.prompts + self.extra_prompts) * max(self.rollouts_per_prompt, 1)
+
+    @property
+    def paired_videos(self) -> int:
+        """Rollouts that train the discriminator: of prompts with a teacher video."""
+        return self.prompts * self.rollouts_per_prompt
 
     @property
     def micro_batches(self) -> int:
@@ -80,22 +87,25 @@ def workload(config: RunConfig, gpus: int) -> Workload:
             f"{valid}"
         )
     data_ranks = gpus // sequence
-    if data.global_batch % data_ranks:
-        larger = math.ceil(data.global_batch / data_ranks) * data_ranks
-        raise ConfigError(
-            f"data.global_batch ({data.global_batch}) must divide among {data_ranks} data ranks ({gpus} GPUs / "
-            f"parallel.sequence {sequence}): each takes as many samples; data.global_batch={larger} would do"
-        )
-    prompts, micro_batch = data.global_batch // data_ranks, config.train.micro_batch
+    for name in ("global_batch", "prompts_per_step"):
+        batch = getattr(data, name)
+        if batch % data_ranks:
+            larger = math.ceil(batch / data_ranks) * data_ranks
+            raise ConfigError(
+                f"data.{name} ({batch}) must divide among {data_ranks} data ranks ({gpus} GPUs / "
+                f"parallel.sequence {sequence}): each takes as many samples; data.{name}={larger} would do"
+            )
+    prompts, extra = data.global_batch // data_ranks, data.prompts_per_step // data_ranks
+    micro_batch = config.train.micro_batch
     method = config.method if isinstance(config.method, AfdConfig) else None
     rollouts = 0 if method is None else method.rollouts_per_prompt
-    videos = prompts * max(rollouts, 1)
+    videos = (prompts + extra) * max(rollouts, 1)
     together = videos if micro_batch is None else min(micro_batch, videos)
     prompts_together = min((method and method.prompts_at_once(micro_batch)) or prompts, prompts)
     tokens = data.latent_height // config.student.patch[1] * (data.latent_width // config.student.patch[2])
     return Workload(
-        gpus, sequence, prompts, rollouts, together, prompts_together, data.latent_frames, config.student.chunk_frames,
-        tokens,
+        gpus, sequence, prompts, extra, rollouts, together, prompts_together, data.latent_frames,
+        config.student.chunk_frames, tokens,
     )  # fmt: skip
 
 

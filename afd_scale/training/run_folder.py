@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from afd_scale.checkpoint.run_state import remove_checkpoint
+from afd_scale.checkpoint.run_state import newest_checkpoint, remove_checkpoint
 from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError, RunConfig, resolved_yaml
 from afd_scale.evaluation.report import provenance_header
@@ -25,7 +25,7 @@ def check_folder(config: RunConfig) -> None:
     """Check that the run's folder can be made or gone on with; writes nothing.
 
     Raises:
-        ConfigError: it cannot be written to, or holds a run with another config.
+        ConfigError: it cannot be written to, or holds a run with another config or of another version.
     """
     existing = config.folder
     while not existing.exists() and existing != existing.parent:
@@ -35,6 +35,7 @@ def check_folder(config: RunConfig) -> None:
         raise ConfigError(f"out ({config.out}) must be a folder that can be written to: {existing}: {reason}")
     path = config.folder / CONFIG
     if config.train.resume and path.exists() and (config.folder / "checkpoints").exists():
+        newest_checkpoint(config.folder / "checkpoints")
         _refuse_another_config(path, config)
 
 

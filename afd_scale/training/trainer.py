@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from afd_scale.checkpoint.run_state import RunCheckpoints
+from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
 from afd_scale.config import ConfigError, RunConfig, load_config
-from afd_scale.data.reader import Ahead, TeacherStream, check_dataset, ensure_dataset
+from afd_scale.data.reader import Ahead, TeacherStream, check_copies, check_dataset, ensure_dataset
 from afd_scale.evaluation.report import metric_table, write_report
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
@@ -70,6 +70,7 @@ class Trainer:
         self.config, self.ranks, self.clock = config, ranks, Clock()
         with self.clock.phase("prepare"), _input_errors():
             ranks.run_on_main(_check_inputs, config)
+            ranks.run_on_each_machine(check_copies, config)
             self.stream = Ahead(TeacherStream(config), pinned=ranks.device.type == "cuda")
             self.built: Run = build_run(config, ranks)
             self.checkpoints = RunCheckpoints(
@@ -104,7 +105,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the newest complete checkpoint, where there is one."""
-        checkpoint = self.ranks.run_on_main(self.checkpoints.newest)
+        checkpoint = self.ranks.run_on_main(newest_checkpoint, self.checkpoints.folder)
         if checkpoint is None:
             return
         log.info("%s resumes after step %d from %s", self.config.name, checkpoint["step"], checkpoint["folder"])
@@ -209,9 +210,11 @@ def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -
     check_folder(config)
     if config.requires in requirers:
         raise ConfigError(f"requires ({config.requires}) must not lead back to itself")
-    if config.data.global_batch % ranks.data_size:
-        raise ConfigError(f"data.global_batch ({config.data.global_batch}) must be a multiple of the number of data "
-                          f"ranks ({ranks.data_size}): each takes an equal share")  # fmt: skip
+    for name in ("global_batch", "prompts_per_step"):
+        batch = getattr(config.data, name)
+        if batch % ranks.data_size:
+            raise ConfigError(f"data.{name} ({batch}) must be a multiple of the number of data ranks "
+                              f"({ranks.data_size}): each takes an equal share")  # fmt: skip
     if config.requires is not None:
         with _input_errors():
             choose_precision(config.precision, config.fp8_scaling, ranks.device)

@@ -32,7 +32,7 @@ def run(*command: str | Path, timeout: float = 280) -> subprocess.CompletedProce
     """Run a command at the root of the source tree, one thread a process."""
     arguments = [str(part) for part in command]
     return subprocess.run(
-        arguments, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=timeout, check=False
+        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
@@ -41,7 +41,7 @@ def start(*command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     """The same without waiting; killed at the end, with all that it started, if it still runs."""
     arguments = [str(part) for part in command]
     process = subprocess.Popen(
-        arguments, cwd=ROOT, env=_environment(), stderr=subprocess.DEVNULL, start_new_session=True
+        arguments, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         yield process
@@ -57,5 +57,6 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Of a process that a test starts: one thread, and `tests` can be imported."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -15,7 +15,7 @@ from afd_scale.data.storage import Location
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from tests.distributed.processes import ROOT, run, torchrun
 from tests.distributed.small_run import CLIPS, write_small_run
-from tests.object_storage import object_storage, upload
+from afd_scale.benchmarks.object_storage import object_storage, upload
 from tests.videos import write_video
 
 TRAIN, MAKE_SHARDS = ROOT / "launch" / "train.py", ROOT / "tools" / "make_shards.py"

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.reader import TeacherStream, check_dataset
+from tests.distributed.processes import environment
 from tests.toy_datasets import make_procedural_shards
 
 STEPS = 16
@@ -60,10 +61,10 @@ def run_ranks(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> list[list
     folder.mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     (folder / "store").unlink(missing_ok=True)
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE")}
+    misled = {k: v for k, v in environment().items() if k not in ("LOCAL_WORLD_SIZE", "RANK")} | {"WORLD_SIZE": "7"}
     processes = [
         subprocess.Popen([sys.executable, __file__, str(rank), str(ranks), str(folder)], stderr=subprocess.PIPE,
-                         text=True, env={**environment, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "7"})
+                         text=True, env=misled)
         for rank in range(ranks)
     ]  # fmt: skip
     try:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afd_scale.config import ConfigError, RunConfig
+from afd_scale.config import ConfigError, LostInputError, RunConfig
 from afd_scale.config.run import DataConfig, ProceduralSource
-from afd_scale.data import reader
-from afd_scale.data.reader import TeacherStream, check_dataset, ensure_dataset
+from afd_scale.data import reader, validate
+from afd_scale.data.reader import Ahead, TeacherStream, check_copies, check_dataset, ensure_dataset
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.storage import teacher_data
 from afd_scale.data.writer import write_dataset
@@ -30,6 +33,9 @@ FACTS = DatasetFacts(
     latent_shape=(4, 48, 4, 4), text_shape=(16, 32), codec="test", teacher="procedural:teacher", num_samples=0,
     provenance={},
 )  # fmt: skip
+
+# streaming 0.13 opens shards that it unpacks and lets the garbage collector close them.
+leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def run_config(shards: Path | str, **data: Any) -> RunConfig:
@@ -237,6 +243,51 @@ def test_columns_that_would_be_unpickled_are_refused(dataset: Path) -> None:
     one_line(caught)
 
 
+@pytest.mark.parametrize("change", [{"samples": None}, {"samples": "9"}, {"raw_data": None}])
+def test_index_entries_that_say_nothing(dataset: Path, change: dict[str, Any]) -> None:
+    index = json.loads((dataset / "index.json").read_text())
+    index["shards"][1] |= change
+    (dataset / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"must be an MDS index .*: a shard has no samples or no file") as caught:
+        check_dataset(run_config(dataset))
+    one_line(caught)
+
+
+def test_prompts_that_name_samples_which_are_not_there(dataset: Path) -> None:
+    path = dataset / "prompts.jsonl"
+    path.write_text(path.read_text().replace('"sample": 3,', '"sample": 103,'))
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl\) must name samples from 0 to 99: \S+ names 103") as caught:
+        check_dataset(run_config(dataset))
+    one_line(caught)
+
+
+def test_files_known_to_be_good_are_not_hashed_again(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    check = validate._hash
+    monkeypatch.setattr(validate, "_hash", lambda path: hashed.append(path.name) or check(path))
+    check_dataset(run_config(dataset))
+    assert len(hashed) == 2 * len(list(dataset.glob("*.zstd"))), "packed and unpacked"
+    hashed.clear()
+    os.utime(dataset / "shard.00002.mds", ns=(0, 0))
+    check_dataset(run_config(dataset))
+    assert hashed == ["shard.00002.mds"]
+    hashed.clear()
+    check_dataset(run_config(dataset, cache=Path("/dev/null/cache")))  # cannot remember, and says so in the log
+    assert len(hashed) == 2 * len(list(dataset.glob("*.zstd")))
+
+
+def test_extra_prompts_with_videos_are_refused(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "videos")
+    for prompts in (dataset, tmp_path / "videos"):
+        data = {"shards": str(dataset), "prompts": str(prompts), "prompts_per_step": 4, "cache": tmp_path / "cache"}
+        config = RunConfig.model_validate({"method": "afd", "data": data})
+        with pytest.raises(
+            ConfigError, match=r"^data\.prompts \(.*\) must hold prompts alone: it holds videos"
+        ) as caught:
+            check_dataset(config)
+        one_line(caught)
+
+
 def test_newer_schema(dataset: Path) -> None:
     edit(dataset / "dataset.json", schema_version=3, something_new=1)
     with pytest.raises(ConfigError, match=r"must have schema_version 2: it has 3; a newer version"):
@@ -353,6 +404,15 @@ def test_resumed_equals_uninterrupted(checked: Path, at: int) -> None:
     assert draw(first, 15 - at) == expected[at:]
 
 
+def test_position_in_other_samples_is_refused(checked: Path, tmp_path: Path) -> None:
+    state = TeacherStream(run_config(checked)).state_dict()
+    other = SOURCE.model_copy(update={"seed": 2})
+    write_dataset(procedural_samples(other), FACTS, tmp_path / "other", shard_bytes=SHARD_BYTES)
+    check_dataset(run_config(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"^data\.shards \(.*\) must be .*, the hash of its shards in the checkpoint"):
+        TeacherStream(run_config(tmp_path / "other")).load_state_dict(state)
+
+
 @pytest.mark.parametrize("change", [{"global_batch": 8}, {"canonical_nodes": 2}])
 def test_position_in_another_order_is_refused(checked: Path, change: dict[str, int]) -> None:
     state = TeacherStream(run_config(checked)).state_dict()
@@ -372,10 +432,23 @@ def test_two_datasets_in_turn(checked: Path, tmp_path: Path) -> None:
         assert a.prompts != b.prompts
 
 
+def test_drawing_ahead_changes_no_batch_and_no_position(checked: Path) -> None:
+    expected = draw(TeacherStream(run_config(checked)), 9)
+    ahead = Ahead(TeacherStream(run_config(checked)), pinned=False)
+    assert [next(ahead).samples for _ in range(5)] == expected[:5]
+    state = json.loads(json.dumps(ahead.state_dict()))
+    assert state["step_in_epoch"] == 5, "of the last batch that was handed out, not of the last one drawn"
+    assert next(ahead).samples == expected[5]
+    ahead.load_state_dict(state)
+    assert [next(ahead).samples for _ in range(4)] == expected[5:]
+    ahead.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("data")]
+
+
 # --- remote datasets: file:// goes the way of s3://, through the cache
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # streaming 0.13 leaves a file open
+@leaves_files_open
 def test_remote_dataset_reads_as_the_local_one(dataset: Path, tmp_path: Path) -> None:
     local, remote = run_config(dataset), run_config(f"file://{dataset}", cache=tmp_path / "cache")
     assert check_dataset(remote) == check_dataset(local)
@@ -385,8 +458,9 @@ def test_remote_dataset_reads_as_the_local_one(dataset: Path, tmp_path: Path) ->
     assert distinct_prompts(remote).latents.equal(distinct_prompts(local).latents)
     (cached,) = (tmp_path / "cache").glob("*/shard.00001.mds")
     flip_byte(cached)
-    with pytest.raises(ConfigError, match=r"delete it, it is downloaded again"):
-        check_dataset(remote)
+    check_dataset(remote)
+    assert not cached.exists(), "it is downloaded again"
+    assert draw(TeacherStream(remote), 8) == expected
 
 
 def test_remote_dataset_of_a_killed_run_opens_again(dataset: Path, tmp_path: Path) -> None:
@@ -433,13 +507,54 @@ def test_absent_remote_dataset(tmp_path: Path) -> None:
     one_line(caught)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # streaming 0.13 leaves a file open
-def test_damaged_remote_shard_does_not_read(dataset: Path, tmp_path: Path) -> None:
-    flip_byte(dataset / "shard.00001.mds.zstd")
-    config = run_config(f"file://{dataset}", cache=tmp_path / "cache")
+@leaves_files_open
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_damaged_remote_shard_never_reads(tmp_path: Path, compression: str) -> None:
+    folder = tmp_path / "teacher"
+    write_dataset(procedural_samples(SOURCE), FACTS, folder, shard_bytes=SHARD_BYTES, compression=compression)
+    (damaged,) = folder.glob("shard.00001.*")
+    flip_byte(damaged)
+    config = run_config(f"file://{folder}", cache=tmp_path / "cache")
+    line = r"^data\.shards \(file://.*\) must have its shard shard\.00001\.mds as it was written: ValueError: Checksum"
     check_dataset(config)
-    with pytest.raises(ValueError, match="Checksum failure"):
-        read_samples(config, range(100))
+    for _ in range(2):  # the first time must not leave it where it passes for good
+        with pytest.raises(LostInputError, match=line):
+            read_samples(config, range(100))
+        with pytest.raises(LostInputError, match=line):
+            draw(TeacherStream(config), 6)
+    assert not list((tmp_path / "cache").rglob("shard.00001*"))
+
+
+@leaves_files_open
+def test_jobs_of_a_machine_share_a_cache(dataset: Path, tmp_path: Path) -> None:
+    expected = draw(TeacherStream(run_config(f"file://{dataset}", cache=tmp_path / "other")), 8)
+    config = run_config(f"file://{dataset}", cache=tmp_path / "cache")
+    streams = [TeacherStream(config) for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(lambda stream: draw(stream, 8), streams)) == [expected] * 3
+
+
+def test_jobs_that_start_at_once_unpack_once(dataset: Path) -> None:
+    config = run_config(dataset)
+    with ThreadPoolExecutor() as pool:
+        facts = list(pool.map(check_dataset, [config] * 6))
+    assert facts == [facts[0]] * 6
+    assert not list(dataset.glob("*.incomplete"))
+
+
+@leaves_files_open
+def test_copies_of_a_remote_dataset_that_was_made_anew_are_replaced(dataset: Path, tmp_path: Path) -> None:
+    """On a machine whose first rank is not the run's."""
+    config = run_config(f"file://{dataset}", cache=tmp_path / "cache")
+    check_copies(config)
+    old = read_samples(config, range(100))
+    shutil.rmtree(dataset)
+    other = SOURCE.model_copy(update={"seed": 7})
+    write_dataset(procedural_samples(other), FACTS, dataset, shard_bytes=SHARD_BYTES)
+    check_copies(config)
+    new = read_samples(config, range(100))
+    assert not new.latents.equal(old.latents)
+    assert new.latents.equal(read_samples(run_config(f"file://{dataset}", cache=tmp_path / "new"), range(100)).latents)
 
 
 # --- importing

@@ -1,0 +1,173 @@
+"""How MosaicML Streaming (0.13) opens a dataset, and what of it we change.
+
+Imported when a dataset is opened, for `streaming` takes seconds to import.
+"""
+
+import logging
+import os
+import socket
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from afd_scale.config import ConfigError, LostInputError, RunConfig
+from afd_scale.data.environment import in_environment
+from afd_scale.data.storage import Location, cache_lock
+from afd_scale.data.torchvision_ops import define_torchvision_ops
+
+define_torchvision_ops()
+
+from streaming import Stream, StreamingDataset  # noqa: E402
+from streaming.base.format.base.reader import Reader  # noqa: E402
+from streaming.base.world import World  # noqa: E402
+
+_SHUFFLE_BLOCK = 1 << 18  # fixed: the order depends on it
+
+
+class SharedStream(Stream):
+    """Shards of a dataset; the processes of a machine, of other jobs too, share the copies of remote ones.
+
+    Streaming's own locks are of one job, and it leaves a download that fails its checksum where it is next taken for
+    good.
+    """
+
+    def __init__(self, location: Location):
+        super().__init__(**location.opening())
+        self._location = location
+
+    def prepare_shard(self, shard: Reader) -> int:
+        """Download, check and unpack a shard that is not here.
+
+        Raises:
+            LostInputError: it cannot be read, or is not what was written.
+        """
+        location, (raw, packed) = self._location, shard.file_pairs[0]
+        if not location.is_remote:
+            return self._prepared(shard, raw.basename)
+        with cache_lock(location, raw.basename):
+            try:
+                return self._prepared(shard, raw.basename)
+            except LostInputError:
+                for part in (raw, packed):
+                    if part is not None:
+                        (location.folder / part.basename).unlink(missing_ok=True)
+                raise
+
+    def _prepared(self, shard: Reader, name: str) -> int:
+        try:
+            size: int = super().prepare_shard(shard)
+        except Exception as error:  # every storage has its own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise LostInputError(f"{self._location.field} ({self._location.shards}) must have its shard {name} as it "
+                                 f"was written: {reason}") from error  # fmt: skip
+        return size
+
+
+class NumberedDataset(StreamingDataset):
+    """Adds to each sample its position in the dataset, and says why an epoch ended early.
+
+    Attributes:
+        failure: of a thread that prepares shards; after it no more samples come.
+    """
+
+    failure: BaseException | None = None
+
+    def __getitem__(self, at: Any) -> Any:
+        return {**super().__getitem__(at), "sample": int(at)}
+
+    def on_exception(self, future: Future[None]) -> None:
+        """Keep what a thread met; streaming would raise it where nobody hears."""
+        failure = future.exception()
+        if failure is not None:
+            self.failure = failure
+            self._event.set()  # ends the other threads and the epoch
+
+    def close(self) -> None:
+        """End the threads of the present epoch."""
+        if hasattr(self, "_iterator"):
+            self._iterator.exit()
+
+
+def open_stream(location: Location, config: RunConfig, batch: int) -> NumberedDataset:
+    """Open a dataset to iterate over this rank's samples; a collective.
+
+    Args:
+        config: names the order.
+        batch: samples of a step on this rank.
+    Returns:
+        Yields dicts of the schema's columns and `sample`, the position in the dataset.
+    Raises:
+        ConfigError: the machines do not fit the canonical nodes, or run different numbers of ranks.
+    """
+    rank, ranks, local_ranks = _ranks()
+    nodes, canonical = ranks // local_ranks, config.data.canonical_nodes
+    if nodes % canonical and canonical % nodes:
+        raise ConfigError(f"data.canonical_nodes ({canonical}) must divide the number of machines ({nodes}) or be a "
+                          "multiple of it: each machine reads whole parts of the data; 1 suits any number")  # fmt: skip
+    # Our positions count samples, each once for all ranks of a sequence, so its warning about them is beside the point.
+    logging.getLogger("streaming.base.dataset").addFilter(_is_not_about_replication)
+    if location.is_remote:
+        _release_claims(location.folder)
+    # It reads these and nothing else. The deepspeed launcher and srun do not set the last, and every rank would then
+    # take itself for the first of its machine. Goes when streaming (0.13) takes ranks as arguments.
+    world = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(local_ranks)}
+    with in_environment(world):
+        return NumberedDataset(
+            streams=[SharedStream(location)],
+            # A local dataset is looked through at once, so the threads that do it end; a remote one in time.
+            predownload=8 * batch if location.is_remote else sys.maxsize,
+            num_canonical_nodes=canonical,
+            batch_size=batch,
+            shuffle=True,
+            shuffle_seed=config.seed,
+            shuffle_block_size=_SHUFFLE_BLOCK,
+            replication=config.parallel.sequence if config.parallel.sequence > 1 else None,
+        )
+
+
+def _is_not_about_replication(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("The `replication` arg")
+
+
+def _ranks() -> tuple[int, int, int]:
+    """Rank, ranks, and ranks on this machine."""
+    if not dist.is_initialized():
+        return 0, 1, 1
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    counts = {host: hosts.count(host) for host in hosts}
+    if len(set(counts.values())) > 1:
+        raise ConfigError(f"hosts ({counts}) must run the same number of ranks each: samples are dealt to hosts first")
+    return dist.get_rank(), dist.get_world_size(), counts[socket.gethostname()]
+
+
+def _release_claims(cache: Path) -> None:
+    """Release a cache folder from the claims of earlier runs.
+
+    A killed run leaves its claim on the folder in shared memory, and streaming (0.13) then refuses the folder to the
+    run that resumes. Its own clean-up also unlinks what other jobs on the machine are using. A run that is alive loses
+    nothing by it: shards are prepared under our locks.
+    """
+    for claim in sorted(Path("/dev/shm").glob("[0-9]*_locals")):
+        try:
+            with claim.open("r+b") as memory:
+                # A claim is its length (int32), the folder, and a number, both as text.
+                if memory.read()[4:].split(b"\0")[0] == os.path.abspath(cache).encode():
+                    memory.seek(0)
+                    memory.write(np.int32(0).tobytes())
+        except OSError:  # another user's, or gone meanwhile
+            continue
+
+
+def open_shards(location: Location) -> tuple[SharedStream, list[Reader]]:
+    """Open the dataset to look samples up; it shares no state with other processes.
+
+    Returns:
+        What prepares a shard (downloads and unpacks it), and the shards in order.
+    """
+    stream = SharedStream(location)
+    return stream, stream.get_shards(World(num_nodes=1, ranks_per_node=1, workers_per_rank=1, worker=0), False)
