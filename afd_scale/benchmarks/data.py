@@ -48,7 +48,7 @@ def benchmark_data(
             urls |= {f"s3, {name}": upload(storage, at, name) for name, at in shards.items()}
         seconds: dict[str, list[float]] = {name: [] for name in urls}
         waits: dict[str, list[float]] = {name: [] for name in urls}
-        for turn in range(repeats):
+        for _ in range(repeats):
             for name, url in urls.items():
                 for measure, found in ((_seconds, seconds), (_wait_share, waits)):
                     with tempfile.TemporaryDirectory(dir=folder) as cache:

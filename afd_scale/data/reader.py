@@ -24,7 +24,6 @@ from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, PROMPTS_FILE, DatasetFacts, load_prompts
 from afd_scale.data.storage import (
     Location,
-    evaluation_prompts,
     extra_prompts,
     fetch_facts,
     is_remote,

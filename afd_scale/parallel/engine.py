@@ -199,8 +199,8 @@ class TrainedNetwork(ShardedNetwork):
             there, here = ("", " not") if facts["nvme"] else (" not", "")
             raise ValueError(f"engine.offload_optimizer must{there} be nvme, as when {folder} was written: it is{here}")
         if self._on_nvme and facts["ranks"] != ranks:
-            raise ValueError(f"ranks ({ranks}) must be {facts['ranks']}, as when {folder} was written: DeepSpeed's files "
-                             "of optimizer states on nvme are of one rank each")  # fmt: skip
+            raise ValueError(f"ranks ({ranks}) must be {facts['ranks']}, as when {folder} was written: states on "
+                             "nvme are files of one rank each")  # fmt: skip
 
     @property
     def _on_nvme(self) -> bool:

@@ -1,7 +1,6 @@
 """The stream over real gloo processes: the samples of a step and the position do not depend on the number of ranks."""
 
 import json
-import os
 import subprocess
 import sys
 from itertools import chain

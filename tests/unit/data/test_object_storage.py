@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from afd_scale.benchmarks.object_storage import object_storage, upload
 from afd_scale.config import ConfigError, LostInputError, RunConfig
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.reader import TeacherStream, check_dataset, distinct_prompts
 from afd_scale.data.storage import teacher_data
-from afd_scale.benchmarks.object_storage import object_storage, upload
 from tests.toy_datasets import make_procedural_shards
 
 # streaming 0.13 leaves a file open where a download fails; botocore's sockets are closed by the garbage collector.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,9 +24,14 @@ from afd_scale.data import reader, validate
 from afd_scale.data.reader import Ahead, TeacherStream, check_copies, check_dataset, ensure_dataset
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.storage import teacher_data
+from afd_scale.data.torchvision_ops import define_torchvision_ops
 from afd_scale.data.writer import write_dataset
 from afd_scale.types import Batch
 from tests.toy_datasets import make_procedural_shards, procedural_samples
+
+define_torchvision_ops()
+from streaming import Stream  # noqa: E402
+from streaming.base import compression  # noqa: E402
 
 SOURCE = ProceduralSource(clips=100, seed=1)
 SHARD_BYTES = 1 << 18
@@ -508,10 +514,10 @@ def test_absent_remote_dataset(tmp_path: Path) -> None:
 
 
 @leaves_files_open
-@pytest.mark.parametrize("compression", ["zstd", "none"])
-def test_damaged_remote_shard_never_reads(tmp_path: Path, compression: str) -> None:
+@pytest.mark.parametrize("how", ["zstd", "none"])
+def test_damaged_remote_shard_never_reads(tmp_path: Path, how: str) -> None:
     folder = tmp_path / "teacher"
-    write_dataset(procedural_samples(SOURCE), FACTS, folder, shard_bytes=SHARD_BYTES, compression=compression)
+    write_dataset(procedural_samples(SOURCE), FACTS, folder, shard_bytes=SHARD_BYTES, compression=how)
     (damaged,) = folder.glob("shard.00001.*")
     flip_byte(damaged)
     config = run_config(f"file://{folder}", cache=tmp_path / "cache")
@@ -526,19 +532,41 @@ def test_damaged_remote_shard_never_reads(tmp_path: Path, compression: str) -> N
 
 
 @leaves_files_open
-def test_jobs_of_a_machine_share_a_cache(dataset: Path, tmp_path: Path) -> None:
+def test_jobs_of_a_machine_share_a_cache(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = draw(TeacherStream(run_config(f"file://{dataset}", cache=tmp_path / "other")), 8)
+    prepare, busy, both = Stream.prepare_shard, set[str](), list[str]()
+
+    def prepare_slowly(stream: Stream, shard: Any) -> int:
+        name = shard.file_pairs[0][0].basename
+        both.extend({name} & busy)
+        busy.add(name)
+        time.sleep(0.1)
+        size = prepare(stream, shard)
+        busy.discard(name)
+        return size
+
+    monkeypatch.setattr(Stream, "prepare_shard", prepare_slowly)
     config = run_config(f"file://{dataset}", cache=tmp_path / "cache")
     streams = [TeacherStream(config) for _ in range(3)]
     with ThreadPoolExecutor() as pool:
         assert list(pool.map(lambda stream: draw(stream, 8), streams)) == [expected] * 3
+    assert not both, "one process at a time prepares a shard"
 
 
-def test_jobs_that_start_at_once_unpack_once(dataset: Path) -> None:
+def test_jobs_that_start_at_once_unpack_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked, decompress = [], compression.decompress
+
+    def decompress_slowly(name: str, content: bytes) -> bytes:
+        unpacked.append(len(content))
+        time.sleep(0.1)
+        return decompress(name, content)
+
+    monkeypatch.setattr(compression, "decompress", decompress_slowly)
     config = run_config(dataset)
     with ThreadPoolExecutor() as pool:
         facts = list(pool.map(check_dataset, [config] * 6))
     assert facts == [facts[0]] * 6
+    assert len(unpacked) == len(list(dataset.glob("*.zstd")))
     assert not list(dataset.glob("*.incomplete"))
 
 
