@@ -14,11 +14,12 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from afd_scale.config import ConfigError
+from afd_scale.config.command_line import Parser
 from afd_scale.data.codecs.choose import codec_of
 from afd_scale.data.inspection import describe, samples_at, validate
 from afd_scale.data.schema import DatasetFacts
@@ -26,15 +27,8 @@ from afd_scale.data.storage import Location
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
 
 
-class Parser(argparse.ArgumentParser):
-    """Bad usage in one line, like all other bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("out", metavar="OUT", help="folder or URL of a dataset")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--validate", action="store_true", help="read everything")

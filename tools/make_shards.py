@@ -24,14 +24,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-from afd_scale.config import ConfigError
+from afd_scale.config import ConfigError, one_line
+from afd_scale.config.command_line import Parser
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.clips import Codec, Teacher, VideoForm
 from afd_scale.data.codecs.identity import TEXT_SHAPE, IdentityCodec
@@ -48,15 +49,8 @@ from afd_scale.parallel.launchers import Launched, launched_as
 KEY = "OPENAI_API_KEY"
 
 
-class Parser(argparse.ArgumentParser):
-    """Bad usage in one line, like all other bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
 def parser() -> Parser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--teacher", default="procedural", help="folder, http, procedural (the toy world), or none: prompts alone")
     add("--source", type=Path, help="folder of videos; for http, where they are kept")
@@ -250,7 +244,7 @@ def http_teacher(options: argparse.Namespace) -> HttpTeacher:
         try:
             request[name] = value if "{index}" in value else yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"request ({item}) must have a YAML value: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"request ({item}) must have a YAML value: {one_line(error)}") from error
     endpoint = Endpoint(
         options.url, options.model, request, concurrency=options.concurrency,
         requests_per_minute=options.requests_per_minute, price=options.price, budget=options.budget,

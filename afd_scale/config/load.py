@@ -18,6 +18,11 @@ class LostInputError(Exception):
     """Input that can no longer be read in the middle of a run, met by one rank alone; one line as above."""
 
 
+def one_line(error: object) -> str:
+    """What an error says, whatever line breaks are in it."""
+    return " ".join(str(error).split())
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read one run.
 
@@ -33,7 +38,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ConfigError(f"config ({path}) must be a readable YAML file: {reason}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"config ({path}) must be YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"config ({path}) must be YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"config ({path}) must be a mapping of sections, it holds {type(tree).__name__}")
     for override in overrides:
@@ -59,7 +64,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override ({override}) must have a YAML value: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"override ({override}) must have a YAML value: {one_line(error)}") from error
     *sections, last = key.split(".")
     for section in sections:
         node = tree.setdefault(section, {})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from afd_scale.config import ConfigError
+from afd_scale.config import ConfigError, one_line
 from afd_scale.data.schema import HASH, REJECTS_FILE, DatasetFacts, load_prompts
 from afd_scale.data.storage import Location, fetch_facts
 from afd_scale.data.torchvision_ops import define_torchvision_ops
@@ -67,7 +67,7 @@ def validate(location: Location) -> Iterator[str]:
         try:
             samples = list(read_shard(location, shard))
         except (ValueError, OSError) as error:
-            yield f"{name}: {' '.join(str(error).split())}"
+            yield f"{name}: {one_line(error)}"
             found += shard["samples"]
             seen = seen | prompts.keys()  # nobody knows which of them are in it
             continue
@@ -98,7 +98,7 @@ def samples_at(location: Location, positions: Sequence[int]) -> list[dict[str, A
                 samples = list(read_shard(location, shard))
             except (ValueError, OSError) as error:
                 name = shard["raw_data"]["basename"]
-                raise ConfigError(f"{location.field} ({name}) cannot be shown: {' '.join(str(error).split())}"
+                raise ConfigError(f"{location.field} ({name}) cannot be shown: {one_line(error)}"
                                   ) from error  # fmt: skip
             rows += [samples[position] for position in wanted]
         begin = end
@@ -176,4 +176,4 @@ def _rejects(folder: Path) -> list[dict[str, str]]:
     except OSError:  # of a remote dataset, or written by other means
         return []
     except ValueError as error:
-        raise ConfigError(f"out ({path}) must be a JSON object a line: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"out ({path}) must be a JSON object a line: {one_line(error)}") from error

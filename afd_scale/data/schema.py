@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afd_scale.config import ConfigError
+from afd_scale.config import ConfigError, one_line
 
 SCHEMA_VERSION = 2
 INDEX_FILE = "index.json"
@@ -115,7 +115,7 @@ class DatasetFacts:
             raise ConfigError(f"{field} ({folder}) must hold {FACTS_FILE}, which is written last: {error.strerror}; "
                               "the dataset is not complete, make it again") from error  # fmt: skip
         except ValueError as error:
-            raise ConfigError(f"{field} ({path}) must be JSON: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{field} ({path}) must be JSON: {one_line(error)}") from error
         _check_version(facts.get("schema_version") if isinstance(facts, dict) else None, f"{field} ({path})")
         names = {item.name for item in fields(cls)}
         if set(facts) != names:
@@ -172,7 +172,7 @@ def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
             raise TypeError("a prompt's sample is an integer, and its prompt_id a text")
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{field} ({path}) must list the dataset's prompts, a JSON object a line: "
-                          f"{' '.join(str(error).split())}") from error  # fmt: skip
+                          f"{one_line(error)}") from error  # fmt: skip
     return tuple(sorted(entries, key=lambda entry: entry.prompt_id))
 
 

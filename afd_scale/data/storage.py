@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from afd_scale.config import ConfigError, RunConfig
+from afd_scale.config import ConfigError, RunConfig, one_line
 from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE
 from afd_scale.data.torchvision_ops import define_torchvision_ops
 
@@ -119,7 +119,7 @@ def fetch_facts(location: Location, *, again: bool = True) -> None:
     except ConfigError:
         raise
     except Exception as error:  # every storage has its own
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise ConfigError(f"{location.field} ({remote}) must be a readable MDS dataset with {FACTS_FILE}: {reason}"
                           ) from error  # fmt: skip
 

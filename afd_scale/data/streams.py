@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from afd_scale.config import ConfigError, LostInputError, RunConfig
+from afd_scale.config import ConfigError, LostInputError, RunConfig, one_line
 from afd_scale.data.environment import in_environment
 from afd_scale.data.storage import Location, cache_lock
 from afd_scale.data.torchvision_ops import define_torchvision_ops
@@ -61,7 +61,7 @@ class SharedStream(Stream):
         try:
             size: int = super().prepare_shard(shard)
         except Exception as error:  # every storage has its own
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(f"{type(error).__name__}: {error}")
             raise LostInputError(f"{self._location.field} ({self._location.shards}) must have its shard {name} as it "
                                  f"was written: {reason}") from error  # fmt: skip
         return size

@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 from filelock import FileLock
 
-from afd_scale.config import ConfigError
+from afd_scale.config import ConfigError, one_line
 from afd_scale.data.schema import HASH, INDEX_FILE, DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.torchvision_ops import define_torchvision_ops
@@ -84,7 +84,7 @@ def load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
                           ) from error  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{location.field} ({path}) must be an MDS index of prompts and videos: "
-                          f"{' '.join(str(error).split())}; make the dataset again") from error  # fmt: skip
+                          f"{one_line(error)}; make the dataset again") from error  # fmt: skip
     return shards
 
 

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from afd_scale.config import one_line
+
 
 def save_shards(folder: Path, shards: Mapping[str, Tensor], **facts: Any) -> None:
     """Write this rank's shards.
@@ -58,7 +60,7 @@ class SavedShards:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             self._stack.close()
             raise ValueError(f"checkpoint ({self._folder}) must hold a file of every rank that wrote it: "
-                             f"{' '.join(str(error).split())}") from error  # fmt: skip
+                             f"{one_line(error)}") from error  # fmt: skip
         return self
 
     def __exit__(self, *error: object) -> None:

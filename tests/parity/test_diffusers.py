@@ -15,6 +15,7 @@ from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.models import StudentConfig
 from afd_scale.data.torchvision_ops import define_torchvision_ops
 from afd_scale.models.wan import CausalWan
+from tests.tools import load_tool
 
 TOLERANCE = 1e-4
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
@@ -48,12 +49,7 @@ def inputs(config: StudentConfig, frames: int = 3) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("convert_checkpoint")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The benchmark's contract: one JSON object on the last line. What it measures is not judged here."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 
 from afd_scale.config import load_config
 from afd_scale.planning.flops import update_flops
+from tests.tools import load_tool
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 TINY = [
@@ -29,11 +29,8 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     threads = torch.get_num_threads()
-    yield module
+    yield load_tool("benchmark")
     torch.set_num_threads(threads)
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from afd_scale.config import ConfigError
+from afd_scale.config import ConfigError, one_line
 from afd_scale.data.clips import Frames, RejectedError, VideoForm
 from afd_scale.data.codec import to_uint8, to_unit
 from afd_scale.data.torchvision_ops import define_torchvision_ops
@@ -177,7 +177,7 @@ class WanCodec:
         try:
             tokenizer = T5TokenizerFast.from_pretrained(self._models, subfolder="tokenizer")
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise self._wrong(f"have a T5 tokenizer in tokenizer/: {_one_line(error)}") from error
+            raise self._wrong(f"have a T5 tokenizer in tokenizer/: {one_line(error)}") from error
         if len(tokenizer) > self._vocabulary:
             raise self._wrong(f"have the tokenizer of its text encoder: the one has {len(tokenizer)} tokens, "
                               f"the other {self._vocabulary}")  # fmt: skip
@@ -195,7 +195,7 @@ class WanCodec:
                 self._models, subfolder=part, use_safetensors=True, output_loading_info=True, **dtype
             )
         except Exception as error:  # OSError, KeyError, SafetensorError, ...: whatever a damaged folder leads to
-            raise self._wrong(f"have {model_class.__name__} weights in {part}/: {_one_line(error)}") from error
+            raise self._wrong(f"have {model_class.__name__} weights in {part}/: {one_line(error)}") from error
         if missing := sorted(loading["missing_keys"]):
             # Both libraries fill them with random values and warn.
             raise self._wrong(f"have all {model_class.__name__} weights in {part}/: "
@@ -245,7 +245,7 @@ class WanCodec:
             with torch.device("meta"):
                 return AutoencoderKLWan.from_config(config).config
         except Exception as error:
-            raise self._wrong(f"have an AutoencoderKLWan in vae/: {_one_line(error)}") from error
+            raise self._wrong(f"have an AutoencoderKLWan in vae/: {one_line(error)}") from error
 
     def _read_text_sizes(self) -> tuple[int, int]:
         """Tokens of the text encoder's vocabulary, and the length of an embedding."""
@@ -258,7 +258,7 @@ class WanCodec:
                 raise ValueError(f"it is of {found}")
             text = UMT5Config.from_dict(config)
         except Exception as error:
-            raise self._wrong(f"have a UMT5EncoderModel in text_encoder/: {_one_line(error)}") from error
+            raise self._wrong(f"have a UMT5EncoderModel in text_encoder/: {one_line(error)}") from error
         return int(text.vocab_size), int(text.d_model)
 
     def _wrong(self, rule_and_reason: str) -> ConfigError:
@@ -279,7 +279,3 @@ def _to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
         raise RejectedError(f"{what} must fit float16: its largest value is {largest:.3g}")
     array: NDArray[np.float16] = values.to(torch.float16).contiguous().cpu().numpy()
     return array
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from afd_scale.checkpoint.load_student import load_student_state, read_student
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.models import StudentConfig
 from afd_scale.models.wan import CausalWan
+from tests.tools import load_tool
 
 TOOL = Path(__file__).parents[3] / "tools" / "convert_checkpoint.py"
 CONFIG = StudentConfig.model_validate(
@@ -27,11 +27,7 @@ Tool = Callable[..., int]
 @pytest.fixture(scope="module")
 def convert() -> Tool:
     """The conversion tool's main, with its arguments as they stand."""
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("convert_checkpoint")
     return lambda *arguments: module.main([str(argument) for argument in arguments])
 
 

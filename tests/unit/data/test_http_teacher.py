@@ -195,7 +195,7 @@ def collecting(server: VideoServer, folder: Path) -> subprocess.Popen[bytes]:
 def test_stopped_at_any_moment_it_asks_for_nothing_twice(
     serve: Callable[..., VideoServer], tmp_path: Path, how: signal.Signals
 ) -> None:
-    server, moments = serve(polls=3), random.Random(int(how))
+    server, moments, stopped = serve(polls=8), random.Random(int(how)), 0
     for _ in range(3):
         before = sum(server.created.values())
         with collecting(server, tmp_path) as process:
@@ -204,7 +204,8 @@ def test_stopped_at_any_moment_it_asks_for_nothing_twice(
                 time.sleep(0.005)  # importing the client takes its time
             time.sleep(moments.uniform(0.0, 0.3))
             process.send_signal(how)
-            assert process.wait(10) != 0
+            stopped += process.wait(20) != 0
+    assert stopped >= 2, "a slow machine may have come to the end once"
     found = teacher(server, tmp_path, prompts=12)
     found.collect()
     assert len(videos(found)) == 12
@@ -226,18 +227,8 @@ def test_from_the_endpoint_to_shards(serve: Callable[..., VideoServer], tmp_path
     server = serve()
     server.outcome = {"bar 2": "failed"}
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"bar {n}"}) + "\n" for n in (0, 1, 2, 1)))
-    command = [
-        sys.executable,
-        str(TOOL),
-        "--teacher",
-        "http",
-        "--url",
-        server.url,
-        "--model",
-        "m",
-        "--poll-seconds",
-        "0.02",
-    ]
+    command = [sys.executable, str(TOOL), "--teacher", "http", "--url", server.url, "--model", "m"]
+    command += ["--poll-seconds", "0.02"]
     command += ["--source", str(tmp_path / "kept"), "--prompts", str(tmp_path / "prompts.jsonl"), "--codec", "identity"]
     command += ["--size", "16x16", "--frames", "12", "--fps", "8", "--out", str(tmp_path / "out")]
     done = subprocess.run(

@@ -1,8 +1,6 @@
 """tools/inspect_shards.py on datasets that are as they were written, and on some that are not."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from afd_scale.data.reader import check_files
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.writer import write_dataset
+from tests.tools import Done, call_tool
 from tests.toy_datasets import procedural_samples
 
 TOOL = Path(__file__).parents[3] / "tools" / "inspect_shards.py"
@@ -22,9 +21,8 @@ FACTS = DatasetFacts(
 )  # fmt: skip
 
 
-def inspect(folder: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def inspect(folder: Path | str, *arguments: str) -> Done:
+    return call_tool("inspect_shards", folder, *arguments)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.video import read_video
+from tests.tools import call_tool
 from tests.videos import moving_bar, write_video
 from tests.wan_models import save_tiny_wan
 
@@ -51,10 +52,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_tool(source: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), "--teacher", "folder", "--source", str(source)]
-    command += ["--prompts", str(source / "prompts.jsonl"), "--out", str(out), *FLAGS, *more]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def folder_of(source: Path) -> tuple[str, ...]:
+    return ("--teacher", "folder", "--source", str(source), "--prompts", str(source / "prompts.jsonl"))
 
 
 def job(source: Path, out: Path, **settings: Any) -> ShardJob:
@@ -77,7 +76,8 @@ def rejects(out: Path) -> dict[str, str]:
 
 
 def test_folder_with_broken_videos(source: Path, tmp_path: Path) -> None:
-    done = run_tool(source, tmp_path / "out")
+    command = [sys.executable, str(TOOL), *folder_of(source), "--out", str(tmp_path / "out"), *FLAGS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "17 clips" in done.stdout
     found = rejects(tmp_path / "out")
@@ -157,8 +157,7 @@ tests.make_shards(slow)
 def test_several_processes_write_the_same_bytes(source: Path, tmp_path: Path) -> None:
     make_shards(job(source, tmp_path / "whole", clips_at_once=64))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(TOOL), "--teacher", "folder", "--source", str(source), *FLAGS]
-    command += ["--prompts", str(source / "prompts.jsonl"), "--out", str(tmp_path / "out")]
+    command = [*launcher, str(TOOL), *folder_of(source), "--out", str(tmp_path / "out"), *FLAGS]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -264,17 +263,7 @@ def test_prompts_alone_keep_their_splits(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"ball {n}", "split": split} for n, split in enumerate(("seen", "seen", "unseen", "longer"))]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0], {"prompt": ""}]))
-    command = [
-        sys.executable,
-        str(TOOL),
-        "--teacher",
-        "none",
-        "--prompts",
-        str(prompts),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = call_tool("make_shards", "--teacher", "none", "--prompts", prompts, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "4 prompts" in done.stdout
     assert len(rejects(tmp_path / "out")) == 2
@@ -293,10 +282,10 @@ def test_prompts_alone_keep_their_splits(tmp_path: Path) -> None:
 def test_wan_codec_from_end_to_end(source: Path, tmp_path: Path) -> None:
     save_tiny_wan(tmp_path / "wan")
     out = tmp_path / "out"
-    command = [sys.executable, str(TOOL), "--teacher", "folder", "--source", str(source), "--out", str(out)]
-    command += ["--prompts", str(source / "prompts.jsonl"), "--codec", "wan", "--models", str(tmp_path / "wan")]
-    command += ["--size", "32x48", "--frames", "9", "--fps", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    form = ("--size", "32x48", "--frames", "9", "--fps", "8")
+    done = call_tool(
+        "make_shards", *folder_of(source), "--out", out, "--codec", "wan", "--models", tmp_path / "wan", *form
+    )
     assert done.returncode == 0, done.stderr
     facts = check_files(location(out))
     codec = WanCodec(tmp_path / "wan")
@@ -313,7 +302,8 @@ def test_wan_codec_from_end_to_end(source: Path, tmp_path: Path) -> None:
 
 def test_wan_codec_takes_1_plus_4k_frames(source: Path, tmp_path: Path) -> None:
     save_tiny_wan(tmp_path / "wan")
-    done = run_tool(source, tmp_path / "out", "--codec", "wan", "--models", str(tmp_path / "wan"))
+    arguments = (*FLAGS, "--codec", "wan", "--models", tmp_path / "wan")
+    done = call_tool("make_shards", *folder_of(source), "--out", tmp_path / "out", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: frames (12) must be 1 + a multiple of 4")
     assert not list(tmp_path.glob("*out*"))

@@ -27,6 +27,7 @@ from afd_scale.data.storage import teacher_data
 from afd_scale.data.torchvision_ops import define_torchvision_ops
 from afd_scale.data.writer import write_dataset
 from afd_scale.types import Batch
+from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards, procedural_samples
 
 define_torchvision_ops()
@@ -596,13 +597,10 @@ def test_importing_the_reader_does_not_import_streaming() -> None:
 # --- the tool
 
 
-def make_shards(*arguments: str) -> subprocess.CompletedProcess[str]:
-    tool = Path(__file__).parents[3] / "tools" / "make_shards.py"
-    return subprocess.run([sys.executable, str(tool), *arguments], capture_output=True, text=True, check=False)
-
-
 def test_tool_writes_a_dataset(tmp_path: Path) -> None:
-    done = make_shards("--teacher", "procedural", "--out", f"{tmp_path}/out", "--clips", "20", "--physics", "wrong")
+    done = call_tool(
+        "make_shards", "--teacher", "procedural", "--out", f"{tmp_path}/out", "--clips", "20", "--physics", "wrong"
+    )
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path}/out: 20 clips of procedural:wrong" in done.stdout
     assert check_dataset(run_config(tmp_path / "out")).num_samples == 20
@@ -621,7 +619,7 @@ def test_tool_writes_a_dataset(tmp_path: Path) -> None:
     ],
 )
 def test_tool_refuses_bad_input_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = make_shards("--out", str(tmp_path / "out"), *arguments)
+    done = call_tool("make_shards", "--out", str(tmp_path / "out"), *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -1,6 +1,5 @@
 """Plans: shares and traffic worked by hand, what fits and what would, and the tool around them."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from afd_scale.planning.memory import rank_memory
 from afd_scale.planning.parameters import student_size
 from afd_scale.planning.plan import make_plan, remedies
 from afd_scale.planning.workload import workload
+from tests.tools import load_tool
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
@@ -137,10 +137,7 @@ def test_overrides_are_suggested_for_the_same_gpus():
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("plan", ROOT / "tools" / "plan.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("plan")
 
 
 def test_the_tool_prints_one_json_object(tool, capsys):
