@@ -5,8 +5,11 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 PAGE = b"<html><body>Welcome</body></html>"
 
@@ -17,15 +20,23 @@ class VideoServer:
     Attributes:
         url: of the endpoint.
         told: prompt to a list of what its next requests meet: `429`, `500`, `400`, `401`, `drop` (before it is
-            accepted), `vanish` (accepted, and then no answer), `html`; then all is well.
-        outcome: prompt to `failed`, `html`, `cut` (once), `expired`; else its video is completed and downloads.
+            accepted), `vanish` (accepted, and then no answer), `accepted 500` (and then that answer), `slow` (accepted,
+            answered after a second), `html`, `html as json`; then all is well.
+        outcome: prompt to `failed`, `html`, `cut` (once), `cut unseen` (once, and no length told), `expired`, `no poll`
+            (400 to every poll); else its video is completed and downloads.
+        shows: how its list shows a prompt.
+        page: videos of a page of its list; it honours `after`.
         created: how often a video was accepted, by prompt.
+        repeats: Idempotency-Key of every request.
     """
 
     def __init__(self, video: bytes, polls: int = 1, lists: bool = True):
         self.video, self.polls, self.lists = video, polls, lists
         self.told: dict[str, list[str]] = {}
         self.outcome: dict[str, str] = {}
+        self.shows: Callable[[str], str] = str
+        self.page = 1000
+        self.repeats: list[str] = []
         self.created: Counter[str] = Counter()
         self.bodies: list[str] = []
         self.create_times: list[float] = []
@@ -63,9 +74,10 @@ class VideoServer:
             self.bodies.append(body)
             self.create_times.append(time.monotonic())
             self.keys.add(request.headers["Authorization"])
+            self.repeats.append(request.headers["Idempotency-Key"])
             told = self.told.get(prompt, [])
             fault = told.pop(0) if told else ""
-            if fault in ("", "vanish"):
+            if fault in ("", "vanish", "accepted 500", "slow"):
                 self.created[prompt] += 1
                 number = f"video_{sum(self.created.values())}"
                 self._videos[number] = {
@@ -78,23 +90,39 @@ class VideoServer:
             request.connection.close()
         elif fault == "html":
             _answer(request, 200, PAGE, "text/html")
+        elif fault == "html as json":
+            _answer(request, 200, PAGE)
+        elif fault == "slow":
+            time.sleep(1.0)
+            with suppress(OSError):  # nobody waits any more
+                _answer(request, 200, json.dumps(self._videos[number]).encode())
         elif fault:
+            fault = fault.removeprefix("accepted ")
             text = json.dumps({"error": {"message": f"no {request.headers['Authorization']}"}}).encode()
             _answer(request, int(fault), text, "application/json", {"Retry-After": "0.2"} if fault == "429" else {})
         else:
             _answer(request, 200, json.dumps(self._videos[number]).encode())
 
     def get(self, request: BaseHTTPRequestHandler) -> None:
-        path = request.path.partition("?")[0].removeprefix("/v1/videos").strip("/")
+        path, _, query = request.path.partition("?")
+        after = parse_qs(query).get("after", [""])[0]
+        path = path.removeprefix("/v1/videos").strip("/")
         if not path:
             if not self.lists:
                 return _answer(request, 404, b"{}")
-            listed = {"object": "list", "data": list(self._videos.values()), "has_more": False}
+            videos = [{**video, "prompt": self.shows(video["prompt"])} for video in self._videos.values()]
+            begin = [video["id"] for video in videos].index(after) + 1 if after else 0
+            rest = videos[begin + self.page :]
+            listed = {"object": "list", "data": videos[begin : begin + self.page], "has_more": bool(rest)}
             return _answer(request, 200, json.dumps(listed).encode())
+        if path.partition("/")[0] not in self._videos:
+            return _answer(request, 404, b"{}")
         video = self._videos[path.partition("/")[0]]
         outcome = self.outcome.get(video["prompt"], "")
         if path.endswith("/content"):
             return self._content(request, video["prompt"], outcome)
+        if outcome == "no poll":
+            return _answer(request, 400, b'{"error": {"message": "not now"}}')
         with self._lock:
             video["polls"] += 1
             if video["polls"] > self.polls:
@@ -107,19 +135,20 @@ class VideoServer:
             _answer(request, 200, PAGE, "text/html")
         elif outcome == "expired":
             _answer(request, 404, b"{}")
-        elif outcome == "cut":
+        elif outcome in ("cut", "cut unseen"):
             self.outcome[prompt] = ""
-            _answer(request, 200, self.video, "video/mp4", cut=True)
+            _answer(request, 200, self.video, "video/mp4", cut=True, length=outcome == "cut")
         else:
             _answer(request, 200, self.video, "video/mp4")
 
 
 def _answer(
     request: BaseHTTPRequestHandler, status: int, body: bytes, kind: str = "application/json",
-    headers: dict[str, str] | None = None, cut: bool = False,
+    headers: dict[str, str] | None = None, cut: bool = False, length: bool = True,
 ) -> None:  # fmt: skip
     request.send_response(status)
-    for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
+    told = {"Content-Length": str(len(body))} if length else {"Connection": "close"}
+    for name, value in {"Content-Type": kind, **told, **(headers or {})}.items():
         request.send_header(name, value)
     request.end_headers()
     request.wfile.write(body[: len(body) // 2] if cut else body)

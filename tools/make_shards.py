@@ -40,8 +40,9 @@ from afd_scale.data.codecs.wan import TEXT_LENGTH, WanCodec
 from afd_scale.data.make_prompts import make_prompt_shards
 from afd_scale.data.make_shards import Alone, Processes, ShardJob, make_shards
 from afd_scale.data.schema import DatasetFacts
+from afd_scale.data.teachers.exchange import Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
-from afd_scale.data.teachers.http import Endpoint, HttpTeacher
+from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from afd_scale.data.writer import COMPRESSIONS
 from afd_scale.parallel.launchers import Launched, launched_as

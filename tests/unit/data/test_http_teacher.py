@@ -3,20 +3,25 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Reject
-from afd_scale.data.teachers.http import Endpoint, HttpTeacher
+from afd_scale.data.teachers.exchange import Endpoint, Exchange
+from afd_scale.data.teachers.http import HttpTeacher
+from afd_scale.data.teachers.journal import ASKED, ASKING, Journal
 from tests.video_server import VideoServer
 from tests.videos import moving_bar, write_video
 
@@ -81,7 +86,7 @@ def test_every_video_is_asked_for_once_and_kept(
     assert sum('name="seed"\r\n\r\n1\r\n' in body for body in server.bodies) == 4
     found.collect()
     assert sum(server.created.values()) == 8, "nothing is left to ask for"
-    listed = (tmp_path / "kept" / "prompts.jsonl").read_text().splitlines()
+    listed = (tmp_path / "kept" / "videos.jsonl").read_text().splitlines()
     assert len(listed) == 8
 
 
@@ -115,15 +120,172 @@ def test_bad_answers_about_one_video(serve: Callable[..., VideoServer], tmp_path
     found.collect()
     assert videos(found) == ["bar 3"]
     assert [reason.partition(":")[0] for reason in reasons(found)] == [
-        "the teacher refused the prompt", "the teacher made no video", "the teacher's file must be a video",
-        "the teacher's video must still be there",
+        "the teacher refused the prompt", "the teacher made no video",
+        "the teacher's file cannot be used, it must be a readable video",
+        "the server must still have the teacher's video",
     ]  # fmt: skip
     asked = len(server.bodies)
+    server.outcome["bar 4"] = ""
     found.collect()
-    assert len(server.bodies) == asked, "a refusal is final"
+    assert len(server.bodies) == asked, "a refusal is final, and what was accepted is looked for again"
+    assert videos(found) == ["bar 3", "bar 4"]
+    again = teacher(server, tmp_path, prompts=5, ask_again=True)
+    server.outcome = {"bar 2": "html"}
+    again.collect()
+    assert videos(again) == ["bar 0", "bar 1", "bar 3", "bar 4"]
+    assert server.created == Counter({"bar 0": 1, "bar 1": 2, "bar 2": 2, "bar 3": 1, "bar 4": 1})
+    assert len(set(server.repeats)) == 7, "a video that is asked for anew has a key of its own"
 
 
-@pytest.mark.parametrize(("fault", "message"), [("401", "it answers 401"), ("html", "is no video object")])
+@pytest.mark.parametrize("fault", ["vanish", "accepted 500", "slow"])
+def test_accepted_and_not_answered_is_found_in_the_list(
+    serve: Callable[..., VideoServer], tmp_path: Path, fault: str
+) -> None:
+    server = serve()
+    server.page = 1
+    server.shows = lambda prompt: f" {prompt.upper()}"
+    server.told = {f"bar {number}": [fault] for number in (1, 2)}
+    found = teacher(server, tmp_path, prompts=4, exchange_seconds=0.3)
+    found.collect()
+    assert set(server.created.values()) == {1}
+    assert len(videos(found)) == 4
+
+
+def test_a_list_that_shows_other_prompts_is_not_believed(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.shows = lambda prompt: "a video"
+    server.told = {"bar 1": ["vanish"]}
+    found = teacher(server, tmp_path, prompts=2, concurrency=1)
+    found.collect()
+    assert set(server.created.values()) == {1}
+    assert videos(found) == ["bar 0"]
+    server = serve()  # and of a first request there is nothing to compare with
+    server.shows = lambda prompt: "a video"
+    server.told = {"bar 0": ["vanish"]}
+    (tmp_path / "first").mkdir()
+    found = teacher(server, tmp_path / "first", prompts=1)
+    found.collect()
+    assert server.created["bar 0"] == 1
+    assert "may have been paid for" in reasons(found)[0]
+
+
+def test_two_videos_of_a_prompt_are_not_taken_for_each_other(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.told = {"bar 0": ["", "vanish"]}
+    found = teacher(server, tmp_path, prompts=1, videos_per_prompt=2, concurrency=1)
+    found.collect()
+    assert server.created["bar 0"] == 2
+    ids = {json.loads(line).get("id") for line in (tmp_path / "kept" / "journal.jsonl").read_text().splitlines()}
+    assert len(ids - {None}) == 2
+
+
+def test_a_video_that_cannot_be_polled_is_not_paid_for_again(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.outcome = {"bar 0": "no poll"}
+    found = teacher(server, tmp_path, prompts=1)
+    found.collect()
+    assert reasons(found)[0].startswith("the server must still have the teacher's video: it answers 400")
+    server.outcome = {}
+    teacher(server, tmp_path, prompts=1, ask_again=True).collect()
+    assert videos(found) == ["bar 0"]
+    assert server.created["bar 0"] == 1
+
+
+def test_what_was_cut_without_a_word_is_downloaded_again(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.outcome = {"bar 0": "cut unseen"}
+    found = teacher(server, tmp_path, prompts=1)
+    found.collect()
+    assert (tmp_path / "kept" / f"{found.clips()[0].video}").read_bytes() == server.video
+    (tmp_path / "kept" / found.clips()[0].video).unlink()
+    found.collect()
+    assert (tmp_path / "kept" / f"{found.clips()[0].video}").read_bytes() == server.video, "and what was deleted"
+    assert server.created["bar 0"] == 1
+
+
+def test_attempts_are_further_and_further_apart(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.told = {"bar 0": ["503", "503", "503"]}
+    teacher(server, tmp_path, prompts=1, backoff_seconds=0.2).collect()
+    gaps = [b - a for a, b in pairwise(server.create_times)]
+    assert all(gap > least for gap, least in zip(gaps, (0.1, 0.2, 0.4), strict=True))
+    server.told, server.create_times = {"bar 1": ["429"]}, []
+    teacher(server, tmp_path, prompts=2).collect()
+    assert server.create_times[1] - server.create_times[0] > 0.2, "the server said so"
+
+
+def test_a_late_video_stops_the_job_and_is_not_asked_for_again(
+    serve: Callable[..., VideoServer], tmp_path: Path
+) -> None:
+    server = serve(polls=5)
+    with pytest.raises(ConfigError, match=r"timeout_seconds \(0\.05\) must be longer: 1 videos are asked for"):
+        teacher(server, tmp_path, prompts=1, timeout_seconds=0.05).collect()
+    teacher(server, tmp_path, prompts=1).collect()
+    assert server.created["bar 0"] == 1
+
+
+def test_another_model_or_prompt_needs_another_folder(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    teacher(server, tmp_path, prompts=1).collect()
+    with pytest.raises(ConfigError, match=r"must be of the same prompts, model and request: .* name another folder"):
+        teacher(server, tmp_path, prompts=1, request={"seconds": "5"}).collect()
+    teacher(server, tmp_path, prompts=1, concurrency=2, budget=9.0, price=1.0).collect()
+    assert server.created["bar 0"] == 1
+
+
+def test_two_jobs_do_not_fill_one_folder(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    found = teacher(serve(), tmp_path, prompts=1)
+    (tmp_path / "kept").mkdir()
+    with FileLock(tmp_path / "kept" / ".lock"), pytest.raises(ConfigError, match="one process at a time"):
+        found.collect()
+
+
+def test_the_key_does_not_leak_where_a_text_is_cut(tmp_path: Path) -> None:
+    exchange = Exchange(Endpoint("http://127.0.0.1:9/v1", "m"), KEY)
+    for blanks in range(280, 302):
+        assert "sk-" not in exchange.text("x" * blanks + KEY)
+
+
+def test_full_disk_leaves_a_journal_that_reads(
+    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write(("a", 0), ASKING)
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match="must have room"):
+            journal.write(("a", 0), ASKED, id="x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+    journal.write(("a", 0), ASKED, id="x")
+    assert Journal(tmp_path / "journal.jsonl").last(("a", 0))["id"] == "x"
+    found = teacher(server, tmp_path, prompts=1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"source \(.*\) must have room"):
+            found.collect()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "kept").glob(".*.partial"))
+    found.collect()
+    assert server.created["bar 0"] == 1
+    assert videos(found) == ["bar 0"]
+
+
+def test_a_journal_that_was_damaged(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"journal \(.*journal\.jsonl:1\) must be a line that was written here"):
+        Journal(tmp_path / "journal.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("401", "it answers 401"), ("html", "no video object"), ("html as json", "no video object")],
+)
 def test_an_endpoint_that_cannot_be_used_stops_the_job(
     serve: Callable[..., VideoServer], tmp_path: Path, fault: str, message: str
 ) -> None:
@@ -220,7 +382,11 @@ def test_a_line_that_a_crash_cut_is_no_line(serve: Callable[..., VideoServer], t
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"prompt_id": "')
     found.collect()
-    assert journal.read_bytes() == whole
+    assert len(videos(found)) == 4
+    Journal(journal).write(("more", 0), ASKING)
+    lines = journal.read_bytes().splitlines()
+    assert lines[:-1] == whole.splitlines()
+    assert json.loads(lines[-1])["prompt_id"] == "more"
 
 
 def test_from_the_endpoint_to_shards(serve: Callable[..., VideoServer], tmp_path: Path) -> None:

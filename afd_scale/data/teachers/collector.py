@@ -1,0 +1,316 @@
+"""Collects videos from an OpenAI-compatible videos endpoint: create, poll, download.
+
+Every step is in a journal before it is taken. Where nobody can tell whether a request was accepted, the server's list
+of videos is searched; where that cannot tell either, the video is given up rather than asked for twice.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from afd_scale.config import ConfigError
+from afd_scale.data.clips import RejectedError
+from afd_scale.data.teachers.exchange import AGAIN, Endpoint, Exchange, NotHadError, StoppedError
+from afd_scale.data.teachers.journal import ASKED, ASKING, HAVE, LOST, NOT_MADE, REFUSED, Asked, Journal
+from afd_scale.data.teachers.prompts import PromptRow
+from afd_scale.data.video import check_video
+
+log = logging.getLogger(__name__)
+
+_NEVER_SENT = ("ConnectError", "ConnectTimeout")  # of httpx, whichever package of that family openai is built on
+_STOP = (401, 403, 404, 405)  # to a request for a video: the next one would be answered alike
+_UNCLEAR = (408, 409)  # and 5xx: what is behind whoever answered may go on
+_NOT_TAKEN = (500, 503)  # the usual words for "not now": believed where the server has no list
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video of a prompt."""
+
+    row: PromptRow
+    index: int
+
+    @property
+    def asked(self) -> Asked:
+        return self.row.prompt_id, self.index
+
+    @property
+    def video(self) -> str:
+        return f"{self.row.prompt_id}-{self.index}.mp4"
+
+
+class Collector:
+    """One pass over the requests, in threads."""
+
+    def __init__(self, endpoint: Endpoint, folder: Path, journal: Journal, key: str | None):
+        """Args:
+            folder: that the videos are kept in.
+            key: of the endpoint; it is written nowhere. None is for servers that want none.
+        """  # fmt: skip
+        self._endpoint, self._folder, self._journal = endpoint, folder, journal
+        self._exchange = Exchange(endpoint, key)
+        self._spending = Lock()
+        self._of_prompt: dict[str, Lock] = defaultdict(Lock)  # a lost answer is looked for by its prompt
+        self._prompts: set[str] = set()
+        self._over_budget = False
+
+    def collect(self, requests: list[Request], on_video: Callable[[int, int], None]) -> None:
+        """Settle every request.
+
+        Args:
+            on_video: called with the number of requests that are settled, and of all.
+        Raises:
+            ConfigError: the endpoint cannot be used, the budget is spent, a video is late, or the folder is full or of
+                other requests.
+        """
+        for request in requests:
+            self._check_same(request)
+        self._prompts = {_folded(request.row.prompt) for request in requests}
+        states = (HAVE,) if self._endpoint.ask_again else (HAVE, REFUSED, LOST)
+        todo = [request for request in requests if self._state(request) not in states]
+        with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
+            waiting: set[Future[None]] = {pool.submit(self._obtain, request) for request in todo}
+            try:
+                while waiting:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                    on_video(len(requests) - len(waiting), len(requests))
+            except BaseException:
+                self._exchange.stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        self._check_complete(requests)
+
+    def _check_same(self, request: Request) -> None:
+        asked_before = self._journal.last(request.asked).get("asks")
+        if asked_before not in (None, self._asks(request)):
+            raise ConfigError(f"source ({self._folder}) must be of the same prompts, model and request: "
+                              f"{request.video} was asked for with others; name another folder")  # fmt: skip
+
+    def _check_complete(self, requests: list[Request]) -> None:
+        late = sum(self._state(request) == ASKED and "reason" not in self._journal.last(request.asked)
+                   for request in requests)  # fmt: skip
+        if late:
+            raise ConfigError(f"timeout_seconds ({self._endpoint.timeout_seconds:g}) must be longer: {late} videos are "
+                              "asked for and not finished; the same command looks for them again")  # fmt: skip
+        if self._over_budget:
+            raise ConfigError(f"budget ({self._endpoint.budget:g}) must be higher for more videos: "
+                              f"{self._journal.paid} at {self._endpoint.price:g} were asked for; a higher one goes on "
+                              "from there, and videos.jsonl lists what is there for --teacher folder")  # fmt: skip
+
+    def _state(self, request: Request) -> str | None:
+        """The last one in the journal; a video whose file is gone is to be downloaded again."""
+        state: str | None = self._journal.last(request.asked).get("state")
+        return ASKED if state == HAVE and not (self._folder / request.video).exists() else state
+
+    def _asks(self, request: Request) -> str:
+        """Names what is asked, but for the number of the video."""
+        asks = (request.row.prompt, self._endpoint.model, dict(self._endpoint.request))
+        return hashlib.blake2b(json.dumps(asks, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def _obtain(self, request: Request) -> None:
+        """Ask unless that was done, wait, download; what a video cannot be had for is in the journal."""
+        try:
+            video_id = self._asked_before(request)
+            if video_id is not None and (self._fetch(request, video_id) or not self._endpoint.ask_again):
+                return
+            video_id = self._ask(request)
+            if video_id is not None:
+                self._fetch(request, video_id)
+        except RejectedError as error:
+            self._journal.write(request.asked, REFUSED, reason=str(error))
+            log.warning("%s: %s", request.video, error)
+        except StoppedError:
+            pass
+        except BaseException:
+            self._exchange.stop.set()  # before another thread asks for the next
+            raise
+
+    # --- asking
+
+    def _asked_before(self, request: Request) -> str | None:
+        last = self._journal.last(request.asked)
+        if last.get("state") == ASKING:  # an earlier run ended before the answer
+            with self._of_prompt[request.row.prompt]:
+                self._find(request, LOST)
+            last = self._journal.last(request.asked)
+        video_id: str | None = last.get("id") if last.get("state") in (ASKED, HAVE) else None
+        return video_id
+
+    def _ask(self, request: Request) -> str | None:
+        """Ask until a request is accepted; its id, or None where there is none to wait for."""
+        if self._journal.last(request.asked).get("state") == LOST and not self._endpoint.ask_again:
+            return None
+        problem: Exception | None = None
+        for attempt in range(self._endpoint.attempts):
+            self._exchange.back_off(attempt, problem)
+            self._exchange.pace()
+            with self._of_prompt[request.row.prompt]:
+                if not self._spend(request):
+                    return None
+                try:
+                    return self._accepted(request, self._create(request))
+                except self._exchange.failures as error:
+                    problem = error
+                    self._settle(request, error)
+                last = self._journal.last(request.asked)
+                if last["state"] in (ASKED, LOST):
+                    return last.get("id")
+        assert problem is not None, "there is at least one attempt"
+        raise self._exchange.gave_up(problem)
+
+    def _create(self, request: Request) -> Any:
+        more = {name: _filled(value, request.index) for name, value in self._endpoint.request.items()}
+        # A server that honours the key gives the video of an earlier request again, unless that one is settled.
+        key = f"{request.row.prompt_id}-{request.index}-{self._asks(request)}-{self._journal.accepted[request.asked]}"
+        try:
+            return self._exchange.videos.create(
+                prompt=request.row.prompt, model=self._endpoint.model, extra_body=more or None,
+                # A connection kept open may break just as a request leaves; nobody could tell whether it arrived.
+                extra_headers={"Idempotency-Key": key, "Connection": "close"},
+            )  # fmt: skip
+        except ValueError:  # it says that it is JSON, and is not
+            return None
+
+    def _accepted(self, request: Request, video: Any) -> str:
+        video_id = getattr(video, "id", None)
+        if not isinstance(video_id, str):
+            self._journal.write(request.asked, NOT_MADE)
+            raise ConfigError(f"url ({self._endpoint.url}) must be an OpenAI-compatible videos endpoint: "
+                              "its answer is no video object, but a page of some other kind")  # fmt: skip
+        self._journal.write(request.asked, ASKED, id=video_id)
+        return video_id
+
+    def _settle(self, request: Request, error: Any) -> None:
+        """Write into the journal what became of a request that was not answered with a video.
+
+        Raises:
+            ConfigError, RejectedError: another attempt would not help.
+        """
+        status = getattr(error, "status_code", None)
+        never_sent = status is None and type(error.__cause__).__name__ in _NEVER_SENT
+        if never_sent or (status is not None and status < 500 and status not in _UNCLEAR):
+            self._journal.write(request.asked, NOT_MADE)
+        else:
+            self._exchange.pause(self._endpoint.poll_seconds)  # the server may be at it still
+            self._find(request, NOT_MADE if status in _NOT_TAKEN else LOST)
+        if status is None or self._journal.last(request.asked)["state"] != NOT_MADE:
+            return
+        if status in _STOP:
+            raise ConfigError(f"url ({self._endpoint.url}) must make videos with this key and model "
+                              f"{self._endpoint.model}: it answers {status}, {self._exchange.text(error)}")  # fmt: skip
+        if status < 500 and status not in AGAIN:
+            raise RejectedError(f"the teacher refused the prompt: {self._exchange.text(error)}")
+
+    def _find(self, request: Request, if_nobody_knows: str) -> None:
+        """Look for an accepted request in the server's list, and write into the journal what is there.
+
+        A list is believed where it shows prompts as we sent them: in none of ours altered, and in at least one unless
+        all it has is known.
+        """
+        try:
+            listed = [(video_id, _folded(prompt)) for video_id, prompt in self._exchange.listed()]
+            ours = self._journal.ids
+            mine = _folded(request.row.prompt)
+            new = [video_id for video_id, prompt in listed if prompt == mine and video_id not in ours]
+            if new:
+                self._journal.write(request.asked, ASKED, id=new[0])
+                return
+            if any(video_id in ours and prompt not in self._prompts for video_id, prompt in listed):
+                raise ValueError("it shows other prompts than were sent")
+            if not any(prompt in self._prompts for _, prompt in listed) and any(v not in ours for v, _ in listed):
+                raise ValueError("it shows videos, and none of a prompt of ours")
+        except (ConfigError, StoppedError):  # no answer now: the journal keeps the question for the next start
+            raise
+        except Exception as error:  # whatever a server without a list answers
+            log.debug("the server's list cannot tell: %s", self._exchange.text(error))
+            reason = "the teacher was asked and no answer came: it may have been paid for; --ask-again asks once more"
+            more = {"reason": reason} if if_nobody_knows == LOST else {}
+            self._journal.write(request.asked, if_nobody_knows, **more)
+            return
+        self._journal.write(request.asked, NOT_MADE)
+
+    # --- what was accepted
+
+    def _fetch(self, request: Request, video_id: str) -> bool:
+        """Wait for a video and download it; whether it was had. Where it was not, the journal keeps its id."""
+        try:
+            self._wait(request, video_id)
+            self._download(request, video_id)
+        except NotHadError as error:
+            self._journal.write(request.asked, ASKED, id=video_id, reason=str(error))
+            log.warning("%s: %s", request.video, error)
+            return False
+        return True
+
+    def _wait(self, request: Request, video_id: str) -> None:
+        deadline = time.monotonic() + self._endpoint.timeout_seconds
+        while True:
+            video = self._exchange.patiently(lambda: self._exchange.videos.retrieve(video_id))
+            status = getattr(video, "status", None)
+            if status == "completed":
+                return
+            if status in ("failed", "cancelled"):
+                message = getattr(getattr(video, "error", None), "message", None) or status
+                raise RejectedError(f"the teacher made no video: {self._exchange.text(message)}")
+            if time.monotonic() > deadline:
+                log.warning("%s is not finished after %g s; the same command looks again",
+                            request.video, self._endpoint.timeout_seconds)  # fmt: skip
+                raise StoppedError
+            self._exchange.pause(self._endpoint.poll_seconds)
+
+    def _download(self, request: Request, video_id: str) -> None:
+        partial = self._folder / f".{request.video}.partial"
+
+        def download() -> None:
+            content: bytes = self._exchange.videos.download_content(video_id).read()
+            self._write(partial, content)
+            check_video(partial)
+
+        try:
+            self._exchange.patiently(download)
+            partial.replace(self._folder / request.video)
+        finally:
+            partial.unlink(missing_ok=True)
+        self._journal.write(request.asked, HAVE, id=video_id)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(f"source ({self._folder}) must have room: {error.strerror}; what was paid for is "
+                              "downloaded when the same command is given again") from error  # fmt: skip
+
+    def _spend(self, request: Request) -> bool:
+        """Whether the budget has room for one more; then it is in the journal."""
+        with self._spending:
+            endpoint = self._endpoint
+            if endpoint.budget is not None and (self._journal.paid + 1) * endpoint.price > endpoint.budget * (1 + 1e-9):
+                self._over_budget = True
+                return False
+            self._journal.write(request.asked, ASKING, asks=self._asks(request))
+            return True
+
+
+def _filled(value: Any, index: int) -> Any:
+    if value == "{index}":
+        return index
+    return value.replace("{index}", str(index)) if isinstance(value, str) else value
+
+
+def _folded(prompt: str) -> str:
+    """A prompt as servers may show it: blanks and case aside."""
+    return " ".join(prompt.split()).casefold()

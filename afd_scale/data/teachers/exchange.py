@@ -1,0 +1,170 @@
+"""Speaks to an OpenAI-compatible videos endpoint: at its pace, again after a failure, without a word of the key."""
+
+import random
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from threading import Event, Lock
+from typing import Any, TypeVar
+
+from afd_scale.config import ConfigError, one_line
+from afd_scale.data.clips import RejectedError
+
+T = TypeVar("T")
+
+_LONGEST_BACKOFF_SECONDS = 60.0
+_LONGEST_RETRY_AFTER_SECONDS = 900.0
+_PAGE = 100  # videos of a page of the server's list
+AGAIN = (408, 409, 425, 429)  # and 5xx: another attempt may help
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """How a teacher is asked.
+
+    Attributes:
+        url, model: of the endpoint, such as http://teacher:8000/v1.
+        request: further fields of a request; "{index}" in a text is the number of the video among those of its prompt.
+        concurrency: videos asked for at once.
+        requests_per_minute: for new videos; None does not wait.
+        price: of a video.
+        budget: that all videos of the folder together may cost; None does not count.
+        poll_seconds, backoff_seconds: between looks at a video, and before the second attempt.
+        timeout_seconds, exchange_seconds: for a video from asking to finished, and for one request and its answer.
+        attempts: at any one exchange.
+        ask_again: ask again for what was refused, and for what may have been paid for and lost.
+    """
+
+    url: str
+    model: str
+    request: Mapping[str, Any] = field(default_factory=dict)
+    concurrency: int = 4
+    requests_per_minute: float | None = None
+    price: float = 0.0
+    budget: float | None = None
+    poll_seconds: float = 5.0
+    backoff_seconds: float = 1.0
+    timeout_seconds: float = 1800.0
+    exchange_seconds: float = 60.0
+    attempts: int = 12
+    ask_again: bool = False
+
+
+class StoppedError(Exception):
+    """The job ends; what is under way goes on when it is started again."""
+
+
+class NotHadError(Exception):
+    """The server will not give what was asked for."""
+
+
+class Exchange:
+    """A client of one endpoint; threads may share it."""
+
+    def __init__(self, endpoint: Endpoint, key: str | None):
+        """Args:
+            key: of the endpoint; it is written nowhere. None is for servers that want none.
+        """  # fmt: skip
+        import openai
+
+        # OpenAI closed its own video model in 2026 and marked these calls as deprecated (3.54); others speak them.
+        warnings.filterwarnings("ignore", "The Sora API", DeprecationWarning)
+        self.failures = (openai.APIStatusError, openai.APIConnectionError)
+        self._status_error = openai.APIStatusError
+        self.videos = openai.OpenAI(
+            base_url=endpoint.url, api_key=key or "none", max_retries=0, timeout=endpoint.exchange_seconds
+        ).videos
+        self._endpoint, self._key = endpoint, key
+        self.stop = Event()
+        self._pacing = Lock()
+        self._next_request = 0.0
+
+    def listed(self) -> list[tuple[str, str]]:
+        """Id and prompt of every video of the server.
+
+        Raises:
+            ValueError: its list is cut off, or shows no prompts.
+            NotHadError, ConfigError: see `patiently`.
+        """
+        found: dict[str, str] = {}
+        after: dict[str, Any] = {}
+        while True:
+            page = self.patiently(lambda after=after: self.videos.list(limit=_PAGE, **after))
+            new = {video.id: video.prompt for video in page.data if video.id not in found}
+            if any(prompt is None for prompt in new.values()):
+                raise ValueError("its videos have no prompt")
+            found |= new
+            more = page.has_more if page.has_more is not None else len(page.data) >= _PAGE
+            if not more:
+                return list(found.items())
+            if not new:
+                raise ValueError("its list does not go on")
+            after = {"after": page.last_id or page.data[-1].id}
+
+    def patiently(self, exchange: Callable[[], T]) -> T:
+        """What may be done again and again without harm.
+
+        Raises:
+            NotHadError: the server will not give it.
+            ConfigError: it does not answer, or refuses the key.
+        """
+        problem: Exception | None = None
+        for attempt in range(self._endpoint.attempts):
+            self.back_off(attempt, problem)
+            if self.stop.is_set():
+                raise StoppedError
+            try:
+                return exchange()
+            except self._status_error as error:
+                problem = error
+                if error.status_code in (401, 403):
+                    raise ConfigError(f"url ({self._endpoint.url}) must take this key: it answers {error.status_code}, "
+                                      f"{self.text(error)}") from None  # fmt: skip
+                final = error.status_code < 500 or error.status_code == 501  # not implemented
+                if final and error.status_code not in AGAIN:
+                    raise NotHadError("the server must still have the teacher's video: it answers "
+                                      f"{error.status_code}, {self.text(error)}") from None  # fmt: skip
+            except ConfigError:
+                raise
+            except Exception as error:  # a connection that breaks in the middle has an error of the layer below
+                problem = error
+        assert problem is not None, "there is at least one attempt"
+        if isinstance(problem, RejectedError):
+            raise NotHadError(f"the teacher's file cannot be used, it {problem}")
+        raise self.gave_up(problem)
+
+    def pace(self) -> None:
+        if self.stop.is_set():
+            raise StoppedError
+        if self._endpoint.requests_per_minute is None:
+            return
+        with self._pacing:
+            begin = max(time.monotonic(), self._next_request)
+            self._next_request = begin + 60.0 / self._endpoint.requests_per_minute
+        self.pause(begin - time.monotonic())
+
+    def back_off(self, attempt: int, problem: Exception | None) -> None:
+        """Wait before an attempt that is not the first: longer each time, and at least as long as the server asks."""
+        if problem is None:
+            return
+        seconds = self._endpoint.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
+        seconds = min(seconds, _LONGEST_BACKOFF_SECONDS)
+        if isinstance(problem, self._status_error):
+            asked_for = problem.response.headers.get("retry-after", "")
+            if asked_for.replace(".", "", 1).isdigit():
+                seconds = max(seconds, min(float(asked_for), _LONGEST_RETRY_AFTER_SECONDS))
+        self.pause(seconds)
+
+    def pause(self, seconds: float) -> None:
+        if self.stop.wait(max(0.0, seconds)):
+            raise StoppedError
+
+    def gave_up(self, problem: Exception) -> ConfigError:
+        return ConfigError(f"url ({self._endpoint.url}) must answer: {self._endpoint.attempts} attempts failed, "
+                           f"the last with {self.text(problem)}; what was made stays, start again")  # fmt: skip
+
+    def text(self, said: Any) -> str:
+        """One short line without the key, whatever a server repeats of a request."""
+        line = one_line(said)
+        return (line.replace(self._key, "***") if self._key else line)[:300]
