@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import filesize
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from afd_scale.config import ConfigError
+from afd_scale.config import ConfigError, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.data.codecs.choose import codec_of
 from afd_scale.data.inspection import describe, samples_at, validate
@@ -40,55 +43,85 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as cache:
             return inspect(options, Location(options.out, Path(cache), "out"))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
 def inspect(options: argparse.Namespace, location: Location) -> int:
+    if options.pictures is not None:
+        check_pictures(options)
     found = describe(location)
-    if options.validate:
-        found["corrupt"] = list(validate(location))
-    if options.json:
-        print(json.dumps(found))
-    else:
+    if not options.json:
         show(found)
+    corrupt = read_everything(location) if options.validate else []
+    if options.json:
+        print(json.dumps(found | {"corrupt": corrupt} if options.validate else found))
+    elif options.validate:
+        print("", *corrupt or ["everything was read and is as it was written"], sep="\n")
     if options.pictures is not None:
         draw(options, location)
-    if found.get("corrupt"):
-        print(f"error: out ({options.out}) must be as it was written: {len(found['corrupt'])} things are wrong",
-              file=sys.stderr)  # fmt: skip
+    if corrupt:
+        print(f"error: out ({options.out}) must be as it was written: problems found: {len(corrupt)}", file=sys.stderr)
         return 2
     return 0
 
 
-def show(found: dict[str, Any]) -> None:
+def check_pictures(options: argparse.Namespace) -> None:
+    """Before anything is read, which may take hours."""
+    if options.samples < 1 or options.videos < 0:
+        raise ConfigError(f"samples ({options.samples}) must be positive, and videos ({options.videos}) not negative")
+    try:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.pictures).close()
+    except OSError as error:
+        raise ConfigError(f"pictures ({options.pictures}) must be a folder that can be written to: {error.strerror}"
+                          ) from error  # fmt: skip
+
+
+def read_everything(location: Location) -> list[str]:
+    """What is wrong, a line each; a bar counts the shards."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("Shards", total=None)
+        return list(validate(location, lambda done, total: progress.update(task, completed=done, total=total)))
+
+
+def show(found: dict[str, Any], indent: str = "") -> None:
+    """A line for each fact; those that hold others are set out below their name."""
     for name, value in found.items():
-        if name == "corrupt":
-            print(*value or ["everything was read and is as it was written"], sep="\n")
-        elif name.startswith("bytes"):
-            print(f"{name:20} {value} ({value / 2**20:.1f} MiB)")
-        elif isinstance(value, dict):
-            print(f"{name:20} {', '.join(f'{key} {item}' for key, item in value.items()) or '-'}")
+        if isinstance(value, dict) and any(isinstance(item, dict) for item in value.values()):
+            print(indent + name)
+            show(value, indent + "  ")
         else:
-            print(f"{name:20} {value}")
+            size = name.startswith("bytes") and isinstance(value, int)
+            print(f"{indent + name:20} {filesize.decimal(value) if size else readable(value)}")
+
+
+def readable(value: Any) -> str:
+    if value is None or value == {}:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {readable(item)}" for key, item in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def draw(options: argparse.Namespace, location: Location) -> None:
     """A contact sheet and mp4 of samples spread over the dataset."""
-    if options.samples < 1 or options.videos < 0:
-        raise ConfigError(f"samples ({options.samples}) must be positive, and videos ({options.videos}) not negative")
     facts = DatasetFacts.load(location.folder, location.field)
     if facts.latent_shape is None:
         raise ConfigError(f"out ({location.shards}) must hold videos for --pictures: it holds prompts alone")
     codec = codec_of(facts.codec, models=options.models)
     count = min(options.samples, facts.num_samples)
-    rows = samples_at(location, np.linspace(0, facts.num_samples - 1, count).round().astype(int).tolist())
+    positions = np.linspace(0, facts.num_samples - 1, count).round().astype(int).tolist()
+    rows = samples_at(location, positions)
     frames = np.stack([codec.decode(row["latents"]) for row in rows])
     frames = frames[..., 0] if frames.shape[-1] == 1 else frames
     captions = [row["prompt"] for row in rows]
     name = facts.teacher
-    write_grid({name: frames}, captions, options.pictures / "contact_sheet.png")
+    # Fewer than asked for where num_samples is wrong.
+    numbered = [f"{position}: {caption}" for position, caption in zip(positions, captions, strict=False)]
+    write_grid({name: frames}, numbered, options.pictures / "contact_sheet.png")
     shown = min(options.videos, count)
     if shown:
         write_comparison_mp4({name: frames[:shown]}, captions[:shown], options.pictures, fps=rows[0]["fps"])

@@ -17,6 +17,7 @@ Exit 0: done, the last line says what was written. Exit 2: bad input, one line s
 """
 
 import argparse
+import json
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import ValidationError
@@ -39,7 +41,8 @@ from afd_scale.data.codecs.identity import TEXT_SHAPE, IdentityCodec
 from afd_scale.data.codecs.wan import TEXT_LENGTH, WanCodec
 from afd_scale.data.make_prompts import make_prompt_shards
 from afd_scale.data.make_shards import Alone, Processes, ShardJob, make_shards
-from afd_scale.data.schema import DatasetFacts
+from afd_scale.data.schema import REJECTS_FILE, DatasetFacts
+from afd_scale.data.storage import is_remote
 from afd_scale.data.teachers.exchange import Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.http import HttpTeacher
@@ -48,6 +51,8 @@ from afd_scale.data.writer import COMPRESSIONS
 from afd_scale.parallel.launchers import Launched, launched_as
 
 KEY = "OPENAI_API_KEY"
+POSITIVE = ("videos_per_prompt", "concurrency", "poll_seconds", "backoff_seconds", "requests_per_minute", "budget",
+            "attempts", "timeout_seconds", "exchange_seconds")  # fmt: skip
 
 
 def parser() -> Parser:
@@ -81,6 +86,9 @@ def parser() -> Parser:
     http.add_argument("--budget", type=float, help="that all videos of --source together may cost")
     http.add_argument("--poll-seconds", type=float, default=5.0, help="between looks at a video (5)")
     http.add_argument("--backoff-seconds", type=float, default=1.0, help="before a second attempt (1)")
+    http.add_argument("--attempts", type=int, default=12, help="at any one exchange (12)")
+    http.add_argument("--timeout-seconds", type=float, default=1800.0, help="until a video must be finished (1800)")
+    http.add_argument("--exchange-seconds", type=float, default=60.0, help="for one request and its answer (60)")
     http.add_argument("--ask-again", action="store_true", help="for what was refused, or paid for and lost")
     toy = parser.add_argument_group("teacher procedural")
     toy.add_argument("--clips", type=int, default=1024, help="to render (1024)")
@@ -92,12 +100,13 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    launched = launched_as(os.environ)
+    launched = None
     try:
+        launched = launched_as(os.environ)
         with joined(launched) as processes:
             run(options, launched, processes)
     except ValueError as error:
-        if launched.rank == 0:
+        if launched is None or launched.rank == 0:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -139,7 +148,17 @@ def make_prompts(options: argparse.Namespace, launched: Launched) -> DatasetFact
 
 
 def make_videos(options: argparse.Namespace, launched: Launched, processes: Processes) -> DatasetFacts:
-    job = job_of(options, launched, processes)
+    job, error = None, None
+    try:
+        job = job_of(options, launched)
+    except Exception as problem:  # of one process, which sees other files perhaps
+        error = problem
+    error = processes.first_error(error)
+    if error is not None:
+        raise error
+    assert job is not None
+    if isinstance(job.teacher, HttpTeacher):
+        processes.run_on_main(collect, job.teacher)
     columns = bar_columns()
     shown = sys.stderr.isatty() and processes.rank == 0
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
@@ -161,13 +180,17 @@ def check_choices(options: argparse.Namespace) -> None:
         if getattr(options, name) not in choices:
             raise ConfigError(f"{name} ({getattr(options, name)}) must be one of {', '.join(choices)}: "
                               "there is no other")  # fmt: skip
+    if is_remote(str(options.out)) or ":/" in str(options.out):
+        raise ConfigError(f"out ({options.out}) must be a local folder: copy it to a store when it is complete")
+    if options.text_length is not None and options.text_length < 1:
+        raise ConfigError(f"text_length ({options.text_length}) must be positive")
 
 
-def job_of(options: argparse.Namespace, launched: Launched, processes: Processes) -> ShardJob:
+def job_of(options: argparse.Namespace, launched: Launched) -> ShardJob:
     form = form_of(options)
     codec = codec_of(options, form, launched)
     return ShardJob(
-        teacher_of(options, processes), codec, form, options.out, max_rejects=options.max_rejects,
+        teacher_of(options), codec, form, options.out, max_rejects=options.max_rejects,
         compression=options.compression,
     )  # fmt: skip
 
@@ -203,7 +226,7 @@ def codec_of(options: argparse.Namespace, form: VideoForm, launched: Launched) -
     return WanCodec(options.models, device=device, text_length=options.text_length or TEXT_LENGTH)
 
 
-def teacher_of(options: argparse.Namespace, processes: Processes) -> Teacher:
+def teacher_of(options: argparse.Namespace) -> Teacher:
     if options.teacher == "procedural":
         try:
             source = ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed)
@@ -215,46 +238,54 @@ def teacher_of(options: argparse.Namespace, processes: Processes) -> Teacher:
         raise ConfigError(f"source must be given with teacher {options.teacher}: the folder of its videos")
     if options.teacher == "folder":
         return FolderTeacher(options.source, options.prompts, options.name)
-    teacher = http_teacher(options)
-    processes.run_on_main(collect, teacher)
-    return teacher
+    return http_teacher(options)
 
 
 def http_teacher(options: argparse.Namespace) -> HttpTeacher:
     for name in ("url", "model", "prompts"):
         if getattr(options, name) is None:
             raise ConfigError(f"{name} must be given with teacher http")
-    for name in (
-        "videos_per_prompt",
-        "concurrency",
-        "poll_seconds",
-        "backoff_seconds",
-        "requests_per_minute",
-        "budget",
-    ):
+    for name in POSITIVE:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} ({value}) must be a positive number")
     if options.budget is not None and not 0 < options.price < math.inf:
         raise ConfigError(f"price ({options.price}) must be positive with a budget: it is what the budget counts")
-    request = {}
-    for item in options.request:
-        name, equals, value = item.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"request ({item}) must be FIELD=VALUE")
-        try:
-            request[name] = value if "{index}" in value else yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"request ({item}) must have a YAML value: {one_line(error)}") from error
+    url = urlsplit(options.url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ConfigError(f"url ({options.url}) must be one such as http://teacher:8000/v1")
+    if url.username or url.password:
+        raise ConfigError(f"url (of {url.hostname}) must hold no user and no password: the key is read from {KEY}")
+    key = os.environ.get(KEY)
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{KEY} must be printable ASCII: it goes into a header")
     endpoint = Endpoint(
-        options.url, options.model, request, concurrency=options.concurrency,
+        options.url, options.model, dict(map(request_field, options.request)), concurrency=options.concurrency,
         requests_per_minute=options.requests_per_minute, price=options.price, budget=options.budget,
-        poll_seconds=options.poll_seconds, backoff_seconds=options.backoff_seconds, ask_again=options.ask_again,
+        poll_seconds=options.poll_seconds, backoff_seconds=options.backoff_seconds, attempts=options.attempts,
+        timeout_seconds=options.timeout_seconds, exchange_seconds=options.exchange_seconds,
+        ask_again=options.ask_again,
     )  # fmt: skip
     return HttpTeacher(
-        endpoint, options.prompts, options.source, videos_per_prompt=options.videos_per_prompt,
-        key=os.environ.get(KEY), name=options.name,
+        endpoint, options.prompts, options.source, videos_per_prompt=options.videos_per_prompt, key=key,
+        name=options.name,
     )  # fmt: skip
+
+
+def request_field(item: str) -> tuple[str, Any]:
+    """Name and value of --request FIELD=VALUE."""
+    name, equals, value = item.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"request ({item}) must be FIELD=VALUE")
+    if "{index}" in value:
+        return name, value
+    try:
+        parsed = yaml.safe_load(value)
+        json.dumps(parsed)
+    except (yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"request ({item}) must have a value as JSON has them, a text perhaps in quotes: "
+                          f"{one_line(error)}") from error  # fmt: skip
+    return name, parsed
 
 
 def collect(teacher: HttpTeacher) -> None:
@@ -267,8 +298,9 @@ def collect(teacher: HttpTeacher) -> None:
 
 def summary(out: Path, facts: DatasetFacts) -> str:
     size = sum(path.stat().st_size for path in out.iterdir())
-    rejects = len((out / "rejects.jsonl").read_text().splitlines())
-    left_out = f", {rejects} rejected (see {out / 'rejects.jsonl'})" if rejects else ""
+    listed = out / REJECTS_FILE  # of a dataset written by other means it may be absent
+    rejects = len(listed.read_text().splitlines()) if listed.exists() else 0
+    left_out = f", {rejects} rejected (see {listed})" if rejects else ""
     if facts.latent_shape is None:
         held = f"{facts.num_samples} prompts"
     else:

@@ -82,11 +82,15 @@ class Teacher(Protocol):
     clips_at_once: int
 
     def clips(self) -> Sequence[Clip | Reject]:
-        """Every clip in its order, the same at every call; one that cannot be had is a Reject in its place.
+        """Every clip in its order; one that cannot be had is a Reject in its place.
 
         Raises:
             ConfigError: there is nothing to go through.
         """
+        ...
+
+    def fingerprint(self, clip: Clip) -> str:
+        """Another one when the clip's video has changed."""
         ...
 
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
@@ -105,9 +109,11 @@ class Codec(Protocol):
         name: of the latents it makes, in the dataset's facts.
         colour: of the frames it takes.
         text_shape: (T, E) of an embedding with its padding.
+        provenance: what the latents and embeddings follow from, JSON.
     """
 
     name: str
+    provenance: dict[str, Any]
     colour: Literal["gray", "rgb24"]
     text_shape: tuple[int, int]
 

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import numpy as np
 import xxhash
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.schema import HASH, REJECTS_FILE, DatasetFacts, load_prompts
+from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, DatasetFacts, load_prompts
 from afd_scale.data.storage import Location, fetch_facts
 from afd_scale.data.torchvision_ops import define_torchvision_ops
 from afd_scale.data.validate import load_index
 
 
 def describe(location: Location) -> dict[str, Any]:
-    """Counts and facts of a dataset, from what lies beside its shards.
+    """Counts and facts of a dataset, from what lies beside its shards; None where that does not say.
 
     Raises:
         ConfigError: it cannot be read.
@@ -27,13 +27,12 @@ def describe(location: Location) -> dict[str, Any]:
     facts = DatasetFacts.load(location.folder, location.field)
     prompts = load_prompts(location.folder, location.field)
     shards = load_index(location, facts)
-    words = [len(prompt.prompt.split()) for prompt in prompts]
-    rejects = _rejects(location.folder)
+    reasons = _reject_reasons(location)
     return {
         "samples": facts.num_samples,
         "prompts": len(prompts),
-        "samples_per_prompt": facts.num_samples / len(prompts),
-        "words_per_prompt": {"least": min(words), "mean": sum(words) / len(words), "most": max(words)},
+        "samples_per_prompt": facts.num_samples / len(prompts) if prompts else None,
+        "words_per_prompt": _spread([len(prompt.prompt.split()) for prompt in prompts]),
         "splits": dict(sorted(Counter(prompt.split for prompt in prompts if prompt.split is not None).items())),
         "teacher": facts.teacher,
         "codec": facts.codec,
@@ -41,19 +40,21 @@ def describe(location: Location) -> dict[str, Any]:
         "text_shape": facts.text_shape,
         "schema_version": facts.schema_version,
         "shards": len(shards),
-        "bytes": sum((shard["zip_data"] or shard["raw_data"])["bytes"] for shard in shards),
-        "bytes_unpacked": sum(shard["raw_data"]["bytes"] for shard in shards),
-        "rejects": len(rejects),
-        "reasons": dict(Counter(reject["reason"].partition(":")[0] for reject in rejects).most_common(5)),
+        "bytes": _bytes(shard["zip_data"] or shard["raw_data"] for shard in shards),
+        "bytes_unpacked": _bytes(shard["raw_data"] for shard in shards),
+        "rejects": None if reasons is None else len(reasons),
+        "reasons": dict(Counter(reason.partition(":")[0] for reason in reasons or ()).most_common(5)),
         "provenance": facts.provenance,
     }
 
 
-def validate(location: Location) -> Iterator[str]:
+def validate(location: Location, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Iterator[str]:
     """Read everything again: hashes, then every sample against the facts; one line for each thing that is wrong.
 
     A local dataset's folder is not written to.
 
+    Args:
+        on_shard: called after each shard with the shards that are done and those there are in all.
     Raises:
         ConfigError: what lies beside the shards cannot be read.
     """
@@ -61,29 +62,28 @@ def validate(location: Location) -> Iterator[str]:
     facts = DatasetFacts.load(location.folder, location.field)
     prompts = {prompt.prompt_id: prompt.prompt for prompt in load_prompts(location.folder, location.field)}
     seen: set[str] = set()
-    found = 0
-    for shard in load_index(location, facts):
+    begin = 0
+    shards = load_index(location, facts)
+    for number, shard in enumerate(shards, 1):
         name = (shard["zip_data"] or shard["raw_data"])["basename"]
         try:
-            samples = list(read_shard(location, shard))
-        except (ValueError, OSError) as error:
-            yield f"{name}: {one_line(error)}"
-            found += shard["samples"]
-            seen = seen | prompts.keys()  # nobody knows which of them are in it
-            continue
-        for position, sample in enumerate(samples):
-            for problem in _problems(sample, facts, prompts):
-                yield f"{name}: sample {found + position}: {problem}"
-            seen.add(sample["prompt_id"])
-        found += len(samples)
-    if found != facts.num_samples:
-        yield f"dataset.json: num_samples is {facts.num_samples}, the shards have {found}"
+            for position, sample in enumerate(read_shard(location, shard), begin):
+                for problem in _problems(sample, facts, prompts):
+                    yield f"{name}: sample {position}: {problem}"
+                seen.add(sample["prompt_id"])
+        except Exception as error:  # damage takes any form, and the other shards are to be read
+            yield f"{name}: {_reason(error)}"
+            seen |= prompts.keys()  # nobody knows which of them are in it
+        begin += shard["samples"]
+        on_shard(number, len(shards))
+    if begin != facts.num_samples:
+        yield f"dataset.json: num_samples is {facts.num_samples}, index.json has {begin}"
     for prompt_id in sorted(prompts.keys() - seen):
         yield f"prompts.jsonl: {prompt_id} is in no sample"
 
 
 def samples_at(location: Location, positions: Sequence[int]) -> list[dict[str, Any]]:
-    """Samples by their position, in ascending order; nothing is unpacked into the dataset's folder.
+    """Samples by their distinct positions, in ascending order; nothing is unpacked into the dataset's folder.
 
     Raises:
         ConfigError: a shard that holds one is not as it was written.
@@ -92,25 +92,22 @@ def samples_at(location: Location, positions: Sequence[int]) -> list[dict[str, A
     begin, rows = 0, []
     for shard in load_index(location, facts):
         end = begin + shard["samples"]
-        wanted = [position - begin for position in positions if begin <= position < end]
+        wanted = {position for position in positions if begin <= position < end}
         if wanted:
             try:
-                samples = list(read_shard(location, shard))
-            except (ValueError, OSError) as error:
-                name = shard["raw_data"]["basename"]
-                raise ConfigError(f"{location.field} ({name}) cannot be shown: {one_line(error)}"
-                                  ) from error  # fmt: skip
-            rows += [samples[position] for position in wanted]
+                rows += [row for at, row in enumerate(read_shard(location, shard), begin) if at in wanted]
+            except Exception as error:  # damage takes any form
+                name = (shard["zip_data"] or shard["raw_data"])["basename"]
+                raise ConfigError(f"{location.field} ({name}) cannot be shown: {_reason(error)}") from error
         begin = end
     return rows
 
 
 def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The samples of a shard, read from its files and nothing that was unpacked before.
+    """The samples of a shard one by one, read from its files and nothing that was unpacked before.
 
     Raises:
-        ValueError: a file is not what was written.
-        OSError: it cannot be read.
+        Exception: of any kind, for the file or its entry may be damaged in any way; ValueError where we find it.
     """
     define_torchvision_ops()
     from streaming.base.compression import decompress
@@ -118,15 +115,20 @@ def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, 
 
     stored = shard["zip_data"] or shard["raw_data"]
     content = _stored(location, stored["basename"])
-    _check_hash(content, stored)
+    _check_file(content, stored)
     if shard["zip_data"]:
         content = decompress(shard["compression"], content)
-        _check_hash(content, shard["raw_data"])
+        _check_file(content, shard["raw_data"])
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / shard["raw_data"]["basename"]).write_bytes(content)
         # reader_from_json takes entries apart.
         reader = reader_from_json(folder, None, json.loads(json.dumps(shard)))
-        for position in range(shard["samples"]):
+        held = int(np.frombuffer(content, np.uint32, 1)[0])  # MDS begins with it
+        if held != shard["samples"]:
+            raise ValueError(f"must have the {shard['samples']} samples of {INDEX_FILE}, it has {held}")
+        if len(shard["column_sizes"]) != len(shard["column_names"]):
+            raise ValueError(f"column_sizes ({shard['column_sizes']}) must be one for each of {shard['column_names']}")
+        for position in range(held):
             yield reader[position]
 
 
@@ -145,10 +147,17 @@ def _stored(location: Location, name: str) -> bytes:
         return path.read_bytes()
 
 
-def _check_hash(content: bytes, part: dict[str, Any]) -> None:
+def _check_file(content: bytes, part: dict[str, Any]) -> None:
+    if len(content) != part["bytes"]:
+        raise ValueError(f"must have the {part['bytes']} bytes of {INDEX_FILE}, it has {len(content)}")
     digest = xxhash.xxh64(content).hexdigest()
     if digest != part["hashes"][HASH]:
-        raise ValueError(f"must have {HASH} {part['hashes'][HASH]}, it has {digest}: corrupt or truncated")
+        raise ValueError(f"must have {HASH} {part['hashes'][HASH]}, it has {digest}: corrupt")
+
+
+def _reason(error: Exception) -> str:
+    """In one line; ours and the system's say what is wrong, others hardly without their type."""
+    return one_line(error if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}")
 
 
 def _problems(sample: dict[str, Any], facts: DatasetFacts, prompts: dict[str, str]) -> Iterator[str]:
@@ -169,11 +178,31 @@ def _problems(sample: dict[str, Any], facts: DatasetFacts, prompts: dict[str, st
             yield f"{name} must be finite"
 
 
-def _rejects(folder: Path) -> list[dict[str, str]]:
-    path = folder / REJECTS_FILE
+def _spread(counts: Sequence[int]) -> dict[str, float] | None:
+    return {"least": min(counts), "mean": sum(counts) / len(counts), "most": max(counts)} if counts else None
+
+
+def _bytes(parts: Iterable[dict[str, Any]]) -> int | None:
+    """Of shards; None where one lacks it, which `validate` names."""
+    sizes = [part.get("bytes") for part in parts]
+    known = [size for size in sizes if isinstance(size, int)]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def _reject_reasons(location: Location) -> list[str] | None:
+    """Why clips were left out; None without the file, which datasets that were written by other means may lack."""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except OSError:  # of a remote dataset, or written by other means
-        return []
+        content = _stored(location, REJECTS_FILE)
+    except (ValueError, OSError):  # storages say in many ways that it is absent, and gave the index a moment ago
+        return None
+    reasons = []
+    try:
+        for line in content.decode().splitlines():
+            reject = json.loads(line)
+            if not isinstance(reject, dict) or not isinstance(reject.get("reason"), str):
+                raise ValueError(f"{line} has no reason")
+            reasons.append(reject["reason"])
     except ValueError as error:
-        raise ConfigError(f"out ({path}) must be a JSON object a line: {one_line(error)}") from error
+        raise ConfigError(f"{location.field} ({location.folder / REJECTS_FILE}) must be a JSON object with a reason a "
+                          f"line: {one_line(error)}") from error  # fmt: skip
+    return reasons

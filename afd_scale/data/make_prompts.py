@@ -7,7 +7,7 @@ from afd_scale.config import ConfigError
 from afd_scale.data.clips import Codec, Reject, RejectedError
 from afd_scale.data.schema import DatasetFacts, PromptSample
 from afd_scale.data.teachers.prompts import PromptRow, read_prompts
-from afd_scale.data.writer import write_dataset
+from afd_scale.data.writer import full_disk_explained, write_dataset
 
 NOBODY = "none"  # the teacher of prompts alone
 
@@ -28,7 +28,7 @@ def make_prompt_shards(
     """
     facts = DatasetFacts(
         latent_shape=None, text_shape=codec.text_shape, codec=codec.name, teacher=NOBODY, num_samples=0,
-        provenance={"source": {"name": NOBODY, "prompts": prompts.name}},
+        provenance={"source": {"name": NOBODY, "prompts": prompts.name}, "codec": codec.provenance},
     )  # fmt: skip
     rejects: list[Reject] = []
     seen: set[str] = set()
@@ -59,4 +59,5 @@ def make_prompt_shards(
             raise ConfigError(f"prompts ({prompts}) must have a row that can be used: all {len(rejects)} were "
                               f"rejected, the first, {rejects[0].video}: {rejects[0].reason}")  # fmt: skip
 
-    return write_dataset(samples(), facts, out, field=field, compression=compression, rejects=rejects)
+    with full_disk_explained(out, field):
+        return write_dataset(samples(), facts, out, field=field, compression=compression, rejects=rejects)

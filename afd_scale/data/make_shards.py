@@ -1,12 +1,11 @@
 """From a teacher's clips to a dataset, on one process or many, through kills.
 
 The clips are cut into parts, one shard each. Processes take turns with the parts. A part is a shard in the growing
-dataset and, written after it, a record of what it holds; a job that starts again goes on with the parts that have no
-record. Which clips a part has depends on the job alone, so the bytes do not depend on kills or on the number of
-processes.
+dataset and, written after it, a record of what it holds and was made of; a job that starts again makes the parts that
+have no record, and those whose clips have changed. Which clips a part has depends on the job alone, so the bytes do not
+depend on kills or on the number of processes.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -31,13 +30,15 @@ from afd_scale.data.writer import (
     check_new_folder,
     clips_of_shard,
     finish_dataset,
+    full_disk_explained,
     make_folder,
+    sync,
     write_shard,
 )
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+Clips = Sequence[Clip | Reject]
 FIELD = "out"
 
 
@@ -48,7 +49,7 @@ class ShardJob:
     Attributes:
         teacher, codec, form: of the clips.
         out: folder of the dataset.
-        max_rejects: clips of a process, and in all, that may be unusable; one more stops the job.
+        max_rejects: clips that may be unusable; one more stops the job.
         compression: of the shards.
         decoders: threads that read videos ahead.
         field: the user's setting that names `out`, for errors.
@@ -73,7 +74,7 @@ class ShardJob:
         """What a job that starts again must know."""
         return self.out.with_name(f".{self.out.name}.records")
 
-    def facts(self) -> DatasetFacts:
+    def facts(self, clips: Clips) -> DatasetFacts:
         """Those of its dataset, the number of samples aside."""
         return DatasetFacts(
             latent_shape=self.codec.latent_shape(self.form),
@@ -81,8 +82,9 @@ class ShardJob:
             codec=self.codec.name,
             teacher=self.teacher.name,
             num_samples=0,
-            provenance={"source": self.teacher.provenance, "form": asdict(self.form)},
-        )
+            provenance={"source": self.teacher.provenance, "codec": self.codec.provenance, "form": asdict(self.form),
+                        "clips": _digest(clips)},
+        )  # fmt: skip
 
 
 class Processes(Protocol):
@@ -127,86 +129,92 @@ def make_shards(
     Raises:
         ConfigError: bad input; what is finished stays, and the same job goes on from there.
     """
-    done: DatasetFacts | None = processes.run_on_main(_complete, job)
+    clips: Clips = processes.run_on_main(job.teacher.clips)
+    done: DatasetFacts | None = processes.run_on_main(_complete, job, clips)
     if done is not None:
         return done
     with _one_job_at_a_time(job, processes):
-        processes.run_on_main(_prepare, job)
-        error = None
-        try:
-            _make_parts(job, processes, on_clips or (lambda done, total: None))
-        except Exception as problem:  # the others must not wait for ever
-            error = problem
-        error = processes.first_error(error)
-        if error is not None:
-            raise error
-        facts: DatasetFacts = processes.run_on_main(_finish, job)
+        processes.run_on_main(_prepare, job, clips)
+        _make_parts(job, clips, processes, on_clips or (lambda done, total: None))
+        facts: DatasetFacts = processes.run_on_main(_finish, job, clips)
     return facts
 
 
-def _complete(job: ShardJob) -> DatasetFacts | None:
+def _complete(job: ShardJob, clips: Clips) -> DatasetFacts | None:
     """The facts of the job's dataset where it is there; refuses a form that the codec does not take."""
-    expected = job.facts()
+    expected = job.facts(clips)
     if not job.out.exists():
         return None
     try:
         there = DatasetFacts.load(job.out, job.field)
     except ConfigError:
         there = None
-    if there is None or replace(there, num_samples=0) != expected:
+    if there is None or json.dumps(asdict(replace(there, num_samples=0))) != json.dumps(asdict(expected)):
         check_new_folder(job.out, job.field)
     shutil.rmtree(job.records, ignore_errors=True)  # of a job that was killed in its last moment
     return there
 
 
-def _prepare(job: ShardJob) -> None:
-    """Begin, or check that what is there was begun by the same job."""
+def _prepare(job: ShardJob, clips: Clips) -> None:
+    """Begin, or check that what is there was begun by the same job, and drop parts that are there no more."""
     make_folder(job.growing, job.out, job.field)
     make_folder(job.records, job.out, job.field)
-    for left_over in job.growing.glob(".*.incomplete"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    clips = job.teacher.clips()
-    listed = "\n".join(json.dumps((clip.video, clip.prompt)) for clip in clips)
-    facts = job.facts()
-    begun = {**json.loads(json.dumps(asdict(facts))), "compression": job.compression, "clips": len(clips),
-             "digest": hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()}  # fmt: skip
+    facts = job.facts(clips)
+    del facts.provenance["clips"]  # a part knows its own
+    begun = {**json.loads(json.dumps(asdict(facts))), "compression": job.compression}
     record = job.records / "job.json"
     if not record.exists():
-        _write(record, json.dumps(begun, indent=1))
-        return
+        with full_disk_explained(job.out, job.field):
+            _write(record, json.dumps(begun, indent=1))
     earlier = json.loads(record.read_text())
     different = sorted(name for name in begun if begun[name] != earlier.get(name))
     if different:
         raise ConfigError(f"{job.field} ({job.out}) must be finished as it was begun: {', '.join(different)} differ; "
                           f"delete {job.growing} and {job.records} to start over")  # fmt: skip
+    for left_over in job.growing.glob(".*.incomplete"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    for path in job.records.glob("part.*.json"):
+        number = int(path.name.split(".")[1])
+        if number >= len(_parts(job, clips)):
+            _drop(job, number)
 
 
-def _make_parts(job: ShardJob, processes: Processes, on_clips: Callable[[int, int], None]) -> None:
-    clips, facts = job.teacher.clips(), job.facts()
-    size = _part_size(job, facts)
-    mine = range(processes.rank, -(-len(clips) // size), processes.size)
-    total, done, rejects = sum(len(clips[n * size : (n + 1) * size]) for n in mine), 0, 0
-    for number in mine:
-        part = clips[number * size : (number + 1) * size]
-        shard = _recorded(job, number)
-        if shard is None:
-            shard = _make_part(job, facts, number, part, partial(_report, on_clips, done, total))
-        done, rejects = done + len(part), rejects + len(shard.rejects)
-        on_clips(done, total)
-        _check_rejects(job, rejects, shard)
+def _make_parts(job: ShardJob, clips: Clips, processes: Processes, on_clips: Callable[[int, int], None]) -> None:
+    """In rounds of a part for each process, so that all hear of an error, and of too many rejects, at the next."""
+    parts, facts, rejects, done = _parts(job, clips), job.facts(clips), 0, 0
+    total = sum(map(len, parts[processes.rank :: processes.size]))
+    for begin in range(0, len(parts), processes.size):
+        number, error = begin + processes.rank, None
+        if number < len(parts):
+            try:
+                _make_part(job, facts, number, parts[number], partial(_report, on_clips, done, total))
+            except Exception as problem:  # the others must not wait for ever
+                error = problem
+            done += len(parts[number])
+            on_clips(done, total)
+        error = processes.first_error(error)
+        if error is not None:
+            raise error
+        this_round = range(begin, min(begin + processes.size, len(parts)))
+        rejects = processes.run_on_main(_count_rejects, job, this_round, rejects)
 
 
 def _report(on_clips: Callable[[int, int], None], before: int, total: int, clips: int) -> None:
     on_clips(before + clips, total)
 
 
-def _part_size(job: ShardJob, facts: DatasetFacts) -> int:
-    return min(job.teacher.clips_at_once, clips_of_shard(facts))
+def _parts(job: ShardJob, clips: Clips) -> list[Clips]:
+    size = min(job.teacher.clips_at_once, clips_of_shard(job.facts(clips)))
+    return [clips[begin : begin + size] for begin in range(0, len(clips), size)]
 
 
-def _make_part(
-    job: ShardJob, facts: DatasetFacts, number: int, part: Sequence[Clip | Reject], on_clip: Callable[[int], None]
-) -> Shard:
+def _make_part(job: ShardJob, facts: DatasetFacts, number: int, part: Clips, on_clip: Callable[[int], None]) -> None:
+    """Make a part unless it is there, made of the same clips."""
+    prints = [job.teacher.fingerprint(clip) for clip in part if isinstance(clip, Clip)]
+    digest = _digest(part, *prints)
+    if _record(job, number).exists() and _recorded(job, number)["digest"] == digest:
+        return
+    _drop(job, number)
     rejects: list[Reject] = []
 
     def samples() -> Iterator[TeacherSample]:
@@ -220,12 +228,11 @@ def _make_part(
                 rejects.append(Reject(clip.video, clip.prompt, str(error)))
             on_clip(position)
 
-    with _full_disk_explained(job):
+    with full_disk_explained(job.out, job.field):
         shard = replace(write_shard(samples(), facts, job.growing, number, job.compression), rejects=tuple(rejects))
-        _write(_record(job, number), shard.to_json())
+        _write(_record(job, number), json.dumps({"digest": digest, "shard": asdict(shard)}))
     for reject in rejects:
         log.warning("rejected %s: %s", reject.video, reject.reason)
-    return shard
 
 
 def _sample(job: ShardJob, clip: Clip, frames: Callable[[], Frames]) -> TeacherSample:
@@ -244,7 +251,7 @@ def _sample(job: ShardJob, clip: Clip, frames: Callable[[], Frames]) -> TeacherS
     )
 
 
-def _read_ahead(job: ShardJob, part: Sequence[Clip | Reject]) -> Iterator[tuple[Clip | Reject, Callable[[], Frames]]]:
+def _read_ahead(job: ShardJob, part: Clips) -> Iterator[tuple[Clip | Reject, Callable[[], Frames]]]:
     """The clips in their order with a function that waits for their frames, while threads read the next."""
     with ThreadPoolExecutor(job.decoders) as pool:
         waiting: deque[tuple[Clip | Reject, Future[Frames] | None]] = deque()
@@ -266,46 +273,58 @@ def _no_frames() -> Frames:
     raise AssertionError("a reject has no frames")
 
 
-def _check_rejects(job: ShardJob, rejects: int, shard: Shard) -> None:
-    if rejects > job.max_rejects:
-        last = shard.rejects[-1] if shard.rejects else None
-        example = f", the last is {last.video}: {last.reason}" if last else ""
-        raise ConfigError(f"max_rejects ({job.max_rejects}) must be at least {rejects}, the clips that could not be "
-                          f"used so far{example}; a higher limit goes on from here")  # fmt: skip
+def _count_rejects(job: ShardJob, numbers: range, before: int) -> int:
+    """Rejects up to these parts; ConfigError where they are too many."""
+    rejects = [reject for number in numbers for reject in _shard(job, number).rejects]
+    count = before + len(rejects)
+    if count > job.max_rejects and rejects:
+        last = rejects[-1]
+        raise ConfigError(f"max_rejects ({job.max_rejects}) must be at least {count}, the clips that could not be used "
+                          f"so far, the last is {last.video}: {last.reason}; "
+                          "a higher limit goes on from here")  # fmt: skip
+    return count
 
 
-def _finish(job: ShardJob) -> DatasetFacts:
-    facts, clips = job.facts(), len(job.teacher.clips())
-    shards = []
-    for number in range(-(-clips // _part_size(job, facts))):
-        shard = _recorded(job, number)
-        assert shard is not None, "every process made its parts"
-        shards.append(shard)
+def _finish(job: ShardJob, clips: Clips) -> DatasetFacts:
+    shards = [_shard(job, number) for number in range(len(_parts(job, clips)))]
     rejects = [reject for shard in shards for reject in shard.rejects]
-    if len(rejects) == clips:
-        raise ConfigError(f"source ({job.teacher.name}) must have a clip that can be used: all {clips} were rejected, "
-                          f"the first, {rejects[0].video}: {rejects[0].reason}")  # fmt: skip
-    for shard in shards:
-        if shard.rejects:
-            _check_rejects(job, len(rejects), shard)
-    with _full_disk_explained(job):
-        written = finish_dataset(shards, facts, job.growing, job.out, job.field)
+    if len(rejects) == len(clips):
+        raise ConfigError(f"source ({job.teacher.name}) must have a clip that can be used: all {len(clips)} were "
+                          f"rejected, the first, {rejects[0].video}: {rejects[0].reason}")  # fmt: skip
+    with full_disk_explained(job.out, job.field):
+        written = finish_dataset(shards, job.facts(clips), job.growing, job.out, job.field)
     shutil.rmtree(job.records, ignore_errors=True)
     return written
+
+
+def _digest(clips: Clips, *more: str) -> str:
+    listed = json.dumps([*(asdict(clip) for clip in clips), *more])
+    return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
 
 
 def _record(job: ShardJob, number: int) -> Path:
     return job.records / f"part.{number:05d}.json"
 
 
-def _recorded(job: ShardJob, number: int) -> Shard | None:
-    path = _record(job, number)
-    return Shard.from_json(path.read_text()) if path.exists() else None
+def _recorded(job: ShardJob, number: int) -> Any:
+    return json.loads(_record(job, number).read_text())
+
+
+def _shard(job: ShardJob, number: int) -> Shard:
+    return Shard.from_dict(_recorded(job, number)["shard"])
+
+
+def _drop(job: ShardJob, number: int) -> None:
+    """Remove a part or what is there of it; its record first, for what has one counts as made."""
+    _record(job, number).unlink(missing_ok=True)
+    for file in job.growing.glob(f"shard.{number:05d}.*"):
+        file.unlink()
 
 
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
+    sync(partial)
     partial.replace(path)
 
 
@@ -327,14 +346,3 @@ def _acquire(job: ShardJob, lock: FileLock) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(f"{job.field} ({job.out}) must be made by one job at a time: another one is at it") from None
-
-
-@contextmanager
-def _full_disk_explained(job: ShardJob) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-            raise
-        raise ConfigError(f"{job.field} ({job.out}) must have room: {error.strerror}; finished shards stay, the same "
-                          "command goes on from them") from error  # fmt: skip

@@ -124,6 +124,9 @@ class DatasetFacts:
         for name in ("latent_shape", "text_shape"):
             if facts[name] is not None or name == "text_shape":
                 facts[name] = _shape(facts[name], f"{field} ({path})", name)
+        for name in ("codec", "teacher"):
+            if not isinstance(facts[name], str):
+                raise ConfigError(f"{field} ({path}) must have a text as {name}: it has {facts[name]}")
         if not isinstance(facts["num_samples"], int) or facts["num_samples"] < 1:
             raise ConfigError(f"{field} ({path}) must have a positive num_samples: it has {facts['num_samples']}")
         return cls(**facts)
@@ -168,8 +171,9 @@ def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
     path = folder / PROMPTS_FILE
     try:
         entries = [PromptEntry(**json.loads(line)) for line in path.read_text().splitlines()]
-        if not all(isinstance(entry.sample, int) and isinstance(entry.prompt_id, str) for entry in entries):
-            raise TypeError("a prompt's sample is an integer, and its prompt_id a text")
+        kinds = {"sample": int, "prompt_id": str, "prompt": str, "split": str | None}
+        if not all(isinstance(getattr(entry, name), kind) for entry in entries for name, kind in kinds.items()):
+            raise TypeError("a prompt's sample is an integer, and its prompt_id, prompt and split are texts")
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{field} ({path}) must list the dataset's prompts, a JSON object a line: "
                           f"{one_line(error)}") from error  # fmt: skip

@@ -15,7 +15,6 @@ from av.video.reformatter import Colorspace, ColorTrc
 from afd_scale.data.clips import Frames, RejectedError, VideoForm
 
 FPS_LIMITS = (1, 240)  # what metadata may say of a video that people watch
-_TOLERANCE_SECONDS = 1e-3  # webm rounds times to milliseconds
 _UNSPECIFIED_COLORSPACE = 2
 _HD_HEIGHT = 720  # from here on, colours of unspecified standard are BT.709's
 
@@ -31,10 +30,11 @@ def read_video(path: Path, form: VideoForm) -> Frames:
     Returns:
         (T, H, W, C).
     Raises:
-        RejectedError: it cannot be read, is damaged, too short, HDR, or contradicts itself.
+        RejectedError: it cannot be read, is damaged in a way that the decoder notices (flipped bits may decode to
+            wrong pixels instead), too short, HDR, or contradicts itself.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}") as container:  # without the prefix, 12:30.mp4 is taken for a URL
             if not container.streams.video:
                 raise RejectedError("must hold a video stream: it has none")
             stream = container.streams.video[0]
@@ -67,6 +67,7 @@ def _frame_rate(stream: Any) -> Fraction:
 def _sampled(container: Any, stream: Any, rate: Fraction, form: VideoForm) -> Iterator[Any]:
     """The frames shown at 0, 1 / fps, ..., as many as the form has."""
     taken, shown, begin, last, count = 0, None, 0.0, -1.0, 0
+    tolerance = _tolerance_seconds(stream, rate)
     for frame in container.decode(stream):
         if frame.is_corrupt:
             raise RejectedError(f"must be undamaged: frame {count} is corrupt")
@@ -77,7 +78,7 @@ def _sampled(container: Any, stream: Any, rate: Fraction, form: VideoForm) -> It
             raise RejectedError(
                 f"must have increasing times: frame {count} is shown at {time:.3f} s after {last:.3f} s"
             )
-        while shown is not None and taken < form.frames and taken / form.fps < time - _TOLERANCE_SECONDS:
+        while shown is not None and taken < form.frames and taken / form.fps < time - tolerance:
             yield shown
             taken += 1
         if taken == form.frames:
@@ -85,12 +86,21 @@ def _sampled(container: Any, stream: Any, rate: Fraction, form: VideoForm) -> It
         shown, last, count = frame, time, count + 1
     _check_times(count, last, rate)
     end = last + 1 / float(rate) if shown is not None else 0.0
-    while taken < form.frames and taken / form.fps < end - _TOLERANCE_SECONDS:
+    while taken < form.frames and taken / form.fps < end - tolerance:
         yield shown
         taken += 1
     if taken < form.frames:
         raise RejectedError(f"must last {form.frames / form.fps:g} s ({form.frames} frames at {form.fps:g} a second): "
                             f"it is too short, {end:.3f} s")  # fmt: skip
+
+
+def _tolerance_seconds(stream: Any, rate: Fraction) -> float:
+    """By how much a frame may be late: containers round times to their ticks, gif's are 10 ms and webm's 1 ms.
+
+    Where a tick is about a frame, as in avi, frames are counted and nothing is rounded.
+    """
+    tick = stream.time_base
+    return max(1e-3, 0.6 * float(tick)) if tick * rate < 0.5 else 1e-3
 
 
 def _check_times(count: int, last: float, rate: Fraction) -> None:
@@ -154,3 +164,30 @@ def _resize(pixels: Frames, height: int, width: int) -> Frames:
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float()
     image = F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
     return image.round_().clamp_(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def check_video(path: Path) -> None:
+    """Check that a file is a video as far as its index and its first frame tell.
+
+    Raises:
+        RejectedError: it is not, or not all of it is there.
+    """
+    try:
+        with av.open(f"file:{path}") as container:
+            if not container.streams.video:
+                raise RejectedError("must hold a video stream: it has none")
+            stream = container.streams.video[0]
+            _check_whole(stream, path.stat().st_size)
+            if next(container.decode(stream), None) is None:
+                raise RejectedError("must hold frames: it has none")
+    except FFmpegError as error:
+        raise RejectedError(f"must be a readable video: {error.strerror}") from error
+
+
+def file_fingerprint(path: Path) -> str:
+    """Another one when a file was replaced; for a file that is not there, one of its own."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return "absent"
+    return f"{state.st_size}-{state.st_mtime_ns}"

@@ -4,10 +4,13 @@ A dataset grows in a hidden folder beside its place and is renamed when it is co
 one, so that several processes can share them, and a job that was killed goes on with the next.
 """
 
+import errno
 import json
+import os
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,12 +53,9 @@ class Shard:
     def samples(self) -> int:
         return 0 if self.entry is None else int(self.entry["samples"])
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
     @classmethod
-    def from_json(cls, text: str) -> "Shard":
-        tree = json.loads(text)
+    def from_dict(cls, tree: dict[str, Any]) -> "Shard":
+        """Of `asdict`."""
         prompts = tuple(PromptEntry(**prompt) for prompt in tree["prompts"])
         return cls(tree["entry"], prompts, tuple(Reject(**reject) for reject in tree["rejects"]))
 
@@ -91,6 +91,7 @@ def write_shard(
         for part in _parts(entry):
             written = growing / part["basename"].replace(f"{number:05d}", "00000", 1)
             if written.exists():  # of a compressed shard the raw file is gone
+                sync(written)
                 written.replace(folder / part["basename"])
     finally:
         shutil.rmtree(growing, ignore_errors=True)
@@ -195,6 +196,24 @@ def make_folder(folder: Path, out: Path, field: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{field} ({out}) must be in a writable folder: {error.strerror}") from error
+
+
+def sync(path: Path) -> None:
+    """Bring a file to the disk: a record of it must not outlive it when the machine goes down."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def full_disk_explained(out: Path, field: str) -> Iterator[None]:
+    """Turn what a full or failing disk raises into ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+            raise
+        raise ConfigError(f"{field} ({out}) must have room: {error.strerror}; what is finished stays, the same "
+                          "command goes on from there") from error  # fmt: skip
 
 
 def check_finite(name: str, values: np.ndarray[Any, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class IdentityCodec:
         self.fold = fold
         self.name = fold.name
         self.text_shape = text_shape
+        self.provenance: dict[str, Any] = {"name": fold.name}
 
     @classmethod
     def of_form(cls, form: VideoForm, text_shape: tuple[int, int] = TEXT_SHAPE) -> IdentityCodec:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,6 +34,7 @@ _CACHED_PROMPTS = 64  # at most 4 MB each for UMT5-XXL; the videos of a prompt f
 
 _FILES = ("vae/config.json", "vae/*.safetensors", "text_encoder/config.json", "text_encoder/*.safetensors",
           "tokenizer/tokenizer_config.json")  # fmt: skip
+_END_BYTES = 1 << 20
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,10 @@ class WanCodec:
         self.name = f"{NAME}:{self._temporal}x{self._spatial}x{self._spatial}"
         self._vocabulary, text_dim = self._read_text_sizes()
         self.text_shape = (text_length, text_dim)
+        self.provenance: dict[str, Any] = {
+            "name": self.name, "models": self._identity(), "whole_frame_pixels": whole_frame_pixels,
+            "vae_dtype": str(vae_dtype), "text_dtype": str(self._text_dtype),
+        }  # fmt: skip
         self._embeddings: OrderedDict[str, NDArray[np.float16]] = OrderedDict()
 
     def latent_shape(self, form: VideoForm) -> tuple[int, int, int, int]:
@@ -232,12 +238,26 @@ class WanCodec:
             if not any(folder.glob(pattern)):
                 raise self._wrong(f"have vae/, text_encoder/ and tokenizer/ in diffusers' layout: it has no {pattern}")
 
+    def _identity(self) -> str:
+        """Of the models: a hash of a folder's files, of large ones their size and both ends; a repository's commit."""
+        folder = Path(self._models)
+        if not folder.is_dir():
+            return f"{self._models}@{self._commit}"
+        digest = xxhash.xxh64()
+        for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
+            digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}")
+            with path.open("rb") as file:
+                digest.update(file.read(_END_BYTES))
+                file.seek(-min(_END_BYTES, path.stat().st_size), 2)
+                digest.update(file.read())
+        return digest.hexdigest()
+
     def _read_vae_config(self) -> Any:
         define_torchvision_ops()
         from diffusers import AutoencoderKLWan
 
         try:
-            config = AutoencoderKLWan.load_config(self._models, subfolder="vae")
+            config, self._commit = AutoencoderKLWan.load_config(self._models, subfolder="vae", return_commit_hash=True)
             found = config.get("_class_name")
             if found != AutoencoderKLWan.__name__:
                 raise ValueError(f"it is of {found}")

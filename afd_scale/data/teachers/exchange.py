@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Lock
 from typing import Any, TypeVar
 
@@ -90,9 +91,9 @@ class Exchange:
         found: dict[str, str] = {}
         after: dict[str, Any] = {}
         while True:
-            page = self.patiently(lambda after=after: self.videos.list(limit=_PAGE, **after))
+            page: Any = self.patiently(partial(self.videos.list, limit=_PAGE, **after))
             new = {video.id: video.prompt for video in page.data if video.id not in found}
-            if any(prompt is None for prompt in new.values()):
+            if not all(isinstance(prompt, str) for prompt in new.values()):
                 raise ValueError("its videos have no prompt")
             found |= new
             more = page.has_more if page.has_more is not None else len(page.data) >= _PAGE

@@ -1,5 +1,6 @@
 """A folder of videos that some teacher has made, and their prompts."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject, RejectedError, VideoForm
 from afd_scale.data.teachers.prompts import PromptRow, read_prompts, read_sidecars
-from afd_scale.data.video import read_video
+from afd_scale.data.video import file_fingerprint, read_video
 
 
 class FolderTeacher:
@@ -46,15 +47,23 @@ class FolderTeacher:
                 clips.append(row)
         return clips
 
+    def fingerprint(self, clip: Clip) -> str:
+        return file_fingerprint(self.folder / clip.video)
+
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
         path = self.folder / clip.video
-        if not path.is_file():
+        try:
+            is_file = path.is_file()
+        except OSError as error:
+            raise RejectedError(f"must be a file of the source: {error.strerror}") from error
+        if not is_file:
             raise RejectedError("must be a file of the source: it is not there")
         return read_video(path, form)
 
     def _reason_against(self, row: PromptRow) -> str | None:
         if row.video is None:
             return "video must be given: the row names none"
-        if not (self.folder / row.video).resolve().is_relative_to(self.folder.resolve()):
+        source = Path(os.path.normpath(self.folder.absolute()))  # not resolved: links in the source may lead anywhere
+        if not Path(os.path.normpath(source / row.video)).is_relative_to(source):
             return "video must lie below the source: it leads out of it"
         return None

@@ -17,7 +17,7 @@ from afd_scale.data.teachers.collector import Collector, Request
 from afd_scale.data.teachers.exchange import Endpoint
 from afd_scale.data.teachers.journal import HAVE, Journal
 from afd_scale.data.teachers.prompts import PromptRow, read_prompts
-from afd_scale.data.video import read_video
+from afd_scale.data.video import file_fingerprint, read_video
 
 JOURNAL = "journal.jsonl"
 LISTED = "videos.jsonl"  # of the folder, with their prompts
@@ -95,6 +95,9 @@ class HttpTeacher:
                 reason = journal.last(request.asked).get("reason", "there is no video yet; the same command asks again")
                 clips.append(Reject(request.video, request.row.prompt, reason))
         return clips
+
+    def fingerprint(self, clip: Clip) -> str:
+        return file_fingerprint(self.folder / clip.video)
 
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
         return read_video(self.folder / clip.video, form)

@@ -40,6 +40,9 @@ class ProceduralTeacher:
             for position, prompt in enumerate(self._order)
         ]
 
+    def fingerprint(self, clip: Clip) -> str:
+        return ""  # it follows from the settings
+
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
         if form != FORM:
             raise ConfigError(f"form ({form}) must be the toy world's, {FORM}: it is rendered in no other")

@@ -2,8 +2,11 @@
 
 import csv
 import hashlib
+import io
 import json
+import os
 import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +15,10 @@ from typing import Any
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Reject
 
+Row = dict[str, Any] | str  # fields of a row, or why there are none
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".m4v", ".avi")
 _PROMPT_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")  # no file name has NUL, and no UTF-8 has surrogates
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,9 @@ class PromptRow:
     """One row of a prompts file.
 
     Attributes:
-        prompt: not empty, without blanks around it.
+        prompt: not empty; every run of white space and line ends is made one blank, and none is around it.
         prompt_id: given, or a hash of the prompt.
-        video: file of the teacher's video, as written; None where the row names none.
+        video: file of the teacher's video, with one spelling (`os.path.normpath`); None where the row names none.
         split: name of a group of prompts; None where the row names none.
     """
 
@@ -69,12 +74,13 @@ def read_sidecars(folder: Path) -> list[PromptRow | Reject]:
     rows: list[PromptRow | Reject] = []
     for video in videos:
         name = video.relative_to(folder).as_posix()
+        place = name.encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
         try:
             prompt = video.with_suffix(".txt").read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError):
-            rows.append(Reject(name, "", f"prompt must lie beside it, in a readable {video.stem}.txt"))
+            rows.append(Reject(place, "", f"prompt must lie beside it, in a readable {Path(place).stem}.txt"))
         else:
-            rows.append(_checked({"video": name, "prompt": prompt}, name))
+            rows.append(_checked({"video": name, "prompt": prompt}, place))
     return _consistent(rows)
 
 
@@ -83,43 +89,49 @@ def prompt_id_of(prompt: str) -> str:
     return hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()
 
 
-def _jsonl_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+def _jsonl_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028, which JSON allows
         if line.strip():
             try:
-                yield number, json.loads(line)
+                row = json.loads(line)
             except ValueError as error:
                 yield number, f"must be a JSON object: {error}"
+            except RecursionError:
+                yield number, "must be a JSON object: it is nested too deeply"
+            else:
+                yield number, row if isinstance(row, dict) else "must be a JSON object with prompt"
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), restkey="", strict=True)
-    if "prompt" not in (reader.fieldnames or ()):
-        raise ConfigError(f"prompts ({path}) must have a column prompt in its first line: it has {reader.fieldnames}")
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=None, strict=True)  # every header is a text
     try:
+        if "prompt" not in (reader.fieldnames or ()):
+            raise ConfigError(f"prompts ({path}) must have a column prompt in its first line: "
+                              f"it has {reader.fieldnames}")  # fmt: skip
         for row in reader:
-            too_many = "" in row
-            yield reader.line_num, "must have as many values as the header" if too_many else row
+            yield reader.line_num, "must have as many values as the header" if None in row else row
     except csv.Error as error:
         raise ConfigError(f"prompts ({path}:{reader.line_num}) must be CSV: {error}") from error
 
 
-def _txt_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+def _txt_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, {"prompt": line}
 
 
-def _checked(row: Any, place: str) -> PromptRow | Reject:
+def _checked(row: Row, place: str) -> PromptRow | Reject:
     """A row that stands by itself; `place` names it where its video does not."""
-    if not isinstance(row, dict):
-        return Reject(place, "", row if isinstance(row, str) else "must be a JSON object with prompt")
+    if isinstance(row, str):
+        return Reject(place, "", row)
     fields = {name: row.get(name) for name in ("prompt", "prompt_id", "video", "split")}
     for name, value in fields.items():
         if value is not None and not isinstance(value, str):
-            return Reject(place, "", f"{name} ({value!r}) must be a text")
+            return Reject(place, "", f"{name} ({reprlib.repr(value)}) must be a text")
+        if value is not None and _NO_TEXT.search(value):
+            return Reject(place, "", f"{name} ({reprlib.repr(value)}) must be a text: it has NUL or a lone surrogate")
     prompt = " ".join((fields["prompt"] or "").split())
-    video = fields["video"] or None
+    video = os.path.normpath(fields["video"]) if fields["video"] else None
     if not prompt:
         return Reject(video or place, "", "prompt must not be empty: the student reads it")
     prompt_id = fields["prompt_id"] or prompt_id_of(prompt)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from av.video.reformatter import ColorTrc
 
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import RejectedError, VideoForm
@@ -51,11 +52,22 @@ def test_variable_frame_rate_follows_the_times(tmp_path: Path) -> None:
     assert numbers(read_video(path, replace(GRAY, frames=7))) == [0, 1, 1, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("rate", [8, 10, 12, 15, 16, 24, 30])
 @pytest.mark.parametrize(("suffix", "codec", "pix_fmt"), [("webm", "libvpx-vp9", "yuv420p"), ("gif", "gif", "gray")])
-def test_other_containers(tmp_path: Path, suffix: str, codec: str, pix_fmt: str) -> None:
-    video = numbered(14)
-    path = write_video(tmp_path / f"a.{suffix}", video, 10, codec=codec, pix_fmt=pix_fmt)
-    assert numbers(read_video(path, replace(GRAY, fps=10.0))) == list(range(12))
+def test_containers_that_round_times(tmp_path: Path, suffix: str, codec: str, pix_fmt: str, rate: int) -> None:
+    path = write_video(tmp_path / f"a.{suffix}", numbered(14), rate, codec=codec, pix_fmt=pix_fmt)
+    assert numbers(read_video(path, replace(GRAY, fps=float(rate)))) == list(range(12))
+
+
+def test_avi_counts_frames_and_rounds_nothing(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", numbered(20), 12, codec="mpeg4")
+    assert numbers(read_video(path, replace(GRAY, frames=6))) == [0, 1, 3, 4, 6, 7]
+
+
+def test_name_that_looks_like_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "12:30.mp4", numbered(12), pix_fmt="gray")
+    monkeypatch.chdir(tmp_path)
+    assert numbers(read_video(Path("12:30.mp4"), GRAY)) == list(range(12))
 
 
 def test_colours_are_rgb_of_the_videos_standard(tmp_path: Path) -> None:
@@ -157,6 +169,34 @@ def test_damaged_packets(tmp_path: Path) -> None:
 def test_wrong_fps(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", numbered(20), 1000, pix_fmt="gray")
     with pytest.raises(RejectedError, match=r"fps \(1000\) must be from 1 to 240: the metadata is wrong"):
+        read_video(path, GRAY)
+
+
+def test_frames_timed_otherwise_than_the_metadata_says(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", numbered(20), 24, pix_fmt="gray", times=range(0, 60, 3))
+    with pytest.raises(
+        RejectedError, match=r"fps \(24\) must be what its frames are timed at, 8: the metadata is wrong"
+    ):
+        read_video(path, GRAY)
+
+
+def test_times_that_do_not_increase(tmp_path: Path) -> None:
+    times = [0, 1, 2, 2, *range(3, 19)]
+    path = write_video(tmp_path / "a.mkv", numbered(20), codec="ffv1", pix_fmt="gray", times=times)
+    with pytest.raises(RejectedError, match=r"must have increasing times: frame 3 is shown at 0\.250 s after 0\.250 s"):
+        read_video(path, GRAY)
+
+
+@pytest.mark.parametrize("transfer", [ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67])
+def test_hdr(tmp_path: Path, transfer: ColorTrc) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(12), pix_fmt="gray", color_trc=transfer.value)
+    with pytest.raises(RejectedError, match=rf"colours \({transfer.name}\) must be SDR"):
+        read_video(path, GRAY)
+
+
+def test_pixels_far_from_square(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(12), pix_fmt="gray", sample_aspect_ratio=Fraction(11, 1))
+    with pytest.raises(RejectedError, match=r"pixels \(11 times as wide as high\) must be nearly square"):
         read_video(path, GRAY)
 
 
