@@ -153,12 +153,12 @@ def test_accepted_and_not_answered_is_found_in_the_list(
 
 def test_a_list_that_shows_other_prompts_is_not_believed(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
     server = serve()
-    server.shows = lambda prompt: "a video"
-    server.told = {"bar 1": ["vanish"]}
-    found = teacher(server, tmp_path, prompts=2, concurrency=1)
+    server.shows = lambda prompt: prompt if prompt == "bar 0" else "a video"  # it improves some
+    server.told = {"bar 2": ["vanish"]}
+    found = teacher(server, tmp_path, prompts=3, concurrency=1)
     found.collect()
     assert set(server.created.values()) == {1}
-    assert videos(found) == ["bar 0"]
+    assert videos(found) == ["bar 0", "bar 1"]
     server = serve()  # and of a first request there is nothing to compare with
     server.shows = lambda prompt: "a video"
     server.told = {"bar 0": ["vanish"]}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,89 @@ def test_job_begun_otherwise_is_not_gone_on_with(source: Path, tmp_path: Path) -
         make_shards(job(source, tmp_path / "out", max_rejects=0))
     with pytest.raises(ConfigError, match="must be finished as it was begun: compression differ; delete"):
         make_shards(job(source, tmp_path / "out", compression="none"))
+
+
+def test_a_finished_dataset_is_no_other_jobs(source: Path, tmp_path: Path) -> None:
+    """Same folder name, form and codec, other clips; then other models."""
+    make_shards(job(source, tmp_path / "out"))
+    rows = (source / "prompts.jsonl").read_text().splitlines()
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("\n".join(rows[:4]))
+    with pytest.raises(ConfigError, match="must not exist yet"):
+        make_shards(ShardJob(FolderTeacher(source, fewer), IdentityCodec.of_form(FORM), FORM, tmp_path / "out"))
+    form = VideoForm(9, 8.0, 32, 48)
+    for seed in (0, 1):
+        save_tiny_wan(tmp_path / str(seed) / "wan", seed=seed)
+    first, second = (WanCodec(tmp_path / str(seed) / "wan") for seed in (0, 1))
+    make_shards(ShardJob(FolderTeacher(source, fewer), first, form, tmp_path / "wan"))
+    make_shards(ShardJob(FolderTeacher(source, fewer), first, form, tmp_path / "wan"))
+    with pytest.raises(ConfigError, match="must not exist yet"):
+        make_shards(ShardJob(FolderTeacher(source, fewer), second, form, tmp_path / "wan"))
+
+
+def test_what_has_changed_since_a_job_was_stopped_is_made_again(source: Path, tmp_path: Path) -> None:
+    """A repaired video, a row that is gone and a changed prompt: the bytes are those of a job never interrupted."""
+    videos = tmp_path / "videos"
+    shutil.copytree(source, videos)
+    with pytest.raises(ConfigError, match="max_rejects"):
+        make_shards(job(videos, tmp_path / "out", max_rejects=2))
+    assert len(list((tmp_path / ".out.records").glob("part.*"))) == 3
+    write_video(videos / "v03.mp4", moving_bar(24, 48, 64), 8)
+    rows = [json.loads(line) for line in (videos / "prompts.jsonl").read_text().splitlines()]
+    rows[5] |= {"prompt": "another bar"}
+    (videos / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:11]))
+    make_shards(job(videos, tmp_path / "out", max_rejects=2))
+    make_shards(job(videos, tmp_path / "whole"))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert rejects(tmp_path / "out").keys() == {"v07.mp4"}
+
+
+def test_an_error_of_one_process_ends_all(source: Path, tmp_path: Path) -> None:
+    """The second of two processes meets a disk that is full."""
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.tools import load_tool
+tool = load_tool("make_shards")
+if os.environ["RANK"] == "1":
+    import afd_scale.data.make_shards as jobs
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+    jobs.write_shard = refuse
+tool.FolderTeacher.clips_at_once = 2
+sys.exit(tool.main(sys.argv[1:]))
+"""
+    (tmp_path / "run.py").write_text(code)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(tmp_path / "run.py"), *folder_of(source), "--out", str(tmp_path / "out"), *FLAGS]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
+    )
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: out ({tmp_path / 'out'}) must have room: No space left on device")
+    assert len(list((tmp_path / ".out.records").glob("part.*"))) == 1, "the first heard of it after its first part"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "s3://bucket/x"], "out (s3:/bucket/x) must be a local folder"),
+        (["--text-length", "0"], "text_length (0) must be positive"),
+        (["--text-length", "-3"], "text_length (-3) must be positive"),
+        (["--teacher", "http", "--url", "teacher:8000"], "url (teacher:8000) must be one such as"),
+        (["--teacher", "http", "--url", "http://me:pw@host/v1"], "url (of host) must hold no user and no password"),
+        (["--teacher", "http", "--request", "day=2026-01-01"], "request (day=2026-01-01) must have a value as JSON"),
+        (["--teacher", "http", "--attempts", "0"], "attempts (0) must be a positive number"),
+    ],
+)
+def test_bad_flags_are_one_line(source: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    http = ("--url", "http://127.0.0.1:9/v1", "--model", "m")
+    done = call_tool("make_shards", *folder_of(source), "--out", tmp_path / "out", *FLAGS, *http, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
