@@ -18,11 +18,9 @@ from typing import Any
 
 import numpy as np
 from rich import filesize
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.config.command_line import Parser
+from afd_scale.config.command_line import Parser, progress_bar
 from afd_scale.data.codecs.choose import codec_of
 from afd_scale.data.inspection import describe, samples_at, validate
 from afd_scale.data.schema import DatasetFacts
@@ -81,10 +79,8 @@ def check_pictures(options: argparse.Namespace) -> None:
 
 def read_everything(location: Location) -> list[str]:
     """What is wrong, a line each; a bar counts the shards."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("Shards", total=None)
-        return list(validate(location, lambda done, total: progress.update(task, completed=done, total=total)))
+    with progress_bar("Shards") as on_shard:
+        return list(validate(location, on_shard))
 
 
 def show(found: dict[str, Any], indent: str = "") -> None:

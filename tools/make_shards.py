@@ -30,11 +30,9 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.config.command_line import Parser
+from afd_scale.config.command_line import Parser, progress_bar
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.clips import Codec, Teacher, VideoForm
 from afd_scale.data.codecs.identity import TEXT_SHAPE, IdentityCodec
@@ -134,7 +132,7 @@ def run(options: argparse.Namespace, launched: Launched, processes: Processes) -
         facts = processes.run_on_main(make_prompts, options, launched)
     else:
         facts = make_videos(options, launched, processes)
-    if processes.rank == 0:
+    if processes.is_main:
         print(summary(options.out, facts))
 
 
@@ -159,15 +157,8 @@ def make_videos(options: argparse.Namespace, launched: Launched, processes: Proc
     assert job is not None
     if isinstance(job.teacher, HttpTeacher):
         processes.run_on_main(collect, job.teacher)
-    columns = bar_columns()
-    shown = sys.stderr.isatty() and processes.rank == 0
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
-        task = progress.add_task("Clips", total=None)
-        return make_shards(job, processes, lambda done, total: progress.update(task, completed=done, total=total))
-
-
-def bar_columns() -> tuple[ProgressColumn, ...]:
-    return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress_bar("Clips", shown=processes.is_main) as on_clips:
+        return make_shards(job, processes, on_clips)
 
 
 def check_choices(options: argparse.Namespace) -> None:
@@ -290,10 +281,8 @@ def request_field(item: str) -> tuple[str, Any]:
 
 def collect(teacher: HttpTeacher) -> None:
     """Ask for the videos; a bar shows how many are settled."""
-    columns = bar_columns()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("Videos", total=None)
-        teacher.collect(lambda done, total: progress.update(task, completed=done, total=total))
+    with progress_bar("Videos") as on_video:
+        teacher.collect(on_video)
 
 
 def summary(out: Path, facts: DatasetFacts) -> str:

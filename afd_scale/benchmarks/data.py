@@ -15,8 +15,9 @@ import torch
 
 from afd_scale.benchmarks.object_storage import object_storage, upload
 from afd_scale.config import RunConfig
+from afd_scale.data.check import check_dataset
 from afd_scale.data.environment import in_environment
-from afd_scale.data.reader import Ahead, TeacherStream, check_dataset
+from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.writer import write_dataset
 

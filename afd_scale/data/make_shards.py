@@ -96,6 +96,9 @@ class Processes(Protocol):
     @property
     def size(self) -> int: ...
 
+    @property
+    def is_main(self) -> bool: ...
+
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
 
     def first_error(self, error: Exception | None) -> Exception | None: ...
@@ -107,6 +110,7 @@ class Alone:
 
     rank: int = 0
     size: int = 1
+    is_main: bool = True
 
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return work(*arguments)
@@ -335,7 +339,7 @@ def _one_job_at_a_time(job: ShardJob, processes: Processes) -> Iterator[None]:
     try:
         yield
     finally:
-        if processes.rank == 0:
+        if processes.is_main:
             lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
 

@@ -15,7 +15,8 @@ import torch
 
 from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
 from afd_scale.config import ConfigError, RunConfig, load_config
-from afd_scale.data.reader import Ahead, TeacherStream, check_copies, check_dataset, ensure_dataset
+from afd_scale.data.check import check_copies, check_dataset, ensure_dataset
+from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.evaluation.report import metric_table, write_report
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks

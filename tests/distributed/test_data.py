@@ -12,7 +12,8 @@ import pytest
 
 from afd_scale.benchmarks.object_storage import object_storage, upload
 from afd_scale.config import load_config
-from afd_scale.data.reader import check_files, ensure_dataset, read_samples
+from afd_scale.data.check import check_files, ensure_dataset
+from afd_scale.data.reader import read_samples
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from tests.distributed.processes import ROOT, run, torchrun

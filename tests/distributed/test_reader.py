@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.reader import TeacherStream, check_dataset
+from afd_scale.data.check import check_dataset
+from afd_scale.data.reader import TeacherStream
 from tests.distributed.processes import environment
 from tests.toy_datasets import make_procedural_shards
 

@@ -11,8 +11,8 @@ import pytest
 from afd_scale.config import ConfigError
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data import inspection
+from afd_scale.data.check import check_files
 from afd_scale.data.inspection import read_shard, samples_at, validate
-from afd_scale.data.reader import check_files
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.writer import write_dataset

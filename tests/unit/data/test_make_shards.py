@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from afd_scale.config import ConfigError
+from afd_scale.data.check import check_files
 from afd_scale.data.clips import Clip, Frames, VideoForm
 from afd_scale.data.codecs.identity import IdentityCodec
 from afd_scale.data.codecs.wan import WanCodec
 from afd_scale.data.make_shards import ShardJob, make_shards
-from afd_scale.data.reader import check_files, distinct_prompts, read_samples
+from afd_scale.data.reader import distinct_prompts, read_samples
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.folder import FolderTeacher

@@ -9,7 +9,8 @@ import pytest
 from afd_scale.benchmarks.object_storage import object_storage, upload
 from afd_scale.config import ConfigError, LostInputError, RunConfig
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.reader import TeacherStream, check_dataset, distinct_prompts
+from afd_scale.data.check import check_dataset
+from afd_scale.data.reader import TeacherStream, distinct_prompts
 from afd_scale.data.storage import teacher_data
 from tests.toy_datasets import make_procedural_shards
 

@@ -21,7 +21,8 @@ import pytest
 from afd_scale.config import ConfigError, LostInputError, RunConfig
 from afd_scale.config.run import DataConfig, ProceduralSource
 from afd_scale.data import reader, validate
-from afd_scale.data.reader import Ahead, TeacherStream, check_copies, check_dataset, ensure_dataset
+from afd_scale.data.check import check_copies, check_dataset, ensure_dataset
+from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.storage import teacher_data
 from afd_scale.data.torchvision_ops import define_torchvision_ops
@@ -474,7 +475,8 @@ def test_remote_dataset_of_a_killed_run_opens_again(dataset: Path, tmp_path: Pat
     code = """
 import sys, time
 from afd_scale.config import RunConfig
-from afd_scale.data.reader import TeacherStream, check_dataset
+from afd_scale.data.check import check_dataset
+from afd_scale.data.reader import TeacherStream
 
 config = RunConfig.model_validate_json(sys.argv[1])
 check_dataset(config)
