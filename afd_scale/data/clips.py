@@ -25,12 +25,14 @@ class Clip:
         prompt: what was asked.
         prompt_id: equal ids share a prompt.
         index: number of the video among those of its prompt.
+        split: name of a group of prompts that its prompt is of; None where it is of none.
     """
 
     video: str
     prompt: str
     prompt_id: str
     index: int
+    split: str | None = None
 
 
 @dataclass(frozen=True)

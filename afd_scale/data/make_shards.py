@@ -248,7 +248,7 @@ def _sample(job: ShardJob, clip: Clip, frames: Callable[[], Frames]) -> TeacherS
         prompt=clip.prompt,
         prompt_id=clip.prompt_id,
         text_embedding=text,
-        meta={"video": clip.video, "index": clip.index},
+        meta={"video": clip.video, "index": clip.index, "split": clip.split},
         latents=latents,
         teacher=job.teacher.name,
         fps=job.form.fps,

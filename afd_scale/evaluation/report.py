@@ -20,9 +20,6 @@ from typing import Any, Literal
 import jinja2
 import yaml
 from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from afd_scale.evaluation.video import read_title
 
@@ -245,6 +242,10 @@ def _curve_groups(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[
 
 def _curve_svg(steps: Sequence[int], values: Sequence[float]) -> Markup:
     """One small curve whose colours and font are those of the page."""
+    from matplotlib import rc_context  # a second to import, for the rank that draws
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "afd_scale"}):
         figure = Figure(figsize=(3.4, 1.7))
         axes = figure.add_axes((0.15, 0.15, 0.83, 0.78))

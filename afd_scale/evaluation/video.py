@@ -1,17 +1,21 @@
 """Sample videos: mp4s that every browser plays, and a film-strip grid of several policies."""
 
+from __future__ import annotations
+
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FrameArray = NDArray[np.uint8]
 
@@ -203,6 +207,9 @@ def _paste(canvas: FrameArray, image: FrameArray, top: int, left: int) -> None:
 
 def _figure(image: FrameArray, labels: Sequence[_Label]) -> Figure:
     """A figure of exactly these pixels with text on it; no pyplot, so no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import, for the rank that draws
+    from matplotlib.figure import Figure
+
     height, width = image.shape[:2]
     figure = Figure(figsize=(width / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
@@ -214,7 +221,6 @@ def _figure(image: FrameArray, labels: Sequence[_Label]) -> Figure:
 
 
 def _rendered(figure: Figure) -> FrameArray:
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
+    canvas: Any = figure.canvas  # FigureCanvasAgg
     canvas.draw()
     return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3]

@@ -74,18 +74,6 @@ def test_losses_do_not_depend_on_ranks(one_rank: list[dict[str, Any]], two_ranks
     assert len({line["student/loss"] for line in one_rank}) == STEPS, "losses that never move compare nothing"
 
 
-def test_losses_do_not_depend_on_sequence_parallelism(configs: Path, one_rank: list[dict[str, Any]]) -> None:
-    """Two shares of the batch by two ranks a video, in micro-batches, the sampling policy's weights gathered."""
-    options = ["name=four", "parallel.sequence=2", "train.micro_batch=2", "rollout.weights=gathered"]
-    options.append("evaluation.metrics=none")
-    succeed(deepspeed(4, TRAIN, "--config", configs / "afd.yaml", *options))
-    four = metrics(configs / "runs" / "four")
-    for one, line in zip(one_rank, four, strict=True):
-        for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:
-            assert one[name] == pytest.approx(line[name], abs=1e-4), (one["step"], name)
-    assert all(line["system/gathered_gib"] > 0 for line in four)
-
-
 def test_ranks_that_no_video_can_share_are_refused(configs: Path) -> None:
     options = ["name=bad", "parallel.sequence=2"]
     result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", *options)
@@ -147,29 +135,25 @@ def test_a_resumed_run_is_the_uninterrupted_one(configs: Path, two_ranks: list[d
 
 
 def test_a_run_resumes_on_any_number_of_ranks(configs: Path, one_rank: list[dict[str, Any]]) -> None:
-    """One rank, then two, then four of which two share a video, then one again: the losses of the lone rank."""
+    """One rank, then two, then four of which two share a video, in micro-batches and with gathered weights, then one
+    again: the losses and the student of the lone rank."""
     folder = configs / "runs" / "elastic"
     shutil.copytree(configs / "runs" / "one", folder)
     config = (folder / "config.yaml").read_text().replace("name: one\n", "name: elastic\n")
     (folder / "config.yaml").write_text(config)
-    command = [
-        TRAIN,
-        "--config",
-        configs / "afd.yaml",
-        "name=elastic",
-        "train.save_every=1",
-        "train.keep_checkpoints=5",
-    ]
-    for resume_at, ranks, sequence in ((1, 2, 1), (3, 4, 2), (4, 1, 1)):
+    command = [TRAIN, "--config", configs / "afd.yaml", "name=elastic", "train.save_every=1",
+               "train.keep_checkpoints=5", "evaluation.metrics=none"]  # fmt: skip
+    shared = ("parallel.sequence=2", "train.micro_batch=2", "rollout.weights=gathered")
+    for resume_at, ranks, options in ((1, 2, ()), (2, 4, shared), (4, 1, ())):
         (folder / "summary.json").unlink()
         for step in range(resume_at + 1, STEPS + 1):
             shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
         before = metrics(folder)[:resume_at]
-        succeed(torchrun(ranks, *command, f"parallel.sequence={sequence}"))
+        succeed(torchrun(ranks, *command, *options))
         assert metrics(folder)[:resume_at] == before, "it went on from there"
-    for one, elastic in zip(one_rank, metrics(folder), strict=True):
-        for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:
-            assert one[name] == pytest.approx(elastic[name], abs=1e-4), (one["step"], name)
+        for one, elastic in zip(one_rank, metrics(folder), strict=True):
+            for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:  # a count may tip over
+                assert one[name] == pytest.approx(elastic[name], abs=1e-4), (ranks, one["step"], name)
     weights = [load_weights(configs / "runs" / run / "checkpoints" / f"step_{STEPS:08d}" / "student")[1]
                for run in ("one", "elastic")]  # fmt: skip
     for name, weight in weights[0].items():

@@ -41,7 +41,7 @@ class FolderTeacher:
                     clips.append(Reject(row.video or row.prompt_id, row.prompt, reason))
                 else:
                     assert row.video is not None
-                    clips.append(Clip(row.video, row.prompt, row.prompt_id, videos_of[row.prompt_id]))
+                    clips.append(Clip(row.video, row.prompt, row.prompt_id, videos_of[row.prompt_id], row.split))
                     videos_of[row.prompt_id] += 1
             else:
                 clips.append(row)

@@ -73,7 +73,7 @@ class HttpTeacher:
 
     def _list_videos(self) -> None:
         """Prompts of what is there, as the folder teacher reads them."""
-        rows = [{"video": clip.video, "prompt": clip.prompt, "prompt_id": clip.prompt_id}
+        rows = [{"video": clip.video, "prompt": clip.prompt, "prompt_id": clip.prompt_id, "split": clip.split}
                 for clip in self.clips() if isinstance(clip, Clip)]  # fmt: skip
         partial = self.folder / f".{LISTED}.partial"
         try:
@@ -90,7 +90,7 @@ class HttpTeacher:
             if isinstance(request, Reject):
                 clips.append(request)
             elif journal.last(request.asked).get("state") == HAVE:
-                clips.append(Clip(request.video, request.row.prompt, *request.asked))
+                clips.append(Clip(request.video, request.row.prompt, *request.asked, request.row.split))
             else:
                 reason = journal.last(request.asked).get("reason", "there is no video yet; the same command asks again")
                 clips.append(Reject(request.video, request.row.prompt, reason))

@@ -335,8 +335,9 @@ def test_the_key_is_sent_and_written_nowhere(serve: Callable[..., VideoServer], 
 
 
 COLLECT = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background of a shell does not have
 sys.path.insert(0, sys.argv[3])
 from tests.unit.data.test_http_teacher import teacher
 found = teacher(sys.argv[1], Path(sys.argv[2]), prompts=12, poll_seconds=0.1)

@@ -364,6 +364,17 @@ def test_prompts_alone_keep_their_splits(tmp_path: Path) -> None:
         distinct_prompts(where, 16, "other")
 
 
+def test_videos_keep_the_splits_of_their_prompts(source: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (source / "prompts.jsonl").read_text().splitlines()]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(json.dumps({**row, "split": "seen"} if n < 4 else row) + "\n" for n, row in enumerate(rows))
+    )
+    teacher = FolderTeacher(source, prompts)
+    make_shards(ShardJob(teacher, IdentityCodec.of_form(FORM), FORM, tmp_path / "out"))
+    assert sorted(distinct_prompts(location(tmp_path / "out"), 16, "seen").prompts) == ["bar number 0", "bar number 1"]
+
+
 def test_wan_codec_from_end_to_end(source: Path, tmp_path: Path) -> None:
     save_tiny_wan(tmp_path / "wan")
     out = tmp_path / "out"
