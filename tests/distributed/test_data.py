@@ -16,7 +16,7 @@ from afd_scale.data.check import check_files, ensure_dataset
 from afd_scale.data.reader import read_samples
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
-from tests.distributed.processes import ROOT, run, torchrun
+from tests.distributed.processes import ROOT, on_ranks, run, torchrun
 from tests.distributed.small_run import CLIPS, write_small_run
 from tests.videos import write_video
 
@@ -98,7 +98,7 @@ def test_prompts_without_videos_are_rolled_out_too(folder: Path, embedded: list[
     overrides = (f"data.prompts={shards}", "data.prompts_per_step=2", "name=more", "train.save_every=1",
                  f"evaluation.prompts={shards}", "evaluation.split=even")  # fmt: skip
     command = (TRAIN, "--config", folder / "afd.yaml", *overrides)
-    done = torchrun(2, *command)
+    done = on_ranks(2, *command)
     assert done.returncode == 0, done.stderr[-3000:]
     found, run_folder = metrics(folder / "runs" / "more"), folder / "runs" / "more"
     assert len(found) == STEPS

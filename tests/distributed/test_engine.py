@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tests.distributed.processes import leave, torchrun
+from tests.distributed.processes import leave, on_ranks
 
 STEPS = 3
 
@@ -116,7 +116,7 @@ def assert_close(ours: Tensor, expected: Tensor, what: str) -> None:
 
 
 def test_sharded_equals_unsharded(tmp_path: Path) -> None:
-    result = torchrun(2, __file__, tmp_path / "checkpoint")
+    result = on_ranks(2, __file__, tmp_path / "checkpoint")
     assert result.returncode == 0, result.stderr[-3000:]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tests.distributed.processes import leave, torchrun
+from tests.distributed.processes import leave, on_ranks
 
 
 def check_all() -> None:
@@ -88,7 +88,7 @@ def assert_close(ours: Tensor, expected: Tensor, what: str) -> None:
 
 
 def test_sharded_fp8_equals_one_process() -> None:
-    result = torchrun(2, __file__)
+    result = on_ranks(2, __file__)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

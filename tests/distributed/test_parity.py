@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.distributed.processes import leave, torchrun
+from tests.distributed.processes import leave, on_ranks
 
 TOLERANCE = 1e-3 if torch.cuda.is_available() else 1e-4  # a GPU adds in any order
 STEPS, PROMPTS, FRAMES, SIZE = 5, 2, 3, 6
@@ -238,7 +238,7 @@ def device() -> torch.device:
 
 
 def run_mesh(folder: Path, data: int, sequence: int) -> None:
-    result = torchrun(data * sequence, __file__, folder, str(sequence), timeout=600)
+    result = on_ranks(data * sequence, __file__, folder, str(sequence), timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -250,6 +250,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.timeout(600)  # four ranks on two slow cores
 @pytest.mark.parametrize(("data", "sequence"), [(1, 2), (2, 1), (2, 2)])
 def test_every_mesh_equals_one_process(data: int, sequence: int, recorded: Path) -> None:
     run_mesh(recorded, data, sequence)

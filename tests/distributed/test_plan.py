@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.processes import leave, torchrun
+from tests.distributed.processes import leave, on_ranks
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "wan_1_3b"
 SIZES = ("dim=128", "ffn_dim=512", "num_heads=4", "num_layers=4", "text_dim=32", "text_length=16", "freq_dim=32")
@@ -77,7 +77,7 @@ def held_bytes() -> int:
     ids=["fp32", "bf16", "lora"],
 )
 def test_shards_and_gathers_are_as_planned(name, overrides):
-    done = torchrun(2, __file__, name, *overrides)
+    done = on_ranks(2, __file__, name, *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.distributed.processes import leave, torchrun
+from tests.distributed.processes import leave, on_ranks
 
 CHUNKS, STEPS = 7, 4  # 7 chunks of 4 denoising steps, and a clean pass behind each chunk but the last
 SHAPE = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 3, "freq_dim": 8, "text_dim": 6, "text_length": 5,
@@ -67,7 +67,7 @@ def check_rollouts() -> None:
 
 
 def test_gathered_weights_move_once_a_rollout() -> None:
-    result = torchrun(2, __file__)
+    result = on_ranks(2, __file__)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

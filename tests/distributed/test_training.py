@@ -17,7 +17,7 @@ from afd_scale.checkpoint.load_student import load_student_state
 from afd_scale.checkpoint.weights import load_weights
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
-from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, run, start, torchrun
+from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, on_ranks, run, start
 from tests.distributed.small_run import SHAPE, write_small_run
 
 TRAIN = ROOT / "launch" / "train.py"
@@ -90,7 +90,7 @@ def test_adapters_train_resume_and_leave_a_merged_student(configs: Path) -> None
         "evaluation.metrics=none",
     ]
     command = [TRAIN, "--config", configs / "afd.yaml", "name=lora", "train.save_every=2", *options]
-    succeed(torchrun(2, *command))
+    succeed(on_ranks(2, *command))
     folder = configs / "runs" / "lora"
     whole, weights = metrics(folder), load_weights(folder / "checkpoints" / f"step_{STEPS:08d}" / "student")
     config, state = weights
@@ -102,7 +102,7 @@ def test_adapters_train_resume_and_leave_a_merged_student(configs: Path) -> None
 
     (folder / "summary.json").unlink()
     shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
-    succeed(torchrun(2, *command))
+    succeed(on_ranks(2, *command))
     assert [without_time(line) for line in metrics(folder)] == [without_time(line) for line in whole]
     resumed = load_weights(folder / "checkpoints" / f"step_{STEPS:08d}" / "student")[1]
     for name, weight in state.items():
@@ -110,7 +110,7 @@ def test_adapters_train_resume_and_leave_a_merged_student(configs: Path) -> None
     # A run of adapters that are an average, from the merged student.
     sft = ["method={name: sft, ema_decay: 0.9}", "name=lora-sft", f"student.weights={folder}", "student.lora={rank: 2}"]
     sft.append("evaluation.metrics=none")
-    succeed(torchrun(2, TRAIN, "--config", configs / "afd.yaml", *sft, "train.steps=2", "parallel.sequence=2"))
+    succeed(on_ranks(2, TRAIN, "--config", configs / "afd.yaml", *sft, "train.steps=2", "parallel.sequence=2"))
 
 
 def is_adapted(name: str) -> bool:
@@ -127,7 +127,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(configs: Path, two_ranks: list[d
     (checkpoints / "latest").unlink()
     config = (folder / "config.yaml").read_text().replace("name: two\n", f"name: {folder.name}\n")
     (folder / "config.yaml").write_text(config)
-    succeed(torchrun(2, TRAIN, "--config", configs / "afd.yaml", f"name={folder.name}", "train.save_every=2"))
+    succeed(on_ranks(2, TRAIN, "--config", configs / "afd.yaml", f"name={folder.name}", "train.save_every=2"))
     assert [without_time(line) for line in metrics(folder)] == [without_time(line) for line in two_ranks]
     assert (checkpoints / "latest").read_text() == f"step_{STEPS:08d}"
     assert not list(checkpoints.glob(".*"))
@@ -149,7 +149,7 @@ def test_a_run_resumes_on_any_number_of_ranks(configs: Path, one_rank: list[dict
         for step in range(resume_at + 1, STEPS + 1):
             shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
         before = metrics(folder)[:resume_at]
-        succeed(torchrun(ranks, *command, *options))
+        succeed(on_ranks(ranks, *command, *options))
         assert metrics(folder)[:resume_at] == before, "it went on from there"
         for one, elastic in zip(one_rank, metrics(folder), strict=True):
             for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:  # a count may tip over
@@ -188,7 +188,7 @@ def test_the_other_ways_to_train(configs: Path) -> None:
     options = ["evaluation.metrics=none", "train.steps=3", "precision=bf16", "student.activation_checkpointing=true"]
     small = {"name": "latent", **SHAPE, "num_layers": 1}
     succeed(
-        torchrun(
+        on_ranks(
             2, TRAIN, "--config", configs / "afd.yaml", *options, "name=latent", f"method.discriminator={small}",
             "method.r1_weight=0.1", "method.r2_weight=0.1", "method.context_gradient=true",
             "engine.deepspeed={zero_optimization: {stage3_prefetch_bucket_size: 1000}}",
@@ -198,7 +198,7 @@ def test_the_other_ways_to_train(configs: Path) -> None:
     sft = "method={name: sft, ema_decay: 0.9}"
     offload = ["engine.offload_optimizer=cpu", "engine.offload_parameters=cpu", "train.micro_batch=20"]
     options += [*offload, "data.global_batch=96"]
-    succeed(torchrun(2, TRAIN, "--config", configs / "afd.yaml", *options, "name=sft", sft))
+    succeed(on_ranks(2, TRAIN, "--config", configs / "afd.yaml", *options, "name=sft", sft))
     lines = metrics(configs / "runs" / "sft")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["student/gradient_norm"] > 0 for line in lines)
@@ -207,7 +207,7 @@ def test_the_other_ways_to_train(configs: Path) -> None:
 def test_fp8_is_emulated_and_leaves_a_plain_student(configs: Path) -> None:
     """Student, old policy and discriminator; what is exported loads where FP8 is unknown."""
     small = {"name": "latent", **SHAPE, "num_layers": 1, "activation_checkpointing": True}
-    result = torchrun(
+    result = on_ranks(
         2, TRAIN, "--config", configs / "afd.yaml", "evaluation.metrics=none", "train.steps=2", "precision=fp8",
         "student.activation_checkpointing=true", f"method.discriminator={small}", "name=fp8",
     )  # fmt: skip
