@@ -34,6 +34,7 @@ from afd_scale.benchmarks.data import benchmark_data
 from afd_scale.benchmarks.networks import benchmark_linear, benchmark_rollout, benchmark_step, benchmark_update
 from afd_scale.benchmarks.timing import medians
 from afd_scale.config import RunConfig, load_config
+from afd_scale.config.command_line import Parser
 from afd_scale.layers.attention import AttentionLayout, choose_backend
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -65,7 +66,7 @@ SMALL = (
 
 def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("name", choices=tuple(BENCHMARKS), metavar="NAME", help=f"one of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument(

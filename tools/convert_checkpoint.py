@@ -20,6 +20,7 @@ from afd_scale.checkpoint.formats.diffusers import write_diffusers_folder
 from afd_scale.checkpoint.formats.wan import write_wan_file
 from afd_scale.checkpoint.load_student import read_student
 from afd_scale.checkpoint.weights import save_weights
+from afd_scale.config.command_line import Parser
 from afd_scale.config.models import StudentConfig
 from afd_scale.config.presets import ARCHITECTURES, FAMILIES
 
@@ -27,7 +28,7 @@ DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("source", type=Path, help="run, checkpoint or student folder; diffusers or Wan folder; "
                         ".safetensors, .pt or .pth file")  # fmt: skip
     parser.add_argument("out", type=Path, help="folder to write; with `--to wan` a .safetensors file")

@@ -7,19 +7,19 @@ All figures are of one rank and one step. They are computed; what is assumed is 
 where it does not fit, what would is printed. Exit 2: bad input, one line says which.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from afd_scale.config import ConfigError, load_config
+from afd_scale.config.command_line import Parser
 from afd_scale.planning.gpus import GPUS
 from afd_scale.planning.plan import make_plan, plan_as_dict, remedies
 from afd_scale.planning.report import report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML file of a run")
     parser.add_argument("--gpus", type=int, required=True, help="all GPUs of the run")
     parser.add_argument("--gpu", choices=tuple(GPUS), default="h100", help="kind of GPU (default %(default)s)")

@@ -1,14 +1,14 @@
 """Write the report of a run again: `tools/report.py RUN`."""
 
-import argparse
 import sys
 from pathlib import Path
 
+from afd_scale.config.command_line import Parser
 from afd_scale.evaluation.report import write_report
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write report.html into the folder of a run.")
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of the run, holds config.yaml")
     try:
         print(write_report(parser.parse_args().run))

@@ -31,6 +31,11 @@ def ensure_dataset(config: DataConfig) -> None:
         make_shards(ShardJob(teacher, IdentityCodec.of_form(FORM), FORM, folder, field="data.shards"))
 
 
+def is_to_be_made(config: DataConfig) -> bool:
+    """Whether `ensure_dataset` will have something to do."""
+    return config.source is not None and not is_remote(config.shards) and not Path(config.shards).exists()
+
+
 def check_dataset(config: RunConfig) -> DatasetFacts:
     """Check that the run's datasets are complete, undamaged and of the run's shapes; call it on one rank.
 

@@ -36,7 +36,7 @@ def read_video(path: Path, form: VideoForm) -> Frames:
     try:
         with av.open(f"file:{path}") as container:  # without the prefix, 12:30.mp4 is taken for a URL
             if not container.streams.video:
-                raise RejectedError("must hold a video stream: it has none")
+                raise RejectedError("must be a whole video: no video stream is found in it")
             stream = container.streams.video[0]
             _check_whole(stream, path.stat().st_size)
             rate = _frame_rate(stream)
@@ -175,7 +175,7 @@ def check_video(path: Path) -> None:
     try:
         with av.open(f"file:{path}") as container:
             if not container.streams.video:
-                raise RejectedError("must hold a video stream: it has none")
+                raise RejectedError("must be a whole video: no video stream is found in it")
             stream = container.streams.video[0]
             _check_whole(stream, path.stat().st_size)
             if next(container.decode(stream), None) is None:

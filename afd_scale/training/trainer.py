@@ -15,7 +15,7 @@ import torch
 
 from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
 from afd_scale.config import ConfigError, RunConfig, load_config
-from afd_scale.data.check import check_copies, check_dataset, ensure_dataset
+from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.evaluation.report import metric_table, write_report
 from afd_scale.layers.choose_precision import choose_precision
@@ -216,9 +216,12 @@ def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -
         if batch % ranks.data_size:
             raise ConfigError(f"data.{name} ({batch}) must be a multiple of the number of data ranks "
                               f"({ranks.data_size}): each takes an equal share")  # fmt: skip
-    if config.requires is not None:
+    if config.requires is not None and _complete_summary(config) is None:
         with _input_errors():
             choose_precision(config.precision, config.fp8_scaling, ranks.device)
+        if not is_to_be_made(config.data):
+            ensure_dataset(config.data)
+            check_dataset(config)
 
 
 def _check_inputs(config: RunConfig) -> None:

@@ -311,8 +311,13 @@ def test_bad_files(configs: Path, one_rank: list[dict[str, Any]], tmp_path: Path
         ([f"data.shards={tmp_path / 'nowhere'}", "data.source=null"], f"data.shards ({tmp_path / 'nowhere'})"),
         (["student.num_layers=3"], "student.weights"),
         ([f"requires={configs / 'afd.yaml'}", f"data.shards={tmp_path / 'nowhere'}", f"out={occupied}"], "out ("),
+        (
+            [f"requires={configs / 'afd.yaml'}", f"data.shards={tmp_path / 'nowhere'}", "data.source=null"],
+            f"data.shards ({tmp_path / 'nowhere'})",
+        ),
         ([f"out={occupied}"], f"out ({occupied})"),
     ):
         result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=bad", *overrides)
         refused(result, line)
         assert not (configs / "runs" / "bad").exists()
+        assert not (configs / "runs" / "afd").exists(), "the run that it requires was not begun"

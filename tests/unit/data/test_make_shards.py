@@ -372,6 +372,7 @@ def test_videos_keep_the_splits_of_their_prompts(source: Path, tmp_path: Path) -
     )
     teacher = FolderTeacher(source, prompts)
     make_shards(ShardJob(teacher, IdentityCodec.of_form(FORM), FORM, tmp_path / "out"))
+    check_files(location(tmp_path / "out"))
     assert sorted(distinct_prompts(location(tmp_path / "out"), 16, "seen").prompts) == ["bar number 0", "bar number 1"]
 
 

@@ -151,7 +151,7 @@ def test_no_video_stream(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(1600))
-    with pytest.raises(RejectedError, match="must hold a video stream"):
+    with pytest.raises(RejectedError, match="must be a whole video: no video stream"):
         read_video(tmp_path / "a.wav", GRAY)
 
 
