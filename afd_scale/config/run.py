@@ -36,8 +36,8 @@ class DataConfig(Section):
     prompts_per_step: NonNegativeInt = 0
     """Prompts of `prompts` in a step, over all ranks; they come on top of `global_batch`."""
     cache: Path | None = None
-    """Folder on each machine that remote shards are copied to; None is <out>/shard_cache/<host name>. What shards were
-    found good is kept there too."""
+    """Folder on each machine that remote shards are copied to; None is <out>/shard_cache/<host name>. What local shards
+    were found good is noted there too, by default in <out>/shard_cache."""
     source: ProceduralSource | None = None
     """Makes `shards` when that folder does not exist; None expects it to be there."""
     latent_frames: PositiveInt = 4

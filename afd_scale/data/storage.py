@@ -74,23 +74,25 @@ def locations(config: RunConfig) -> list[Location]:
 
 def teacher_data(config: RunConfig) -> Location:
     """The dataset of a run's teacher."""
-    return Location(config.data.shards, _cache(config), "data.shards")
+    return _location(config.data.shards, config, "data.shards")
 
 
 def extra_prompts(config: RunConfig) -> Location | None:
     """The dataset of prompts that a run's student rolls out beside the teacher's."""
-    return None if config.data.prompts is None else Location(config.data.prompts, _cache(config), "data.prompts")
+    return None if config.data.prompts is None else _location(config.data.prompts, config, "data.prompts")
 
 
 def evaluation_prompts(config: RunConfig) -> Location:
     """The dataset whose prompts a run is evaluated on."""
     prompts = config.evaluation.prompts
-    return teacher_data(config) if prompts is None else Location(prompts, _cache(config), "evaluation.prompts")
+    return teacher_data(config) if prompts is None else _location(prompts, config, "evaluation.prompts")
 
 
-def _cache(config: RunConfig) -> Path:
-    """A machine's own: `out` is on a file system that machines share."""
-    return config.data.cache or config.out / "shard_cache" / socket.gethostname()
+def _location(shards: str, config: RunConfig, field: str) -> Location:
+    cache = config.out / "shard_cache"
+    if is_remote(shards):
+        cache /= socket.gethostname()  # copies are a machine's own, and `out` is seen by all
+    return Location(shards, config.data.cache or cache, field)
 
 
 def fetch_facts(location: Location, *, again: bool = True) -> None:

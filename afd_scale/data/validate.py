@@ -2,7 +2,7 @@
 
 import json
 import logging
-import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class KnownGood:
     def __exit__(self, *error: object) -> None:
         if not self._changed:
             return
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        partial = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(self._files))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -505,6 +506,16 @@ time.sleep(60)
         if str(tmp_path).encode() in claim.read_bytes():
             for left in claim.parent.glob(claim.name.removesuffix("locals") + "*"):
                 left.unlink()
+
+
+def test_copies_are_a_machines_own_and_what_is_known_of_local_shards_is_everybodys(tmp_path: Path) -> None:
+    def cache(shards: str, **data: Any) -> Path:
+        section = {"method": "sft", "out": tmp_path, "data": {"shards": shards, **data}}
+        return teacher_data(RunConfig.model_validate(section)).cache
+
+    assert cache("s3://bucket/x") == tmp_path / "shard_cache" / socket.gethostname()
+    assert cache("folder") == tmp_path / "shard_cache"
+    assert cache("s3://bucket/x", cache="/local") == Path("/local")
 
 
 def test_absent_remote_dataset(tmp_path: Path) -> None:
