@@ -65,6 +65,13 @@ class VideoServer:
         self._http.shutdown()
         self._http.server_close()
 
+    def add_earlier(self, number: str, prompt: str, seconds: float) -> None:
+        """A video of another job, so many seconds ago."""
+        self._videos[number] = {
+            "id": number, "object": "video", "prompt": prompt, "created_at": int(time.time() - seconds), "polls": 9,
+            "status": "failed", "model": "m", "progress": 0,
+        }  # fmt: skip
+
     def create(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers["Content-Length"])).decode()
         found = re.search(r'name="prompt"\r\n\r\n(.*?)\r\n', body)

@@ -177,9 +177,10 @@ def _prepare(job: ShardJob, clips: Clips) -> None:
                           f"delete {job.growing} and {job.records} to start over")  # fmt: skip
     for left_over in job.growing.glob(".*.incomplete"):
         shutil.rmtree(left_over, ignore_errors=True)
-    for path in job.records.glob("part.*.json"):
+    parts = len(_parts(job, clips))
+    for path in [*job.records.glob("part.*.json"), *job.growing.glob("shard.*")]:
         number = int(path.name.split(".")[1])
-        if number >= len(_parts(job, clips)):
+        if number >= parts:
             _drop(job, number)
 
 
@@ -322,7 +323,7 @@ def _drop(job: ShardJob, number: int) -> None:
     """Remove a part or what is there of it; its record first, for what has one counts as made."""
     _record(job, number).unlink(missing_ok=True)
     for file in job.growing.glob(f"shard.{number:05d}.*"):
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -65,10 +65,10 @@ class SampleStream:
         if self._step_in_epoch == self.steps_per_epoch:
             self._epoch, self._step_in_epoch, self._samples = self._epoch + 1, 0, None
         if self._samples is None:
+            self._check_failure()
             self._samples = self._start_epoch()
         rows = list(islice(self._samples, self._batch))
-        if self._dataset.failure is not None:
-            raise self._dataset.failure
+        self._check_failure()
         assert len(rows) == self._batch, "an epoch holds whole batches up to steps_per_epoch"
         self._step_in_epoch += 1
         return rows
@@ -94,6 +94,10 @@ class SampleStream:
     def close(self) -> None:
         """End the threads that prepare shards."""
         self._dataset.close()
+
+    def _check_failure(self) -> None:
+        if self._dataset.failure is not None:
+            raise self._dataset.failure
 
     def _start_epoch(self) -> Iterator[dict[str, Any]]:
         # The position is given anew for each epoch, so that nothing depends on the counter in shared memory. Every rank

@@ -80,11 +80,12 @@ class NumberedDataset(StreamingDataset):
         return {**super().__getitem__(at), "sample": int(at)}
 
     def on_exception(self, future: Future[None]) -> None:
-        """Keep what a thread met; streaming would raise it where nobody hears."""
+        """Keep what a thread met; streaming would raise it where nobody hears, and wait for the thread for ever."""
         failure = future.exception()
         if failure is not None:
             self.failure = failure
             self._event.set()  # ends the other threads and the epoch
+            self._iterator.on_exit()
 
     def close(self) -> None:
         """End the threads of the present epoch."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import RejectedError
-from afd_scale.data.teachers.exchange import AGAIN, Endpoint, Exchange, NotHadError, StoppedError
+from afd_scale.data.teachers.exchange import AGAIN, Endpoint, Exchange, NotHadError, StoppedError, folded
 from afd_scale.data.teachers.journal import ASKED, ASKING, HAVE, LOST, NOT_MADE, REFUSED, Asked, Journal
 from afd_scale.data.teachers.prompts import PromptRow
 from afd_scale.data.video import check_video
@@ -27,6 +27,7 @@ from afd_scale.data.video import check_video
 log = logging.getLogger(__name__)
 
 _NEVER_SENT = ("ConnectError", "ConnectTimeout")  # of httpx, whichever package of that family openai is built on
+_CLOCKS_APART_SECONDS = 900.0  # the server's and ours, at most
 _STOP = (401, 403, 404, 405)  # to a request for a video: the next one would be answered alike
 _UNCLEAR = (408, 409)  # and 5xx: what is behind whoever answered may go on
 _NOT_TAKEN = (500, 503)  # the usual words for "not now": believed where the server has no list
@@ -74,7 +75,7 @@ class Collector:
         """
         for request in requests:
             self._check_same(request)
-        self._prompts = {_folded(request.row.prompt) for request in requests}
+        self._prompts = {folded(request.row.prompt) for request in requests}
         states = (HAVE,) if self._endpoint.ask_again else (HAVE, REFUSED, LOST)
         todo = [request for request in requests if self._state(request) not in states]
         with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
@@ -141,7 +142,7 @@ class Collector:
     def _asked_before(self, request: Request) -> str | None:
         last = self._journal.last(request.asked)
         if last.get("state") == ASKING:  # an earlier run ended before the answer
-            with self._of_prompt[request.row.prompt]:
+            with self._of_prompt[folded(request.row.prompt)]:
                 self._find(request, LOST)
             last = self._journal.last(request.asked)
         video_id: str | None = last.get("id") if last.get("state") in (ASKED, HAVE) else None
@@ -155,7 +156,8 @@ class Collector:
         for attempt in range(self._endpoint.attempts):
             self._exchange.back_off(attempt, problem)
             self._exchange.pace()
-            with self._of_prompt[request.row.prompt]:
+            with self._of_prompt[folded(request.row.prompt)]:
+                self._exchange.pause(0.0)  # the job may have been stopped while another request had the lock
                 if not self._spend(request):
                     return None
                 try:
@@ -216,19 +218,22 @@ class Collector:
         """Look for an accepted request in the server's list, and write into the journal what is there.
 
         A list is believed where it shows prompts as we sent them: in none of ours altered, and in at least one unless
-        all it has is known.
+        all it has is known. The journal says that the request is being asked.
         """
         try:
-            listed = [(video_id, _folded(prompt)) for video_id, prompt in self._exchange.listed()]
-            ours = self._journal.ids
-            mine = _folded(request.row.prompt)
-            new = [video_id for video_id, prompt in listed if prompt == mine and video_id not in ours]
+            listed, ours = self._exchange.listed(), self._journal.ids
+            mine = folded(request.row.prompt)
+            since = self._journal.last(request.asked)["at"] - _CLOCKS_APART_SECONDS
+            new = [video for video in listed if video.prompt == mine and video.id not in ours]
+            for video in new:
+                if video.created is None or video.created >= since:
+                    self._journal.write(request.asked, ASKED, id=video.id)
+                    return
             if new:
-                self._journal.write(request.asked, ASKED, id=new[0])
-                return
-            if any(video_id in ours and prompt not in self._prompts for video_id, prompt in listed):
+                raise ValueError("it shows an earlier video of this prompt, or its clock is far behind")
+            if any(video.id in ours and video.prompt not in self._prompts for video in listed):
                 raise ValueError("it shows other prompts than were sent")
-            if not any(prompt in self._prompts for _, prompt in listed) and any(v not in ours for v, _ in listed):
+            if not any(video.prompt in self._prompts for video in listed) and any(v.id not in ours for v in listed):
                 raise ValueError("it shows videos, and none of a prompt of ours")
         except (ConfigError, StoppedError):  # no answer now: the journal keeps the question for the next start
             raise
@@ -309,8 +314,3 @@ def _filled(value: Any, index: int) -> Any:
     if value == "{index}":
         return index
     return value.replace("{index}", str(index)) if isinstance(value, str) else value
-
-
-def _folded(prompt: str) -> str:
-    """A prompt as servers may show it: blanks and case aside."""
-    return " ".join(prompt.split()).casefold()

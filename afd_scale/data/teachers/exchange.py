@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Lock
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from afd_scale.config import ConfigError, one_line
 from afd_scale.data.clips import RejectedError
@@ -52,6 +52,14 @@ class Endpoint:
     ask_again: bool = False
 
 
+class Listed(NamedTuple):
+    """A video in the server's list: its prompt folded, and when it was asked for by the server's clock, if it says."""
+
+    id: str
+    prompt: str
+    created: float | None
+
+
 class StoppedError(Exception):
     """The job ends; what is under way goes on when it is started again."""
 
@@ -81,24 +89,24 @@ class Exchange:
         self._pacing = Lock()
         self._next_request = 0.0
 
-    def listed(self) -> list[tuple[str, str]]:
-        """Id and prompt of every video of the server.
+    def listed(self) -> list[Listed]:
+        """Every video of the server.
 
         Raises:
             ValueError: its list is cut off, or shows no prompts.
             NotHadError, ConfigError: see `patiently`.
         """
-        found: dict[str, str] = {}
+        found: dict[str, Listed] = {}
         after: dict[str, Any] = {}
         while True:
             page: Any = self.patiently(partial(self.videos.list, limit=_PAGE, **after))
-            new = {video.id: video.prompt for video in page.data if video.id not in found}
-            if not all(isinstance(prompt, str) for prompt in new.values()):
+            new = [video for video in page.data if video.id not in found]
+            if not all(isinstance(video.prompt, str) for video in new):
                 raise ValueError("its videos have no prompt")
-            found |= new
+            found |= {video.id: Listed(video.id, folded(video.prompt), video.created_at) for video in new}
             more = page.has_more if page.has_more is not None else len(page.data) >= _PAGE
             if not more:
-                return list(found.items())
+                return list(found.values())
             if not new:
                 raise ValueError("its list does not go on")
             after = {"after": page.last_id or page.data[-1].id}
@@ -169,3 +177,8 @@ class Exchange:
         """One short line without the key, whatever a server repeats of a request."""
         line = one_line(said)
         return (line.replace(self._key, "***") if self._key else line)[:300]
+
+
+def folded(prompt: str) -> str:
+    """A prompt as servers may show it: blanks and case aside."""
+    return " ".join(prompt.split()).casefold()

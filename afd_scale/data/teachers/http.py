@@ -68,8 +68,10 @@ class HttpTeacher:
             journal = Journal(self.folder / JOURNAL)
             Collector(self.endpoint, self.folder, journal, self._key).collect(requests, on_video)
         finally:
-            self._list_videos()
-            lock.release()
+            try:
+                self._list_videos()
+            finally:
+                lock.release()
 
     def _list_videos(self) -> None:
         """Prompts of what is there, as the folder teacher reads them."""

@@ -179,6 +179,32 @@ def test_two_videos_of_a_prompt_are_not_taken_for_each_other(serve: Callable[...
     assert len(ids - {None}) == 2
 
 
+def test_an_earlier_jobs_video_of_the_prompt_is_not_taken(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.add_earlier("video_0", "bar 0", 7200)
+    server.add_earlier("video_00", "bar 1", 7200)
+    server.told = {"bar 0": ["vanish"], "bar 1": ["drop"]}
+    found = teacher(server, tmp_path, prompts=2)
+    found.collect()
+    assert videos(found) == ["bar 0"], "and of the other nobody can tell"
+    assert "may have been paid for" in reasons(found)[0]
+    assert server.created == Counter({"bar 0": 1})
+
+
+def test_prompts_that_differ_in_case_alone_each_get_their_own(
+    serve: Callable[..., VideoServer], tmp_path: Path
+) -> None:
+    server = serve()
+    found = teacher(server, tmp_path, concurrency=2)
+    found.prompts.write_text("bar 0\nBar 0\nBAR 0\n")
+    server.told = {"bar 0": ["vanish"], "Bar 0": ["vanish"], "BAR 0": ["vanish"]}
+    found.collect()
+    assert len(videos(found)) == 3
+    assert set(server.created.values()) == {1}
+    ids = {json.loads(line).get("id") for line in (tmp_path / "kept" / "journal.jsonl").read_text().splitlines()}
+    assert len(ids - {None}) == 3
+
+
 def test_a_video_that_cannot_be_polled_is_not_paid_for_again(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
     server = serve()
     server.outcome = {"bar 0": "no poll"}
