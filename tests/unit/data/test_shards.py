@@ -544,8 +544,33 @@ def test_damaged_remote_shard_never_reads(tmp_path: Path, how: str) -> None:
         for _ in range(2):
             with pytest.raises(LostInputError, match=line):
                 draw(stream, 6)
-        stream.close()  # waits for streaming's threads, one of which has failed
+        stream.close()
     assert not list((tmp_path / "cache").rglob("shard.00001*"))
+
+
+@leaves_files_open
+def test_a_stream_whose_thread_failed_closes(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads ahead fails while nobody draws."""
+    from afd_scale.data.streams import NumberedDataset
+
+    prepare, down, failed = NumberedDataset.prepare_shard, threading.Event(), threading.Event()
+
+    def prepare_while_up(numbered: NumberedDataset, shard: int, blocking: bool = True) -> None:
+        if down.is_set():
+            failed.set()
+            raise LostInputError("the store is down")
+        prepare(numbered, shard, blocking)
+
+    monkeypatch.setattr(NumberedDataset, "prepare_shard", prepare_while_up)
+    stream = TeacherStream(run_config(f"file://{dataset}", cache=tmp_path / "cache", global_batch=1))
+    draw(stream, 3)
+    down.set()
+    draw(stream, 1)
+    assert failed.wait(10)
+    time.sleep(0.1)
+    stream.close()
+    with pytest.raises(LostInputError, match="the store is down"):
+        draw(stream, 100)
 
 
 @leaves_files_open
