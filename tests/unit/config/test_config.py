@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from afd_scale.config import ConfigError, load_config, resolved_yaml
+from afd_scale.config import ConfigError, RunConfig, load_config, resolved_yaml
 from afd_scale.config.methods import AfdConfig, SftConfig
 from afd_scale.config.models import LatentDiscriminatorConfig, StudentConfig
 
@@ -222,3 +222,12 @@ def test_method_must_be_given(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"name": "x"}))
     with pytest.raises(ConfigError, match=r"^method must be given: it has no default$"):
         load_config(path)
+
+
+@pytest.mark.parametrize("name", ["prompts", "split"])
+def test_what_nobody_evaluates_on_is_refused(name: str) -> None:
+    tree = {"method": "sft", "evaluation": {"metrics": "none", name: "unseen"}}
+    with pytest.raises(
+        ValueError, match=rf"evaluation\.{name} \(unseen\) must be absent with evaluation\.metrics none"
+    ):
+        RunConfig.model_validate(tree)

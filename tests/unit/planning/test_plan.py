@@ -193,3 +193,13 @@ def test_another_degree_is_planned_only_where_the_batch_divides_too(tool, capsys
         assert f"parallel.sequence (8) must divide the {gpus} GPUs" in printed.err
     else:
         assert json.loads(printed.out)["sequence"] == degree
+
+
+def test_extra_prompts_are_rolled_out_and_do_not_train_the_discriminator():
+    overrides = ["data.prompts=x", "data.prompts_per_step=32"]
+    without, with_extra = (workload(load_config(AFD_14B, more), 32) for more in ([], overrides))
+    assert with_extra.prompts == without.prompts
+    assert with_extra.videos == without.videos * (without.prompts + with_extra.extra_prompts) // without.prompts
+    assert with_extra.videos > without.videos == with_extra.paired_videos
+    with pytest.raises(ConfigError, match=r"data\.prompts_per_step \(33\) must divide .*data\.prompts_per_step="):
+        workload(load_config(AFD_14B, ["data.prompts=x", "data.prompts_per_step=33"]), 32)
