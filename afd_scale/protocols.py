@@ -1,25 +1,35 @@
 """The few interfaces that cross packages: what a method needs of engines, and a trainer of methods."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from afd_scale.types import Batch
+from afd_scale.types import Batch, Videos
 
 Metrics = Mapping[str, Tensor]  # scalars, left on their device until they are logged
 
 
-class Resident(Protocol):
-    """What an engine adds to every network."""
+class Engine(Protocol):
+    """What an engine, plain or sharded, adds to every network.
+
+    Attributes:
+        micro_batch: videos that pass through together; None is all.
+    """
+
+    micro_batch: int | None
 
     def resident(self) -> AbstractContextManager[None]:
         """A phase of passes without gradient: weights may stay whole on every rank, and at its end none does."""
         ...
 
+    def frozen(self, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
+        """A resident phase: `run` on one micro-batch of rows after another, without gradient; their results as one."""
+        ...
 
-class Policy(Resident, Protocol):
+
+class Policy(Engine, Protocol):
     """A velocity model: arguments and result as `afd_scale.models.wan.CausalWan.forward`."""
 
     def __call__(self, noisy: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor: ...
@@ -27,13 +37,13 @@ class Policy(Resident, Protocol):
     def new_cache(self, frames: int) -> Any: ...
 
 
-class Scorer(Resident, Protocol):
-    """A discriminator: (B, F, C, H, W) clean latents and (B, T, E) text to (B,) logits."""
+class Scorer(Engine, Protocol):
+    """A judge: videos, of which it reads what it likes, to (B,) logits."""
 
-    def __call__(self, latents: Tensor, text: Tensor) -> Tensor: ...
+    def __call__(self, videos: Videos) -> Tensor: ...
 
 
-class Trained(Protocol):
+class Trained(Engine, Protocol):
     """What an engine adds to the network it trains; losses are means over this rank's share."""
 
     def backward(self, loss: Tensor) -> None:

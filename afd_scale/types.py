@@ -1,7 +1,12 @@
-"""The few data classes that cross packages."""
+"""The few data classes that cross packages: prompts, videos of prompts, a step's batch.
 
-from collections.abc import Callable
+Rows of a step stand prompt by prompt: P prompts, G rollouts of each, S noised states of a rollout. `repeat` goes one
+level down, and is the only place that knows how rows and their keys are numbered.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,40 +14,114 @@ from torch import Tensor
 RankMean = Callable[[Tensor], Tensor]  # the mean of a tensor over the data ranks
 
 
+def pieces(rows: int, at_once: int | None) -> list[slice]:
+    """Rows 0 .. rows in slices of at most `at_once`; None is all."""
+    at_once = at_once or rows
+    return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
+
+
+def repeat_keys(keys: Sequence[int], count: int) -> tuple[int, ...]:
+    """Keys of `count` rows for each row: of their own, whichever rank holds them."""
+    return tuple(key * count + number for key in keys for number in range(count))
+
+
 @dataclass(frozen=True)
-class Batch:
-    """Prompts, the first of them with one teacher video each; this rank's share of a step.
+class Prompts:
+    """What is asked for.
 
     Attributes:
-        prompts, prompt_ids: B strings.
-        samples: B positions in the data; they key the randomness of a sample, whatever rank holds it.
-        text: (B, T, E) text embeddings.
-        latents: (V, F, C, H, W) clean latents of the teacher's videos, V at most B.
+        texts, ids: B strings; equal ids share a prompt.
+        keys: B numbers that key the randomness of a row.
+        embeddings: (B, T, E) of the texts.
     """
 
-    prompts: tuple[str, ...]
-    prompt_ids: tuple[str, ...]
-    samples: tuple[int, ...]
-    text: Tensor
+    texts: tuple[str, ...]
+    ids: tuple[str, ...]
+    keys: tuple[int, ...]
+    embeddings: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: slice) -> "Prompts":
+        return Prompts(self.texts[rows], self.ids[rows], self.keys[rows], self.embeddings[rows])
+
+    def __add__(self, other: "Prompts") -> "Prompts":
+        embeddings = torch.cat([self.embeddings, other.embeddings])
+        return Prompts(self.texts + other.texts, self.ids + other.ids, self.keys + other.keys, embeddings)
+
+    def repeat(self, count: int) -> "Prompts":
+        """Each prompt `count` times, side by side, under keys of their own."""
+        texts, ids = (tuple(x for x in column for _ in range(count)) for column in (self.texts, self.ids))
+        return Prompts(texts, ids, repeat_keys(self.keys, count), self.embeddings.repeat_interleave(count, dim=0))
+
+
+@dataclass(frozen=True)
+class Videos:
+    """What is judged, shown or generated.
+
+    Attributes:
+        prompts: B, one a video.
+        latents: (B, F, C, H, W), clean.
+        fps: frames a second of the decoded videos.
+        decode: from latents to (B, T, C, H, W) in [-1, 1]; None where nothing here can.
+    """
+
+    prompts: Prompts
     latents: Tensor
-
-    @property
-    def paired(self) -> "Batch":
-        """The prompts with a video."""
-        return self[: len(self.latents)]
-
-    def to(self, device: torch.device) -> "Batch":
-        """On a device; from pinned memory, without waiting for the copy."""
-        return replace(
-            self, text=self.text.to(device, non_blocking=True), latents=self.latents.to(device, non_blocking=True)
-        )
-
-    def pin_memory(self) -> "Batch":
-        """In memory that a GPU copies from by itself."""
-        return replace(self, text=self.text.pin_memory(), latents=self.latents.pin_memory())
+    fps: float | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, rows: slice) -> "Batch":
-        return Batch(self.prompts[rows], self.prompt_ids[rows], self.samples[rows], self.text[rows], self.latents[rows])
+    def __getitem__(self, rows: slice) -> "Videos":
+        return replace(self, prompts=self.prompts[rows], latents=self.latents[rows])
+
+    def __add__(self, other: "Videos") -> "Videos":
+        return replace(self, prompts=self.prompts + other.prompts, latents=torch.cat([self.latents, other.latents]))
+
+    def of(self, latents: Tensor) -> "Videos":
+        """Other latents of the same prompts."""
+        return replace(self, latents=latents)
+
+    def pixels(self) -> Tensor:
+        """(B, T, C, H, W) in [-1, 1], decoded once, without gradient."""
+        return self._pixels
+
+    @cached_property
+    def _pixels(self) -> Tensor:
+        assert self.decode is not None, "who judges pixels is given a codec"
+        with torch.no_grad():
+            return self.decode(self.latents)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of a step.
+
+    Attributes:
+        teacher: videos with their prompts.
+        extra: prompts without a video.
+    """
+
+    teacher: Videos
+    extra: Prompts
+
+    @property
+    def prompts(self) -> Prompts:
+        """All of them, those with a video first."""
+        return self.teacher.prompts + self.extra if len(self.extra) else self.teacher.prompts
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        """Its tensors elsewhere."""
+        prompts, extra = (replace(p, embeddings=move(p.embeddings)) for p in (self.teacher.prompts, self.extra))
+        return Batch(replace(self.teacher, prompts=prompts, latents=move(self.teacher.latents)), extra)
+
+    def to(self, device: torch.device) -> "Batch":
+        """On a device; from pinned memory, without waiting for the copy."""
+        return self.map(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """In memory that a GPU copies from by itself."""
+        return self.map(torch.Tensor.pin_memory)

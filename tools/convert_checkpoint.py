@@ -21,7 +21,7 @@ from afd_scale.checkpoint.formats.wan import write_wan_file
 from afd_scale.checkpoint.load_student import read_student
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.command_line import Parser
-from afd_scale.config.models import StudentConfig
+from afd_scale.config.models import PolicyConfig
 from afd_scale.config.presets import ARCHITECTURES, FAMILIES
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -51,8 +51,8 @@ def convert(options: argparse.Namespace) -> None:
     if options.out.exists():
         raise ValueError(f"out ({options.out}) must not exist: nothing is overwritten")
     source = read_student(options.source, prefer_ema=not options.no_ema)
-    for option, field in (("architecture", "num_heads"), ("family", "chunk_frames")):
-        if getattr(options, option) is not None and field in source.stated:
+    for option, section, field in (("architecture", "student", "num_heads"), ("family", "sampler", "chunk_frames")):
+        if getattr(options, option) is not None and field in source.stated[section]:
             raise ValueError(f"--{option} ({getattr(options, option)}) must not be given: {source.path} states its own")
     config = source.config(options.architecture, options.family)
     tensors = _converted(source.state, DTYPES[options.dtype])
@@ -71,11 +71,12 @@ def _converted(state: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[
         yield name, state[name] if dtype is None else state[name].to(dtype)
 
 
-def _report(kind: str, path: Path, options: argparse.Namespace, config: StudentConfig) -> None:
-    if config.prediction == "x0" and options.to != "afd":
+def _report(kind: str, path: Path, options: argparse.Namespace, config: PolicyConfig) -> None:
+    student, family = config.student, config.sampler.family
+    if student.prediction == "x0" and options.to != "afd":
         print("note: this student predicts x0 where diffusers' schedulers and Wan's code expect a velocity: "
               "convert its output, (noisy - x0) / sigma")  # fmt: skip
-    sizes = f"{config.num_layers} layers, dim {config.dim}, {config.num_heads} heads, family {config.family}"
+    sizes = f"{student.num_layers} layers, dim {student.dim}, {student.num_heads} heads, family {family}"
     print(f"wrote {options.out} ({options.to}, {sizes}) from {kind} {path}")
 
 

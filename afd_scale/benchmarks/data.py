@@ -93,8 +93,7 @@ def _config(url: str, cache: Path, latents: tuple[int, ...], text: tuple[int, in
     frames, channels, height, width = latents
     return RunConfig.model_validate({
         "method": "sft", "out": cache,
-        "student": {"architecture": "toy", "latent_channels": channels, "text_dim": text[1], "text_length": text[0],
-                    "chunk_frames": 1},
+        "student": {"architecture": "toy", "latent_channels": channels, "text_dim": text[1], "text_length": text[0]},
         "data": {"shards": url, "cache": cache, "global_batch": 1, "latent_frames": frames, "latent_height": height,
                  "latent_width": width},
     })  # fmt: skip

@@ -6,37 +6,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from afd_scale.benchmarks.engines import PlainAverage, PlainNetwork, PlainTrained
 from afd_scale.benchmarks.timing import rates
 from afd_scale.config import RunConfig
-from afd_scale.config.methods import AfdConfig
-from afd_scale.config.models import LatentDiscriminatorConfig, LoraConfig, StudentConfig
+from afd_scale.config.cast import Pass
+from afd_scale.config.models import WanConfig
+from afd_scale.engines.cast import build_cast
+from afd_scale.engines.plain import Plain
 from afd_scale.flow.randomness import Randomness
-from afd_scale.flow.schedule import denoising_sigmas
-from afd_scale.layers.attention import choose_backend
-from afd_scale.layers.choose_precision import choose_precision
-from afd_scale.layers.lora import Adapters, adapter_of, train_only
-from afd_scale.layers.ops import ModelOps
+from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.precision import Precision
-from afd_scale.methods.afd import Afd
-from afd_scale.models.discriminators import LatentDiscriminator
+from afd_scale.methods import make_method
 from afd_scale.models.wan import CausalWan
-from afd_scale.planning.activations import Tokens, key_value_bytes, training_activations
-from afd_scale.planning.flops import rollout_flops, rollout_passes, step_flops, update_flops
-from afd_scale.planning.memory import student_trunk
-from afd_scale.planning.parameters import discriminator_size, student_size
-from afd_scale.planning.workload import workload
-from afd_scale.rollout.causal import rollout
-from afd_scale.types import Batch
+from afd_scale.planning.activations import Tokens, training_activations
+from afd_scale.planning.flops import step_flops, video_flops
+from afd_scale.planning.memory import cache_bytes, trunk
+from afd_scale.planning.parameters import network_sizes
+from afd_scale.planning.workload import Workload, workload
+from afd_scale.rollout.sampler import Sampler
+from afd_scale.types import Batch, Prompts, Videos
 
-LoraArchitecture = StudentConfig | LatentDiscriminatorConfig
-STUDENT, OLD_POLICY = "student", "old_policy"
 BF16 = "_bf16"  # suffix of the variants that FP8 is compared with
 
 
 def benchmark_linear(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
     """Each shape of linear in a student's block, forward, on the tokens of a micro-batch's videos."""
-    student, load, dtype = config.student, workload(config, 1), dtype_of(config)
+    student, load, dtype = config.student, workload(config, 1), parameter_dtype(config.precision)
     tokens = load.together * load.video_tokens
     shapes = {
         "attention": (student.dim, student.dim),
@@ -60,62 +54,56 @@ def benchmark_linear(config: RunConfig, repeats: int, device: torch.device) -> d
 
 def benchmark_rollout(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
     """The cached rollout of one micro-batch."""
-    student, load = config.student, workload(config, 1)
-    policy = PlainNetwork(build_student(config, device).requires_grad_(False), _adapter(config, OLD_POLICY))
-    batch = random_batch(config, load.together, device)
-    sigmas = denoising_sigmas(student.timesteps, student.timestep_shift)
-    renoise = torch.randn(len(sigmas) - 1, *batch.latents.shape, device=device)
-
-    def generate() -> Tensor:
-        return rollout(policy, batch.text, batch.latents, renoise, sigmas)
-
-    rank = 0 if student.lora is None else student.lora.rank
-    flops = load.together * rollout_flops(student, load.frames, load.tokens_per_frame, rank).total
+    load = workload(config, 1)
+    each = _pass(config, load, kind="rollout")
+    policy = build_engines(config, device)[each.role]
+    batch, sampler, videos = random_batch(config, each.at_once, device), Sampler(config.sampler), each.at_once
+    prompts, shape = batch.teacher.prompts, tuple(batch.teacher.latents.shape[1:])
+    noise = sampler.draw(Randomness(config.seed), "rollout", 1, prompts.keys, shape, device)
+    flops = videos * video_flops(config, load, each).total
     weights = sum(p.nbytes for p in policy.network.parameters())
-    cached = student.cached_frames(load.frames) * load.tokens_per_frame * load.together
-    cache = key_value_bytes(student_trunk(config, load), cached)
-    passes = rollout_passes(student, load.frames)
-    measured = rates({"rollout": generate}, {"rollout": flops}, dtype_of(config), repeats, device)
-    return {**measured, "videos": load.together, "passes": passes, "weight_bytes": weights, "kv_cache_bytes": cache,
+    cache, passes = cache_bytes(config, load, videos), sum(config.sampler.passes(load.frames))
+    variants = {"rollout": lambda: sampler.rollout(policy, prompts.embeddings, noise)}
+    measured = rates(variants, {"rollout": flops}, parameter_dtype(config.precision), repeats, device)
+    return {**measured, "videos": videos, "passes": passes, "weight_bytes": weights, "kv_cache_bytes": cache,
             "bytes_moved": passes * (weights + cache // 2), **_described(config)}  # fmt: skip
 
 
 def benchmark_update(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
     """Forward and backward of the student's teacher-forcing pass on one micro-batch."""
-    student, load, method = config.student, workload(config, 1), _afd(config)
-    states = method.states_per_rollout
-    batch = random_batch(config, load.together, device)
+    load = workload(config, 1)
+    each = _pass(config, load, kind="velocity", gradient=True)
+    states, videos = each.states, each.at_once
+    batch = random_batch(config, videos, device).teacher
     noisy = torch.randn_like(batch.latents.repeat_interleave(states, dim=0))
     timestep = torch.full(noisy.shape[:2], 500.0, device=device)
 
-    def updating(network: PlainNetwork) -> Callable[[], None]:
-        options = {"clean": batch.latents, "clean_gradient": method.context_gradient}
-        return lambda: network(noisy, timestep, batch.text, **options).square().mean().backward()
+    def updating(student: Any) -> Callable[[], None]:
+        options = {"clean": batch.latents, "clean_gradient": each.context_gradient}
+        return lambda: student(noisy, timestep, batch.prompts.embeddings, **options).square().mean().backward()
 
     variants: dict[str, Callable[[], None]] = {}
-    for suffix, each in _beside_bf16(config).items():
-        network = PlainNetwork(_train_only(build_student(each, device), student.lora), _adapter(config, STUDENT))
-        trained = [p for p in network.network.parameters() if p.requires_grad]
-        for parameter in trained:
+    for suffix, variant in _beside_bf16(config).items():
+        student = build_engines(variant, device)[each.role]
+        for parameter in student.trained:
             parameter.grad = torch.zeros_like(parameter)
-        variants["update" + suffix] = updating(network)
+        variants["update" + suffix] = updating(student)
 
-    flops = load.together * update_flops(
-        student, load.frames, load.tokens_per_frame, states, context_gradient=method.context_gradient, recompute=False
-    ).total  # fmt: skip
-    video, frames = load.video_tokens * load.together, load.frames * load.together
-    if method.context_gradient:
-        tokens = Tokens((1 + states) * video, 0, (1 + states) * frames, load.together)
+    flops = videos * video_flops(config, load, each, recompute=False).total
+    tokens, frames = load.video_tokens * videos, load.frames * videos
+    if each.context_gradient:
+        seen = Tokens((1 + states) * tokens, 0, (1 + states) * frames, videos)
     else:
-        tokens = Tokens(states * video, video, states * frames, load.together)
-    planned = training_activations(student_trunk(config, load), tokens)
-    weights = sum(p.nbytes for p in network.network.parameters()) + sum(p.nbytes for p in trained)
+        seen = Tokens(states * tokens, tokens, states * frames, videos)
+    planned = training_activations(trunk(config, config.student, sequence=1), seen)
+    weights = sum(p.nbytes for p in student.network.parameters()) + sum(p.nbytes for p in student.trained)
     planned += len(variants) * weights  # networks that take turns stand side by side
-    measured = rates(variants, dict.fromkeys(variants, flops), dtype_of(config), repeats, device)
+    dtype = parameter_dtype(config.precision)
+    measured = rates(variants, dict.fromkeys(variants, flops), dtype, repeats, device)
     return {
         **measured,
         **_speedups(measured),
-        "videos": load.together,
+        "videos": videos,
         "states": states,
         "planned_peak_bytes": planned,
         **_described(config),
@@ -123,60 +111,43 @@ def benchmark_update(config: RunConfig, repeats: int, device: torch.device) -> d
 
 
 def benchmark_step(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
-    """`methods.afd`'s whole step: rollout, discriminator, student."""
-    method, load = _afd(config), workload(config, 1)
-    if not isinstance(method.discriminator, LatentDiscriminatorConfig):
-        name = method.discriminator.name
-        raise ValueError(f"method.discriminator.name ({name}) must be latent: FLOPs of another are not counted")
-    afd = _plain_afd(config, method, method.discriminator, device)
+    """A method's whole step."""
+    load = workload(config, 1)
+    for role in config.cast:
+        if not isinstance(role.network, WanConfig):
+            raise ValueError(f"{role.section}.name ({role.network.name}) must be of a transformer: FLOPs of others are "
+                             "not counted")  # fmt: skip
+    method = make_method(config, build_engines(config, device), lambda value: value)
     batch = random_batch(config, load.prompts, device)
     flops = sum(phase.total for phase in step_flops(config, load, recompute=False).values())
-    measured = rates({"step": lambda: afd.train_step(batch, 1)}, {"step": flops}, dtype_of(config), repeats, device)
+    dtype = parameter_dtype(config.precision)
+    measured = rates({"step": lambda: method.train_step(batch, 1)}, {"step": flops}, dtype, repeats, device)
     return {**measured, "prompts": load.prompts, "videos": load.videos, "videos_at_once": load.together,
             "weight_bytes": _weight_bytes(config), **_described(config)}  # fmt: skip
 
 
+def _pass(config: RunConfig, load: Workload, kind: str, gradient: bool = False) -> Pass:
+    """The method's first pass of a kind."""
+    for each in load.passes:
+        if each.kind == kind and each.gradient == gradient:
+            return each
+    raise ValueError(f"method.name ({config.method.name}) must have a {kind} pass: that is what is measured")
+
+
 def _weight_bytes(config: RunConfig) -> int:
     """Of all networks of a step; adapters share a base."""
-    student, judge = student_size(config), discriminator_size(config)
-    policies = 1 if config.student.lora else 3 if _afd(config).prior_weight else 2
-    return (policies * student.total + (judge.total if judge else 0)) * dtype_of(config).itemsize
+    sizes = network_sizes(config)
+    own = [sizes[role.name].total for role in config.cast if role.of is None or not sizes[role.name].adapter]
+    return sum(own) * parameter_dtype(config.precision).itemsize
 
 
-def _plain_afd(
-    config: RunConfig, method: AfdConfig, discriminator: LatentDiscriminatorConfig, device: torch.device
-) -> Afd:
-    lora = config.student.lora
-    student = PlainTrained(
-        _train_only(build_student(config, device), lora), method.optimizer, _adapter(config, STUDENT)
-    )
-    if lora is None:
-        copies = [build_student(config, device) for _ in range(2 if method.prior_weight else 1)]
-        for copy in copies:
-            copy.load_state_dict(student.network.state_dict())
-            copy.requires_grad_(False)
-        old_policy = PlainAverage(copies[0])
-        reference = PlainNetwork(copies[1]) if method.prior_weight else None
-    else:
-        old_policy = PlainAverage(student.network, OLD_POLICY)
-        reference = PlainNetwork(student.network) if method.prior_weight else None
-    with device:
-        judge = LatentDiscriminator(discriminator, _ops(config, discriminator, device, LatentDiscriminator.ADAPTER))
-    judge = judge.to(dtype_of(config))
-    if discriminator.lora is not None:
-        train_only(judge, LatentDiscriminator.trains_with_adapters)
-    return Afd(
-        method, config.student, config.train.steps, Randomness(config.seed), student, old_policy, reference,
-        PlainTrained(judge, method.discriminator_optimizer), lambda value: value, config.train.micro_batch,
-    )  # fmt: skip
-
-
-def build_student(config: RunConfig, device: torch.device) -> CausalWan:
-    """With random weights, the head's too, which would start at zero."""
-    with device:
-        network = CausalWan(config.student, _ops(config, config.student, device, STUDENT, OLD_POLICY))
-        nn.init.normal_(network.head.head.weight, 0, 0.02)
-    return network.to(dtype_of(config))
+def build_engines(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Plain engines of a run's cast, with random weights, the students' outputs too, which would start at zero."""
+    engines = build_cast(config, Plain(config, device))
+    for engine in engines.values():
+        if isinstance(engine.network, CausalWan):
+            nn.init.normal_(engine.network.head.head.weight, 0, 0.02)
+    return engines
 
 
 def random_batch(config: RunConfig, prompts: int, device: torch.device) -> Batch:
@@ -185,11 +156,8 @@ def random_batch(config: RunConfig, prompts: int, device: torch.device) -> Batch
     shape = (prompts, data.latent_frames, student.latent_channels, data.latent_height, data.latent_width)
     names = tuple(f"prompt {number}" for number in range(prompts))
     text = torch.randn(prompts, student.text_length, student.text_dim, device=device)
-    return Batch(names, names, tuple(range(prompts)), text, torch.randn(shape, device=device))
-
-
-def dtype_of(config: RunConfig) -> torch.dtype:
-    return torch.float32 if config.precision == "fp32" else torch.bfloat16
+    asked = Prompts(names, names, tuple(range(prompts)), text)
+    return Batch(Videos(asked, torch.randn(shape, device=device)), asked[:0])
 
 
 def _beside_bf16(config: RunConfig) -> dict[str, RunConfig]:
@@ -206,23 +174,6 @@ def _speedups(measured: dict[str, Any]) -> dict[str, Any]:
     return {"speedup_over_bf16": ratios} if ratios else {}
 
 
-def _ops(config: RunConfig, network: LoraArchitecture, device: torch.device, *names: str) -> ModelOps:
-    lora, head_dim = network.lora, network.dim // network.num_heads
-    adapters = None if lora is None else Adapters(names, lora.rank, lora.alpha / lora.rank)
-    backend = choose_backend(config.attention, device=device, dtype=dtype_of(config), head_dim=head_dim)
-    precision = choose_precision(config.precision, config.fp8_scaling, device)
-    return ModelOps(precision, backend.attend, adapters)
-
-
-def _train_only(network: CausalWan, lora: LoraConfig | None) -> CausalWan:
-    train_only(network, lambda name: lora is None or adapter_of(name) == STUDENT)
-    return network
-
-
-def _adapter(config: RunConfig, name: str) -> str | None:
-    return None if config.student.lora is None else name
-
-
 def _without_gradient(precision: Precision, linear: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
@@ -230,12 +181,6 @@ def _without_gradient(precision: Precision, linear: nn.Module, x: Tensor) -> Cal
         return output
 
     return run
-
-
-def _afd(config: RunConfig) -> AfdConfig:
-    if not isinstance(config.method, AfdConfig):
-        raise ValueError(f"method.name ({config.method.name}) must be afd: its update and its step are measured")
-    return config.method
 
 
 def _described(config: RunConfig) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from afd_scale.checkpoint.formats import diffusers, wan
 from afd_scale.checkpoint.weights import find_weights, load_weights
-from afd_scale.config.models import StudentConfig, WanArchitecture
+from afd_scale.config.models import PolicyConfig, WanConfig
 
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth")
 # Fields that change what the same tensors compute.
@@ -23,18 +22,18 @@ class StudentSource:
     Attributes:
         kind: in words.
         path: the file or folder that holds the tensors.
-        stated: StudentConfig fields that the checkpoint says; all, some or none.
+        stated: fields of the sections `student` and `sampler` that the checkpoint says; all, some or none.
         sizes: read off the tensors.
         state: keys of `CausalWan.state_dict()`.
     """
 
     kind: str
     path: Path
-    stated: dict[str, Any]
+    stated: wan.Stated
     sizes: wan.WanSizes
     state: dict[str, Tensor]
 
-    def config(self, architecture: str | None = None, family: str | None = None) -> StudentConfig:
+    def config(self, architecture: str | None = None, family: str | None = None) -> PolicyConfig:
         """What the checkpoint states, completed as `formats.wan.complete_config` does."""
         return wan.complete_config(self.stated, self.sizes, self.path, architecture, family)
 
@@ -62,16 +61,17 @@ def read_student(path: Path, prefer_ema: bool = True) -> StudentSource:
         raise ValueError(f"weights ({path}) must exist: there is no such file or folder")
     sizes = wan.check_state(state, path)
     for field, size in asdict(sizes).items():
-        if stated.get(field, size) != size:
-            raise ValueError(f"weights ({path}) must have {field} {stated[field]} as its config says, it has {size}")
+        said = stated["student"].get(field, size)
+        if said != size:
+            raise ValueError(f"weights ({path}) must have {field} {said} as its config says, it has {size}")
     return StudentSource(kind, path, stated, sizes, state)
 
 
-def load_student_state(path: Path, config: WanArchitecture, section: str = "student") -> dict[str, Tensor]:
-    """The state dict for `CausalWan(config)` from `student.weights`, or of a trunk from another section's `weights`.
+def load_student_state(path: Path, config: WanConfig, section: str = "student") -> dict[str, Tensor]:
+    """The state dict of a student, or for another network's trunk, from a section's `weights`.
 
     Returns:
-        Exactly the keys and shapes of `CausalWan(config).state_dict()`, in the dtype that is stored.
+        Exactly the keys and shapes of a `CausalWan`'s state dict, in the dtype that is stored.
     Raises:
         ValueError: as `read_student`; or the checkpoint is of another architecture.
     """
@@ -79,7 +79,9 @@ def load_student_state(path: Path, config: WanArchitecture, section: str = "stud
         source = read_student(path)
     except ValueError as error:
         raise ValueError(f"{section}.{error}") from error
-    found = asdict(source.sizes) | {field: source.stated[field] for field in _MEANING if field in source.stated}
+    found = asdict(source.sizes) | {
+        field: source.stated["student"][field] for field in _MEANING if field in source.stated["student"]
+    }
     for field, value in found.items():
         if value != getattr(config, field):
             raise ValueError(f"{section}.weights ({path}) must have {field} {getattr(config, field)} as "
@@ -87,7 +89,7 @@ def load_student_state(path: Path, config: WanArchitecture, section: str = "stud
     return source.state
 
 
-def _read_folder(path: Path) -> tuple[Path, str, dict[str, Any], dict[str, Tensor]]:
+def _read_folder(path: Path) -> tuple[Path, str, wan.Stated, dict[str, Tensor]]:
     if (path / "transformer" / diffusers.CONFIG_NAME).is_file():  # a whole pipeline
         path = path / "transformer"
     described = path / diffusers.CONFIG_NAME

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from afd_scale.checkpoint.weights import complete_checkpoints, save_weights
 from afd_scale.config import ConfigError
-from afd_scale.config.models import StudentConfig
+from afd_scale.config.models import PolicyConfig
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of a checkpoint
+NETWORKS = "networks"  # folder of every role's shards, each below its name
+FORMAT = 3  # of a checkpoint
 
 
 class Checkpointed(Protocol):
@@ -46,22 +47,22 @@ class RunCheckpoints:
 
     def save(
         self, step: int, networks: Mapping[str, Checkpointed], data: Mapping[str, Any],
-        weights: Iterable[tuple[str, Tensor]], student: StudentConfig,
+        weights: Iterable[tuple[str, Tensor]], student: PolicyConfig,
     ) -> Path:  # fmt: skip
         """Write the checkpoint of a finished step; on all ranks together.
 
         Args:
-            networks: by name, each with this rank's part.
+            networks: by role, each with this rank's part.
             data: position in the data, JSON-serialisable.
             weights: the student's whole weights, streamed; written as safetensors by the main rank.
         """
         partial, complete = self.folder / f".{_name(step)}.partial", self.folder / _name(step)
         if self.is_main:
             self._sweep()
-            partial.mkdir(parents=True)
+            (partial / NETWORKS).mkdir(parents=True)
         self.barrier()
         for name, network in networks.items():
-            network.save(partial / name)
+            network.save(partial / NETWORKS / name)
         if self.is_main:
             save_weights(weights, partial / "student", student)
             state = {"format": FORMAT, "step": step, "ranks": self.size, "data": dict(data)}
@@ -96,7 +97,7 @@ class RunCheckpoints:
         if self.is_main:
             self._point_to_newest()  # a run may have died between the checkpoint and its pointer
         for name, network in networks.items():
-            network.load(folder / name)
+            network.load(folder / NETWORKS / name)
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:

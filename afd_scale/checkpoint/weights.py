@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from afd_scale.config.models import StudentConfig
+from afd_scale.config.models import PolicyConfig
 
 CONFIG_NAME = "student.json"
 FOLDER_NAME = "student"
@@ -24,7 +24,7 @@ STEM = "model"
 
 
 def save_weights(
-    state: Iterable[tuple[str, Tensor]], folder: Path, config: StudentConfig, max_shard_bytes: int = 5_000_000_000
+    state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, max_shard_bytes: int = 5_000_000_000
 ) -> None:
     """Write a student folder; at most one shard is held in memory.
 
@@ -41,7 +41,7 @@ def save_weights(
         (partial / CONFIG_NAME).write_text(config.model_dump_json(indent=2))
 
 
-def load_weights(folder: Path) -> tuple[StudentConfig, dict[str, Tensor]]:
+def load_weights(folder: Path) -> tuple[PolicyConfig, dict[str, Tensor]]:
     """Read a student folder.
 
     Raises:
@@ -77,10 +77,10 @@ def find_weights(path: Path) -> Path:
     return folder
 
 
-def read_config(path: Path) -> StudentConfig:
-    """A StudentConfig from its JSON file; ValueError in one line."""
+def read_config(path: Path) -> PolicyConfig:
+    """A PolicyConfig from its JSON file; ValueError in one line."""
     try:
-        return StudentConfig.model_validate_json(path.read_bytes())
+        return PolicyConfig.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ValueError(f"weights ({path}) must be readable: {error.strerror}") from error
     except ValidationError as error:

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from afd_scale.config.run import RunConfig
+from afd_scale.config.section import first_problem
 
 
 class ConfigError(ValueError):
@@ -46,7 +47,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(first_problem(error)) from error
     if config.requires and not config.requires.is_absolute():
         config = config.model_copy(update={"requires": (path.parent / config.requires).resolve()})
     return config
@@ -74,20 +75,3 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override ({override}) must name a key of a section: {section} is a value")
         tree = node
     tree[last] = value
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first problem as `field (value), rule`; our own rules already read so."""
-    problem = error.errors()[0]
-    # A tagged union puts its tag into the location; it is no part of the key that the user wrote.
-    tags = {"afd", "sft", "conv", "latent"}
-    field = ".".join(str(part) for part in problem["loc"] if part not in tags)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        return f"{field} ({problem['input']}) is not a known key: see the sections in afd_scale/config{more}"
-    if problem["type"] == "missing":
-        return f"{field} must be given: it has no default{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{field}.{message}{more}" if field else f"{message}{more}"
-    return f"{field} ({problem['input']}): {message[0].lower()}{message[1:]}{more}"

@@ -5,22 +5,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from afd_scale.config.presets import ARCHITECTURES, FAMILIES
+from afd_scale.config.presets import ARCHITECTURES, with_preset
+from afd_scale.config.sampler import SamplerConfig
 from afd_scale.config.section import Section
 
 
-def _with_preset(values: Any, field: str, presets: dict[str, dict[str, Any]]) -> Any:
-    """Put the named preset's values under the ones given explicitly."""
-    if not isinstance(values, dict):
-        return values
-    name = values.get(field, "toy")
-    if name not in presets:
-        raise ValueError(f"{field} ({name}) must be one of {', '.join(presets)}")
-    return {**presets[name], **values}
+class LoraConfig(Section):
+    """Low-rank adapters on q, k, v, o and feed-forward of every block; the weights under them stay frozen."""
+
+    rank: PositiveInt = 256
+    """Width of the adapter's bottleneck."""
+    alpha: PositiveFloat = 256.0
+    """The adapter's output is scaled by alpha / rank."""
 
 
-class WanArchitecture(Section):
-    """Shape of a Wan 2.1 transformer; `architecture` names a preset, any other field overrides it."""
+class WanConfig(Section):
+    """A Wan 2.1 transformer: its shape, where it starts, how it is trained. `architecture` names a preset of shapes,
+    and any field beside it overrides that."""
 
     architecture: Literal["toy", "wan-1.3b", "wan-14b"] = "toy"
     """Preset of the sizes below."""
@@ -47,13 +48,21 @@ class WanArchitecture(Section):
     prediction: Literal["velocity", "x0"]
     """What the head predicts; the model's interface returns a velocity either way."""
 
+    weights: Path | None = None
+    """Where it starts: a run or checkpoint folder of ours, a Wan / Self-Forcing .safetensors or .pt file, or a
+    diffusers folder. None starts from random weights."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of storing its activations."""
+    lora: LoraConfig | None = None
+    """Train adapters, and what the start weights lack, instead of all weights; None trains all."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_architecture(cls, values: Any) -> Any:
-        return _with_preset(values, "architecture", ARCHITECTURES)
+        return with_preset(values, "architecture", ARCHITECTURES)
 
     @model_validator(mode="after")
-    def _check(self) -> "WanArchitecture":
+    def _check(self) -> "WanConfig":
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(
                 f"num_heads ({self.num_heads}) must divide dim ({self.dim}) into even widths: RoPE rotates pairs"
@@ -63,66 +72,35 @@ class WanArchitecture(Section):
         return self
 
 
-class LoraConfig(Section):
-    """Low-rank adapters on q, k, v, o and feed-forward of every block; the weights under them stay frozen."""
-
-    rank: PositiveInt = 256
-    """Width of the adapter's bottleneck."""
-    alpha: PositiveFloat = 256.0
-    """The adapter's output is scaled by alpha / rank."""
-
-
-class StudentConfig(WanArchitecture):
-    """The causal student: its architecture and how it generates."""
-
-    family: Literal["toy", "self-forcing", "causal-forcing", "causal-forcing-framewise"] = "toy"
-    """Preset of the generation fields below."""
-    weights: Path | None = None
-    """Where training starts: a run or checkpoint folder of ours, a Wan / Self-Forcing .safetensors or .pt file, or a
-    diffusers folder. None starts from random weights."""
-    chunk_frames: PositiveInt
-    """Latent frames denoised together."""
-    window_frames: PositiveInt | None = None
-    """Latent frames a chunk may attend to, itself and the sink included; None is all."""
-    sink_frames: int = Field(default=0, ge=0)
-    """First latent frames that never leave the window."""
-    timesteps: tuple[int, ...] = Field(min_length=1)
-    """Denoising steps in (0, 1000], falling, before the warp."""
-    timestep_shift: PositiveFloat
-    """s of the warp sigma' = s sigma / (1 + (s - 1) sigma)."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of storing its activations."""
-    lora: LoraConfig | None = None
-    """Train adapters instead of the weights; None trains the weights."""
-
-    def cached_frames(self, frames: int) -> int:
-        """Latent frames that a chunk at the end of so many sees, itself included."""
-        return min(frames, self.window_frames or frames)
+class StudentConfig(WanConfig):
+    """The causal student. How it generates is the section `sampler`."""
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_family(cls, values: Any) -> Any:
-        return _with_preset(values, "family", FAMILIES)
+    def _refuse_old_names(cls, values: Any) -> Any:
+        for name in SamplerConfig.model_fields if isinstance(values, dict) else ():
+            if name in values:
+                raise ValueError(f"{name} ({values[name]}) must be given as sampler.{name}: how a student generates is "
+                                 "a section of its own")  # fmt: skip
+        return values
 
-    @model_validator(mode="after")
-    def _check_generation(self) -> "StudentConfig":
-        steps = self.timesteps
-        if any(not 0 < t <= 1000 for t in steps) or list(steps) != sorted(set(steps), reverse=True):
-            raise ValueError(f"timesteps ({list(steps)}) must fall strictly within (0, 1000]: they are denoising steps")
-        if self.window_frames is None:
-            if self.sink_frames:
-                raise ValueError(
-                    f"sink_frames ({self.sink_frames}) needs window_frames: nothing leaves without a window"
-                )
-            return self
-        for name, frames in (("window_frames", self.window_frames), ("sink_frames", self.sink_frames)):
-            if frames % self.chunk_frames:
-                raise ValueError(f"{name} ({frames}) must be a multiple of chunk_frames ({self.chunk_frames}): "
-                                 "the window moves by whole chunks")  # fmt: skip
-        if self.window_frames - self.sink_frames < self.chunk_frames:
-            raise ValueError(f"window_frames ({self.window_frames}) must hold the sink ({self.sink_frames}) "
-                             f"and one chunk ({self.chunk_frames})")  # fmt: skip
-        return self
+
+class PolicyConfig(Section):
+    """What a folder of a student's weights says of them: the network, and how it generates."""
+
+    student: StudentConfig
+    """The network."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How it generates."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, values: Any) -> Any:
+        """Older files have one section for both."""
+        if not isinstance(values, dict) or "student" in values:
+            return values
+        sampler = {name: values[name] for name in SamplerConfig.model_fields if name in values}
+        return {"student": {name: value for name, value in values.items() if name not in sampler}, "sampler": sampler}
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -158,17 +136,12 @@ class ConvDiscriminatorConfig(Section):
     """(frames, pixels) that the codec folded into the latent channels; undone before the convolutions."""
 
 
-class LatentDiscriminatorConfig(WanArchitecture):
-    """A bidirectional Wan trunk over clean latents, cross-attending the prompt, with a score head."""
+class LatentDiscriminatorConfig(WanConfig):
+    """A bidirectional Wan trunk over clean latents, cross-attending the prompt, with a score that starts at random."""
 
     name: Literal["latent"] = "latent"
     """Tag of this variant."""
-    weights: Path | None = None
-    """Where the trunk starts, as `student.weights`; None starts from random weights. The score always does."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of storing its activations."""
-    lora: LoraConfig | None = None
-    """Train adapters and the score instead of all weights."""
 
 
 DiscriminatorConfig = Annotated[ConvDiscriminatorConfig | LatentDiscriminatorConfig, Field(discriminator="name")]
+NetworkConfig = StudentConfig | ConvDiscriminatorConfig | LatentDiscriminatorConfig

@@ -1,4 +1,4 @@
-"""Model sizes and student families as data; a config names one and may override any field of it.
+"""Model sizes and samplers of published students as data; a config names one and may override any field of it.
 
 Sources: Wan 2.1 (arXiv:2503.20314) for the sizes, Self-Forcing (arXiv:2506.08009) and Causal-Forcing for the families.
 """
@@ -21,10 +21,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# How a student generates: chunk, denoising steps (model timesteps before the warp), warp, KV window.
+# How the students of a family generate; what is not said is SamplerConfig's default.
 FAMILIES: dict[str, dict[str, Any]] = {
-    "toy": {"chunk_frames": 1, "timesteps": [1000, 750, 500, 250], "timestep_shift": 3.0},
+    "toy": {},
     "self-forcing": {"chunk_frames": 3, "timesteps": [1000, 750, 500, 250], "timestep_shift": 5.0},
     "causal-forcing": {"chunk_frames": 3, "timesteps": [1000, 750, 500, 250], "timestep_shift": 5.0},
     "causal-forcing-framewise": {"chunk_frames": 1, "timesteps": [1000, 750, 500, 250], "timestep_shift": 5.0},
 }
+
+
+def with_preset(values: Any, field: str, presets: dict[str, dict[str, Any]]) -> Any:
+    """Put the named preset's values under the ones given explicitly."""
+    if not isinstance(values, dict):
+        return values
+    name = values.get(field, "toy")
+    if name not in presets:
+        raise ValueError(f"{field} ({name}) must be one of {', '.join(presets)}")
+    return {**presets[name], **values}

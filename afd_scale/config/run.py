@@ -5,11 +5,21 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from afd_scale.config.methods import AfdConfig, MethodConfig
-from afd_scale.config.models import LatentDiscriminatorConfig, StudentConfig, WanArchitecture
-from afd_scale.config.section import Section
+from afd_scale.config.cast import Load, Role
+from afd_scale.config.methods import MethodConfig, method_class
+from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, StudentConfig, WanConfig
+from afd_scale.config.sampler import SamplerConfig
+from afd_scale.config.section import Section, first_problem
 
 
 class ProceduralSource(Section):
@@ -141,10 +151,12 @@ class RunConfig(Section):
     """Kernels of self-attention; `auto` takes the fastest one that is there, and logs what it chose."""
     requires: Path | None = None
     """Config of a run that must be complete first; run when it is not (relative to this file)."""
-    method: MethodConfig
+    method: SerializeAsAny[MethodConfig]
     """What one training step does."""
     student: StudentConfig = Field(default_factory=lambda: StudentConfig.model_validate({}))
     """The causal student."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How it generates."""
     data: DataConfig = DataConfig()
     """Prompts and teacher videos."""
     train: TrainConfig = TrainConfig()
@@ -160,20 +172,36 @@ class RunConfig(Section):
 
     @field_validator("method", mode="before")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    def _find_method(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict):
+            return value
+        values = {"name": value} if isinstance(value, str) else value
+        section = method_class(values)
+        try:
+            return section.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from error
 
     @property
     def folder(self) -> Path:
         return self.out / self.name
+
+    @property
+    def cast(self) -> tuple[Role, ...]:
+        """The networks of the method."""
+        return self.method.cast(self.student)
+
+    def role(self, name: str) -> Role:
+        """One of them."""
+        return next(role for role in self.cast if role.name == name)
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> "RunConfig":
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name ({self.name}) must be letters, digits, '.', '_' and '-': it names a folder")
         student, data = self.student, self.data
-        if data.latent_frames % student.chunk_frames:
-            raise ValueError(f"student.chunk_frames ({student.chunk_frames}) must divide data.latent_frames "
+        if data.latent_frames % self.sampler.chunk_frames:
+            raise ValueError(f"sampler.chunk_frames ({self.sampler.chunk_frames}) must divide data.latent_frames "
                              f"({data.latent_frames}): a video is a whole number of chunks")  # fmt: skip
         for axis, size, patch in (("height", data.latent_height, student.patch[1]),
                                   ("width", data.latent_width, student.patch[2])):  # fmt: skip
@@ -183,7 +211,7 @@ class RunConfig(Section):
         if bool(data.prompts) != bool(data.prompts_per_step):
             raise ValueError(f"data.prompts_per_step ({data.prompts_per_step}) must be positive with data.prompts and "
                              f"0 without: data.prompts is {data.prompts}")  # fmt: skip
-        if data.prompts and not isinstance(self.method, AfdConfig):
+        if data.prompts and not any(each.kind == "rollout" for each in self.method.passes(Load(prompts=1))):
             raise ValueError(f"data.prompts ({data.prompts}) must be absent with method {self.method.name}: it learns "
                              "from videos alone")  # fmt: skip
         for name in ("prompts", "split"):
@@ -199,10 +227,9 @@ class RunConfig(Section):
             raise ValueError("engine.deepspeed.zero_optimization.stage3_param_persistence_threshold "
                              f"({zero['stage3_param_persistence_threshold']}) must be given as "
                              "engine.parameter_persistence: networks whose shards are edited need 0")  # fmt: skip
-        if isinstance(self.method, AfdConfig):
-            self._check_afd(self.method)
-        for name, network in self._transformers().items():
-            self._check_transformer(name, network)
+        for role in self.cast:
+            if role.of is None:
+                self._check_network(role)
         if self.engine.offload_optimizer == "nvme":
             self._check_nvme()
         return self
@@ -210,23 +237,33 @@ class RunConfig(Section):
     def _check_nvme(self) -> None:
         if not self.engine.nvme_path:
             raise ValueError("engine.nvme_path (None) must be given: optimizer states go to nvme")
-        if isinstance(self.method, AfdConfig) or self.method.ema_decay:
+        if any(role.follows for role in self.cast):
             raise ValueError("engine.offload_optimizer (nvme) must be none or cpu where a policy follows the student: "
                              "DeepSpeed reads up to 12 GB back for each weight that is looked at")  # fmt: skip
 
-    def _transformers(self) -> dict[str, WanArchitecture]:
-        """The networks that are sharded by heads and may run in FP8, by their place in the config."""
-        found: dict[str, WanArchitecture] = {"student": self.student}
-        if isinstance(self.method, AfdConfig) and isinstance(self.method.discriminator, LatentDiscriminatorConfig):
-            found["method.discriminator"] = self.method.discriminator
-        return found
-
     def sequence_degrees(self) -> list[int]:
         """Ulysses degrees that share the heads of every network evenly."""
-        heads = math.gcd(*(network.num_heads for network in self._transformers().values()))
+        heads = math.gcd(*(role.network.num_heads for role in self.cast if isinstance(role.network, WanConfig)))
         return [degree for degree in range(1, heads + 1) if heads % degree == 0]
 
-    def _check_transformer(self, name: str, network: Any) -> None:
+    def _check_network(self, role: Role) -> None:
+        network, student = role.network, self.student
+        if isinstance(network, WanConfig):
+            self._check_transformer(role.section, network)
+        if isinstance(network, LatentDiscriminatorConfig):
+            for field in ("latent_channels", "text_dim", "text_length", "patch"):
+                ours, students = getattr(network, field), getattr(student, field)
+                if ours != students:
+                    raise ValueError(f"{role.section}.{field} ({ours}) must equal student.{field} ({students}): it "
+                                     "reads the student's latents and text")  # fmt: skip
+        elif isinstance(network, ConvDiscriminatorConfig):
+            frames, pixels = network.unpack
+            if student.latent_channels % (frames * pixels**2):
+                raise ValueError(f"{role.section}.unpack ({frames}, {pixels}) must fit student.latent_channels "
+                                 f"({student.latent_channels}): frames x pixels^2 values are folded into each position"
+                                 )  # fmt: skip
+
+    def _check_transformer(self, name: str, network: WanConfig) -> None:
         sequence = self.parallel.sequence
         if network.num_heads % sequence:
             valid = ", ".join(str(degree) for degree in self.sequence_degrees())
@@ -241,22 +278,3 @@ class RunConfig(Section):
         if not network.activation_checkpointing:
             raise ValueError(f"{name}.activation_checkpointing (False) must be true with precision fp8: quantised "
                              "weights would stay whole on every rank until the backward pass")  # fmt: skip
-
-    def _check_afd(self, method: AfdConfig) -> None:
-        advantage = method.advantage
-        if method.rollouts_per_prompt < 2 and "group" in (advantage.baseline, advantage.spread):
-            raise ValueError(f"method.rollouts_per_prompt ({method.rollouts_per_prompt}) must be at least 2 for a "
-                             "group baseline or spread: one rollout equals its group's mean; use batch")  # fmt: skip
-        discriminator = method.discriminator
-        if isinstance(discriminator, LatentDiscriminatorConfig):
-            for field in ("latent_channels", "text_dim", "text_length", "patch"):
-                ours, students = getattr(discriminator, field), getattr(self.student, field)
-                if ours != students:
-                    raise ValueError(f"method.discriminator.{field} ({ours}) must equal student.{field} ({students}): "
-                                     "it reads the student's latents and text")  # fmt: skip
-        else:
-            frames, pixels = discriminator.unpack
-            if self.student.latent_channels % (frames * pixels**2):
-                raise ValueError(f"method.discriminator.unpack ({frames}, {pixels}) must fit student.latent_channels "
-                                 f"({self.student.latent_channels}): frames x pixels^2 values are folded into each "
-                                 "position")  # fmt: skip

@@ -1,6 +1,6 @@
-"""The base of every config section."""
+"""The base of every config section, and how its errors read."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Section(BaseModel):
@@ -9,3 +9,19 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem as `field (value), rule`; our own rules already read so."""
+    problem = error.errors()[0]
+    tags = {"conv", "latent"}  # a tagged union puts its tag into the location; it is no part of the written key
+    field = ".".join(str(part) for part in problem["loc"] if part not in tags)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{field} ({problem['input']}) is not a known key: see the sections in afd_scale/config{more}"
+    if problem["type"] == "missing":
+        return f"{field} must be given: it has no default{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{field}.{message}{more}" if field else f"{message}{more}"
+    return f"{field} ({problem['input']}): {message[0].lower()}{message[1:]}{more}"

@@ -20,7 +20,7 @@ from afd_scale.config import ConfigError, RunConfig
 from afd_scale.data.schema import load_prompts
 from afd_scale.data.storage import Location, extra_prompts, fetch_facts, teacher_data
 from afd_scale.data.validate import shards_digest
-from afd_scale.types import Batch
+from afd_scale.types import Batch, Prompts, Videos
 
 
 class SampleStream:
@@ -143,10 +143,13 @@ class TeacherStream:
         return self
 
     def __next__(self) -> Batch:
-        rows = next(self._teacher)
-        if self._extra is not None:  # their positions go on behind the videos', so that randomness is theirs alone
-            rows += [{**row, "sample": self._teacher.size + row["sample"]} for row in next(self._extra)]
-        return _batch(rows, self._text_length)
+        rows, extra = next(self._teacher), [] if self._extra is None else next(self._extra)
+        teacher = videos_of(rows, self._text_length)
+        if not extra:
+            return Batch(teacher, teacher.prompts[:0])
+        # Positions of extra prompts go on behind the videos', so that randomness is theirs alone.
+        extra = [{**row, "sample": self._teacher.size + row["sample"]} for row in extra]
+        return Batch(teacher, prompts_of(extra, self._text_length))
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch drawn, the same on every rank, and what the order depends on."""
@@ -220,8 +223,8 @@ class Ahead:
         self._stream.close()
 
 
-def distinct_prompts(location: Location, text_length: int, split: str | None = None) -> Batch:
-    """Each prompt of a dataset, with the first of its teacher videos where it has some, sorted by prompt_id.
+def distinct_prompts(location: Location, text_length: int, split: str | None = None) -> Prompts:
+    """Each prompt of a dataset, sorted by id, under the position of its first sample; no video is kept in memory.
 
     Args:
         location: of a dataset that is checked.
@@ -237,18 +240,19 @@ def distinct_prompts(location: Location, text_length: int, split: str | None = N
         there = sorted({prompt.split for prompt in prompts if prompt.split is not None})
         raise ConfigError(f"evaluation.split ({split}) must be one of {there}, the splits of {location.shards}: "
                           "no prompt is of another")  # fmt: skip
-    return read_samples(location, chosen, text_length)
+    rows = ({name: value for name, value in row.items() if name != "latents"} for row in read_rows(location, chosen))
+    return prompts_of(list(rows), text_length)
 
 
-def read_samples(location: Location, samples: Sequence[int], text_length: int) -> Batch:
-    """Look samples up by their position in a dataset, whatever else is reading it.
+def read_videos(location: Location, samples: Sequence[int], text_length: int) -> Videos:
+    """Look teacher videos up by their position in a dataset, whatever else is reading it.
 
     Args:
         location: of a dataset that is checked.
         samples: positions in [0, num_samples).
         text_length: rows of an embedding with its padding.
     """
-    return _batch(list(read_rows(location, samples)), text_length)
+    return videos_of(list(read_rows(location, samples)), text_length)
 
 
 def read_rows(location: Location, samples: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -272,19 +276,16 @@ def read_rows(location: Location, samples: Sequence[int]) -> Iterator[dict[str, 
         yield {**shard[sample - int(ends[number]) + shard.samples], "sample": sample}
 
 
-def _batch(rows: Sequence[dict[str, Any]], text_length: int) -> Batch:
-    """Rows with a video first."""
-    width = rows[0]["text_embedding"].shape[1]
-    text = torch.zeros(len(rows), text_length, width)
-    for place, row in zip(text, rows, strict=True):
-        embedding = row["text_embedding"]
-        place[: len(embedding)] = torch.from_numpy(embedding.astype(np.float32))
-    videos = [row["latents"] for row in rows if "latents" in row]
-    latents = torch.from_numpy(np.stack(videos)).float() if videos else torch.empty(0)
-    return Batch(
-        prompts=tuple(row["prompt"] for row in rows),
-        prompt_ids=tuple(row["prompt_id"] for row in rows),
-        samples=tuple(row["sample"] for row in rows),
-        text=text,
-        latents=latents,
-    )
+def videos_of(rows: Sequence[dict[str, Any]], text_length: int) -> Videos:
+    """Samples with a video."""
+    latents = torch.from_numpy(np.stack([row["latents"] for row in rows])).float()
+    return Videos(prompts_of(rows, text_length), latents, fps=rows[0]["fps"])
+
+
+def prompts_of(rows: Sequence[dict[str, Any]], text_length: int) -> Prompts:
+    """What samples ask for, at least one; keyed by their positions."""
+    embeddings = torch.zeros(len(rows), text_length, rows[0]["text_embedding"].shape[1])
+    for place, row in zip(embeddings, rows, strict=True):
+        place[: len(row["text_embedding"])] = torch.from_numpy(row["text_embedding"].astype(np.float32))
+    texts, ids, keys = (tuple(row[column] for row in rows) for column in ("prompt", "prompt_id", "sample"))
+    return Prompts(texts, ids, keys, embeddings)

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from afd_scale.flow.randomness import Randomness
 from afd_scale.protocols import Policy
-from afd_scale.rollout.causal import rollout
+from afd_scale.rollout.sampler import Sampler
 
 
 def generate(
-    policy: Policy, text: Tensor, latent_shape: tuple[int, int, int, int], sigmas: Tensor,
+    policy: Policy, text: Tensor, latent_shape: tuple[int, int, int, int], sampler: Sampler,
     randomness: Randomness, *, clips: int, batch: int, rank: int, size: int, gather: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
     """Roll out `clips` clips; clip i is of prompt i modulo P and keeps its noise whatever the number of ranks.
@@ -19,7 +19,6 @@ def generate(
     Args:
         text: (P, T, E) embeddings of the prompts.
         latent_shape: (F, C, H, W).
-        sigmas: (S,) noise levels of the sampler.
         clips, batch: in all, and at once on a rank.
         gather: rows of all ranks in rank order.
     Returns:
@@ -31,8 +30,7 @@ def generate(
     with policy.resident():
         for start in range(0, share, batch):
             part = keys[start : start + batch]
-            noise = randomness.normal("evaluation/noise", 0, part, latent_shape, text.device)
-            renoise = randomness.normal("evaluation/renoise", 0, part, (len(sigmas) - 1, *latent_shape), text.device)
+            noise = sampler.draw(randomness, "evaluation", 0, part, latent_shape, text.device)
             rows = torch.tensor([key % len(text) for key in part], device=text.device)
-            parts.append(rollout(policy, text[rows], noise, renoise.transpose(0, 1), sigmas))
+            parts.append(sampler.rollout(policy, text[rows], noise))
     return gather(torch.cat(parts))[:clips]

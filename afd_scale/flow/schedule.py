@@ -30,11 +30,12 @@ class SigmaDraw:
 
     Attributes:
         name: `steps` (one of `steps`), `uniform`, or `logit_normal` (mean and deviation; warped by `shift`).
-        steps: (S,) noise levels of the sampler.
+        steps, first_steps: (S,) noise levels of the sampler, and those of its first chunk.
     """
 
     name: str
     steps: Tensor
+    first_steps: Tensor
     shift: float
     mean: float
     deviation: float
@@ -51,6 +52,11 @@ class SigmaDraw:
         else:
             sigma = randomness.uniform(stream, step, samples, chunks, device)
             if self.name == "steps":
-                index = (sigma * len(self.steps)).long().clamp(max=len(self.steps) - 1)
-                sigma = self.steps.to(device, non_blocking=True)[index]
+                sigma = torch.cat([_pick(self.first_steps, sigma[:, :1]), _pick(self.steps, sigma[:, 1:])], dim=1)
         return sigma.repeat_interleave(self.chunk_frames, dim=1)
+
+
+def _pick(steps: Tensor, uniform: Tensor) -> Tensor:
+    """One of the levels for each number in [0, 1)."""
+    index = (uniform * len(steps)).long().clamp(max=len(steps) - 1)
+    return steps.to(uniform.device, non_blocking=True)[index]

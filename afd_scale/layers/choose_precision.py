@@ -30,3 +30,8 @@ def choose_precision(name: str, scaling: str, device: torch.device) -> Precision
         raise ValueError(f"fp8_scaling ({scaling}) must be current on a CPU: emulated FP8 keeps no history of maxima")
     log.info("precision fp8: emulated FP8, a numerical stand-in, no faster")
     return EmulatedFp8()
+
+
+def parameter_dtype(name: str) -> torch.dtype:
+    """Of a precision's parameters and activations."""
+    return torch.float32 if name == "fp32" else torch.bfloat16

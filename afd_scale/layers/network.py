@@ -12,3 +12,7 @@ class Network(nn.Module):
         Each must have an input with gradient: ZeRO-3 takes the gradient of its inputs for the end of its backward pass.
         """
         return []
+
+    def starts_anew(self, parameter: str) -> bool:
+        """Whether no start weights have this parameter, which is then trained also where adapters are."""
+        return False

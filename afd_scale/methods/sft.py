@@ -4,55 +4,56 @@ One step: noise each chunk to a level of its own, condition it on the clean chun
 the velocity.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from afd_scale.config import RunConfig
 from afd_scale.config.methods import SftConfig
-from afd_scale.config.models import StudentConfig
 from afd_scale.flow import losses
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS
-from afd_scale.methods.accumulate import accumulate, pieces
-from afd_scale.methods.learning_rate import learning_rate
-from afd_scale.methods.sigma import sigma_draw
+from afd_scale.methods.updates import accumulate, learning_rate
 from afd_scale.protocols import AveragedPolicy, Metrics, TrainedPolicy
-from afd_scale.types import Batch
+from afd_scale.rollout.sampler import Sampler
+from afd_scale.types import Batch, RankMean, Videos
 
 
 class Sft:
     """Supervised flow matching.
 
     Args:
-        micro_batch: videos that pass through the network together; None is all of a step.
+        engines: by role, as `SftConfig.cast` names them.
     """
 
+    config: SftConfig
     warmup_steps = 0
 
-    def __init__(
-        self, config: SftConfig, student_config: StudentConfig, steps: int, randomness: Randomness,
-        student: TrainedPolicy, average: AveragedPolicy | None, micro_batch: int | None = None,
-    ):  # fmt: skip
-        self.config, self.student_config, self.steps, self.randomness = config, student_config, steps, randomness
-        self.student, self.average, self.micro_batch = student, average, micro_batch
-        self.sigma_draw = sigma_draw(config.sigma, student_config)
+    def __init__(self, run: RunConfig, engines: Mapping[str, Any], mean_over_ranks: RankMean):
+        assert isinstance(run.method, SftConfig)
+        self.config, self.steps, self.randomness = run.method, run.train.steps, Randomness(run.seed)
+        self.student: TrainedPolicy = engines["student"]
+        self.average: AveragedPolicy | None = engines.get("average")
+        self.space = run.student.prediction
+        self.sigma_draw = Sampler(run.sampler).sigma_draw(self.config.sigma)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        def loss_of(rows: slice) -> tuple[Tensor, Metrics]:
-            return self._loss(batch[rows], step)
-
-        metrics = accumulate(self.student, pieces(len(batch), self.micro_batch), loss_of)
+        videos, student = batch.teacher, self.student
+        metrics = accumulate(student, len(videos), student.micro_batch, lambda rows: self._loss(videos[rows], step))
         rate = learning_rate(self.config.optimizer, step, self.steps)
-        gradient_norm = self.student.step(rate)
+        gradient_norm = student.step(rate)
         if self.average is not None:
             # Early weights are forgotten faster than the decay says, or a short run would average its random start.
-            self.average.follow(self.student, min(self.config.ema_decay, step / (step + 10)))
+            self.average.follow(student, min(self.config.ema_decay, step / (step + 10)))
         return {**metrics, "student/gradient_norm": gradient_norm, "student/learning_rate": torch.tensor(rate)}
 
-    def _loss(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        x0 = batch.latents
-        noise = self.randomness.normal("sft/noise", step, batch.samples, tuple(x0.shape[1:]), x0.device)
-        sigma = self.sigma_draw(self.randomness, "sft/sigma", step, batch.samples, x0)
-        velocity = self.student(add_noise(x0, noise, sigma), sigma * TIMESTEPS, batch.text, clean=x0)
-        loss = losses.flow_matching_loss(velocity, x0, noise, sigma, space=self.student_config.prediction).mean()
+    def _loss(self, videos: Videos, step: int) -> tuple[Tensor, Metrics]:
+        x0, keys = videos.latents, videos.prompts.keys
+        noise = self.randomness.normal("sft/noise", step, keys, tuple(x0.shape[1:]), x0.device)
+        sigma = self.sigma_draw(self.randomness, "sft/sigma", step, keys, x0)
+        velocity = self.student(add_noise(x0, noise, sigma), sigma * TIMESTEPS, videos.prompts.embeddings, clean=x0)
+        loss = losses.flow_matching_loss(velocity, x0, noise, sigma, space=self.space).mean()
         return loss, {"student/loss": loss.detach()}

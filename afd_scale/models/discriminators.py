@@ -1,4 +1,4 @@
-"""Prompt-paired scorers: clean latents and a prompt's text to one logit.
+"""Prompt-paired scorers: a video and its prompt to one logit.
 
 A Bradley-Terry loss sees differences of logits only, so nothing here shifts all logits alike: such a parameter would
 have a gradient of rounding errors, which Adam turns into steps of full size.
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig
 from afd_scale.layers.attention import AttentionLayout
-from afd_scale.layers.lora import adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import LayerNorm, WanTrunk, initialise
+from afd_scale.types import Videos
 
 
 class ConvDiscriminator(Network):
@@ -44,8 +44,9 @@ class ConvDiscriminator(Network):
         positions = (latent_size[0] * self.pixels // 4) * (latent_size[1] * self.pixels // 4)  # after two strides of 2
         self.score = nn.Linear(2 * width * positions, 1, bias=False)
 
-    def forward(self, latents_BFCHW: Tensor, text_BTE: Tensor) -> Tensor:
+    def forward(self, videos: Videos) -> Tensor:
         """(B,) logits; text rows of zeros (padding) do not count."""
+        latents_BFCHW, text_BTE = videos.latents, videos.prompts.embeddings
         x = self._stack_frames(latents_BFCHW.to(self.score.weight.dtype))
         rows = text_BTE.abs().sum(-1).gt(0).sum(1, keepdim=True).clamp(min=1)
         prompt = self.text((text_BTE.sum(1) / rows.sqrt()).to(x.dtype))
@@ -63,26 +64,22 @@ class ConvDiscriminator(Network):
 class LatentDiscriminator(WanTrunk):
     """A bidirectional Wan trunk over clean latents that cross-attends the prompt, and the mean score of its tokens."""
 
-    ADAPTER = "discriminator"
-
-    @staticmethod
-    def trains_with_adapters(name: str) -> bool:
-        """Whether a parameter is trained where the trunk's are not: adapters, and the score that starts at random."""
-        return adapter_of(name) is not None or name.startswith("score.")
-
     def __init__(self, config: LatentDiscriminatorConfig, ops: ModelOps | None = None):
-        super().__init__(config, ops or ModelOps(), config.activation_checkpointing)
+        super().__init__(config, ops or ModelOps())
         self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
         self.score = nn.Linear(config.dim, 1, bias=False)
         self.apply(initialise)
 
-    def forward(self, latents_BFCHW: Tensor, text_BTE: Tensor) -> Tensor:
+    def starts_anew(self, parameter: str) -> bool:
+        return parameter.startswith("score.")
+
+    def forward(self, videos: Videos, *, adapter: str | None = None) -> Tensor:
         """(B,) logits."""
+        latents_BFCHW, text_BTE = videos.latents, videos.prompts.embeddings
         frames = latents_BFCHW.shape[1]
         _, time_BF6E = self.embed_time(latents_BFCHW.new_zeros(latents_BFCHW.shape[:2]))
         layout = AttentionLayout.full(frames)
         rotation = self.rotation(latents_BFCHW, range(frames))
-        adapter = self.ADAPTER if self.ops.adapters else None
         x = self.run_blocks(latents_BFCHW, time_BF6E, self.embed_text(text_BTE), rotation, layout, adapter=adapter)
         rows, columns = self.token_grid(latents_BFCHW)
         # The score is linear: a token's number travels between ranks, and not its whole vector.

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afd_scale.config.models import StudentConfig, WanArchitecture
+from afd_scale.config.models import StudentConfig, WanConfig
+from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.attention import AttentionLayout, attend_all
 from afd_scale.layers.kv_cache import CleanPast, KVCache, Past
 from afd_scale.layers.lora import adapted
@@ -107,7 +108,7 @@ class FeedForward(nn.ModuleList):
 class Block(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; modulated by each latent frame's time."""
 
-    def __init__(self, config: WanArchitecture, ops: ModelOps):
+    def __init__(self, config: WanConfig, ops: ModelOps):
         super().__init__()
         dim, eps = config.dim, config.eps
         self.ops = ops
@@ -143,7 +144,7 @@ class OutputLinear(nn.Linear):
 class Head(nn.Module):
     """Modulated norm and projection to a patch of latents."""
 
-    def __init__(self, config: WanArchitecture):
+    def __init__(self, config: WanConfig):
         super().__init__()
         _, p, q = config.patch
         self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
@@ -158,9 +159,9 @@ class Head(nn.Module):
 class WanTrunk(Network):
     """Everything up to the head."""
 
-    def __init__(self, config: WanArchitecture, ops: ModelOps, activation_checkpointing: bool = False):
+    def __init__(self, config: WanConfig, ops: ModelOps):
         super().__init__()
-        self.config, self.ops, self.activation_checkpointing = config, ops, activation_checkpointing
+        self.config, self.ops = config, ops
         dim = config.dim
         self.patch_embedding = PatchEmbedding(config.latent_channels, dim, config.patch)
         self.text_embedding = nn.Sequential(
@@ -216,8 +217,9 @@ class WanTrunk(Network):
         for index, block in enumerate(self.blocks):
             past = None if pasts is None else pasts[index]
             x, k, v = self.ops.run_block(
-                block, x, time_BF6E, text_BTE, rotation, layout, past, adapter, recompute=self.activation_checkpointing
-            )
+                block, x, time_BF6E, text_BTE, rotation, layout, past, adapter,
+                recompute=self.config.activation_checkpointing,
+            )  # fmt: skip
             if collected is not None:
                 collected.append(CleanPast(k, v))
         return x
@@ -231,10 +233,12 @@ class WanTrunk(Network):
 class CausalWan(WanTrunk):
     """The student: from noisy latents to velocities."""
 
-    config: StudentConfig
-
-    def __init__(self, config: StudentConfig, ops: ModelOps | None = None):
-        super().__init__(config, ops or ModelOps(), config.activation_checkpointing)
+    def __init__(self, config: StudentConfig, sampler: SamplerConfig, ops: ModelOps | None = None):
+        """Args:
+            sampler: whose chunks, window and sink say which frames see which.
+        """  # fmt: skip
+        super().__init__(config, ops or ModelOps())
+        self.sampler = sampler
         self.head = Head(config)
         self.apply(initialise)
 
@@ -258,8 +262,7 @@ class CausalWan(WanTrunk):
         Returns:
             (B, F, C, H, W) velocity noise - x0, in the dtype of `noisy`.
         """
-        config, frames = self.config, noisy.shape[1]
-        window = (config.chunk_frames, config.window_frames, config.sink_frames)
+        frames = noisy.shape[1]
         if cache is not None:
             rotation = self.rotation(noisy, range(cache.first_frame, cache.first_frame + frames))
             layout = AttentionLayout.full(frames, cache.visible_frames)
@@ -267,15 +270,17 @@ class CausalWan(WanTrunk):
         elif clean is not None:
             prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, clean_gradient, adapter)
         else:
-            layout = AttentionLayout.full(frames) if bidirectional else AttentionLayout.block_causal(frames, *window)
+            layout = (
+                AttentionLayout.full(frames) if bidirectional
+                else AttentionLayout.block_causal(frames, *self.sampler.layout)
+            )  # fmt: skip
             prediction = self._predict(noisy, timestep, text, self.rotation(noisy, range(frames)), layout, adapter)
         prediction = prediction.to(noisy.dtype)
-        return prediction if config.prediction == "velocity" else velocity_from_x0(noisy, prediction, timestep)
+        return prediction if self.config.prediction == "velocity" else velocity_from_x0(noisy, prediction, timestep)
 
     def new_cache(self, frames: int) -> KVCache:
         """An empty cache for a rollout of so many latent frames."""
-        config = self.config
-        return KVCache(config.num_layers, frames, config.chunk_frames, config.window_frames, config.sink_frames)
+        return KVCache(self.config.num_layers, frames, *self.sampler.layout)
 
     def _predict(
         self, latents: Tensor, timestep: Tensor, text: Tensor, rotation: Rotation, layout: AttentionLayout,
@@ -297,8 +302,8 @@ class CausalWan(WanTrunk):
         With gradient the clean frames run along in the same pass: ZeRO-3 meets each module once. Without, a pass of
         their own leaves keys and values, and no activations.
         """
-        config, (rows, frames) = self.config, clean.shape[:2]
-        window = (config.chunk_frames, config.window_frames, config.sink_frames)
+        rows, frames = clean.shape[:2]
+        window = self.sampler.layout
         states = noisy.shape[0] // rows
         latents, times = noisy.unflatten(0, (rows, states)).flatten(1, 2), timestep.reshape(rows, states * frames)
         clean_times = times.new_zeros(rows, frames)
@@ -317,8 +322,8 @@ class CausalWan(WanTrunk):
     @torch.no_grad()
     def _encode_clean(self, clean: Tensor, timestep: Tensor, text: Tensor, adapter: str | None) -> list[CleanPast]:
         """Each layer's keys and values of clean latents."""
-        config, frames = self.config, clean.shape[1]
-        layout = AttentionLayout.block_causal(frames, config.chunk_frames, config.window_frames, config.sink_frames)
+        frames = clean.shape[1]
+        layout = AttentionLayout.block_causal(frames, *self.sampler.layout)
         _, time_BF6E = self.embed_time(timestep)
         pasts: list[CleanPast] = []
         rotation = self.rotation(clean, range(frames))

@@ -1,1 +1,1 @@
-"""Everything that knows of ranks: start-up, the DeepSpeed engines, operations on sharded parameters."""
+"""Everything that knows of ranks: start-up, launchers, sequence parallelism."""

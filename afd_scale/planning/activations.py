@@ -19,7 +19,7 @@ Ulysses, which come and go outside the feed-forward, where the peaks are (for ff
 
 from dataclasses import dataclass
 
-from afd_scale.config.models import WanArchitecture
+from afd_scale.config.models import WanConfig
 
 FLOAT32 = 4
 
@@ -36,7 +36,7 @@ class Trunk:
         sequence: ranks that share a video.
     """
 
-    network: WanArchitecture
+    network: WanConfig
     itemsize: int
     checkpointing: bool
     adapter_rank: int | None

@@ -1,13 +1,13 @@
 """Bytes that one rank receives in a step, by phase: ZeRO-3's collectives over all ranks, Ulysses' within a sequence."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from afd_scale.config import RunConfig
-from afd_scale.config.methods import AfdConfig
-from afd_scale.config.models import LatentDiscriminatorConfig, WanArchitecture
-from afd_scale.planning.flops import rollout_passes
-from afd_scale.planning.memory import itemsize
-from afd_scale.planning.parameters import discriminator_size, student_size
+from afd_scale.config.cast import Pass
+from afd_scale.config.models import WanConfig
+from afd_scale.planning.memory import is_resident, itemsize
+from afd_scale.planning.parameters import NetworkSize
 from afd_scale.planning.workload import Workload
 
 TRAINING_GATHERS = 2  # of all weights, for a forward and a backward pass
@@ -32,59 +32,55 @@ class Traffic:
     def total(self) -> float:
         return self.gather + self.reduce + self.exchange
 
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.gather + other.gather, self.reduce + other.reduce, self.exchange + other.exchange)
 
-def step_traffic(config: RunConfig, load: Workload, gathered_rollout: bool) -> dict[str, Traffic]:
-    """What one rank receives in a step, by phase."""
-    student, size = config.student, student_size(config)
-    method, micro = config.method, load.micro_batches
-    passes_with_gradient = 3 if student.activation_checkpointing else 2  # forward, (recomputation,) backward
-    video, videos = load.video_tokens, load.videos
-    if not isinstance(method, AfdConfig):
-        exchange = passes_with_gradient * _exchange(config, load, student, 2 * videos * video)
-        gather = micro * TRAINING_GATHERS * _gather(config, load, size.total)
-        return {"student": Traffic(gather, micro * _gather(config, load, size.trained), exchange)}
 
-    passes, chunks = rollout_passes(student, load.frames), load.num_chunks
-    rollout = Traffic(
-        gather=(1 if gathered_rollout else micro * passes) * _gather(config, load, size.total),
-        exchange=passes * _exchange(config, load, student, videos * video // chunks),
-    )
-    context, states = videos * video, method.states_per_rollout * videos * video
-    frozen = 2 if method.prior_weight else 1  # old policy, reference: a context pass and a pass over the states
-    if method.context_gradient:
-        gathers, tokens = micro * TRAINING_GATHERS, passes_with_gradient * (context + states)
+def step_traffic(
+    config: RunConfig, load: Workload, sizes: Mapping[str, NetworkSize], gathered_rollout: bool
+) -> dict[str, Traffic]:
+    """What one rank receives in a step, by phase.
+
+    Args:
+        gathered_rollout: policies' weights are fetched once for all their passes of a phase without gradient.
+    """
+    phases: dict[str, Traffic] = {}
+    for each in load.passes:
+        once = gathered_rollout and is_resident(config, each)
+        traffic = _pass_traffic(config, load, each, sizes[each.role], once)
+        phases[each.phase] = phases.get(each.phase, Traffic()) + traffic
+    return phases
+
+
+def _pass_traffic(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, once: bool) -> Traffic:
+    network, tokens = config.role(each.role).network, each.videos * load.video_tokens
+    checkpointing = isinstance(network, WanConfig) and network.activation_checkpointing
+    if each.kind == "rollout":
+        passes = sum(config.sampler.passes(load.frames))
+        gathers, exchanged = each.runs * passes, passes * tokens * load.chunk_frames // load.frames
     else:
-        gathers, tokens = micro * (1 + TRAINING_GATHERS), context + passes_with_gradient * states
-    gathers, tokens = gathers + frozen * (1 if gathered_rollout else 2 * micro), tokens + frozen * (context + states)
-    update = Traffic(
-        gather=gathers * _gather(config, load, size.total),
-        reduce=micro * _gather(config, load, size.trained),
-        exchange=_exchange(config, load, student, tokens),
-    )
-    return {"rollout": rollout, "discriminator": _discriminator(config, load, method), "student": update}
-
-
-def _discriminator(config: RunConfig, load: Workload, method: AfdConfig) -> Traffic:
-    network, size, micro = method.discriminator, discriminator_size(config), load.discriminator_micro_batches
-    assert size is not None
-    training, exchange = 2, 0.0
-    if isinstance(network, LatentDiscriminatorConfig):
-        training = 3 if network.activation_checkpointing else 2
-        seen = (2 if method.r1_weight or method.r2_weight else 1) * (load.prompts + load.paired_videos)
-        exchange = _exchange(config, load, network, (training * seen + load.videos) * load.video_tokens)
+        # What gradients go through runs forward, perhaps again, and backward; the clean context is a pass of its own,
+        # or a part of the one.
+        gathers = each.runs * (TRAINING_GATHERS if each.gradient else 1)
+        times = (3 if checkpointing else 2) if each.gradient else 1
+        exchanged = times * each.states * tokens
+        if each.kind == "velocity" and each.gradient and each.context_gradient:
+            exchanged += times * tokens
+        elif each.kind == "velocity":
+            gathers, exchanged = gathers + each.runs, exchanged + tokens
     return Traffic(
-        gather=micro * (TRAINING_GATHERS + 1) * _gather(config, load, size.total),  # one more to score the rollouts
-        reduce=micro * _gather(config, load, size.trained),
-        exchange=exchange,
+        gather=(1 if once else gathers) * _received(config, load, size.total),
+        reduce=each.runs * _received(config, load, size.trained) if each.gradient else 0.0,
+        exchange=_exchange(config, load, network, exchanged) if isinstance(network, WanConfig) else 0.0,
     )
 
 
-def _gather(config: RunConfig, load: Workload, elements: int) -> float:
+def _received(config: RunConfig, load: Workload, elements: int) -> float:
     """Of an all-gather (or a reduce-scatter) of so many elements: all of them but the own shard."""
     return elements * itemsize(config) * (load.gpus - 1) / load.gpus
 
 
-def _exchange(config: RunConfig, load: Workload, network: WanArchitecture, tokens: int) -> float:
+def _exchange(config: RunConfig, load: Workload, network: WanConfig, tokens: int) -> float:
     """Of the two all-to-all of every block on so many of this rank's tokens: q, k, v, and the output."""
     elsewhere = (load.sequence - 1) / load.sequence
     return 4 * tokens * network.num_layers * network.dim * itemsize(config) * elsewhere

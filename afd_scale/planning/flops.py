@@ -7,8 +7,9 @@ Counted are matrix products and attention; norms, RoPE and activations are left 
 from dataclasses import dataclass
 
 from afd_scale.config import RunConfig
-from afd_scale.config.methods import AfdConfig
-from afd_scale.config.models import LatentDiscriminatorConfig, StudentConfig, WanArchitecture
+from afd_scale.config.cast import Pass, Role
+from afd_scale.config.models import WanConfig
+from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.attention.layout import AttentionLayout
 from afd_scale.planning.workload import Workload
 
@@ -45,7 +46,7 @@ class Flops:
 
 
 def forward_flops(
-    network: WanArchitecture, layout: AttentionLayout, tokens_per_frame: int, outputs: int, adapter_rank: int = 0
+    network: WanConfig, layout: AttentionLayout, tokens_per_frame: int, outputs: int, adapter_rank: int = 0
 ) -> Flops:
     """One video through a trunk and its head.
 
@@ -70,99 +71,70 @@ def forward_flops(
     return Flops(embeddings + 2 * tokens * dim * outputs + layers * block, layers * adapter, layers * attention)
 
 
-def student_forward(student: StudentConfig, layout: AttentionLayout, tokens_per_frame: int, adapter_rank: int) -> Flops:
-    """One video through the student."""
-    outputs = student.latent_channels * student.patch[1] * student.patch[2]
-    return forward_flops(student, layout, tokens_per_frame, outputs, adapter_rank)
+def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> dict[str, Flops]:
+    """What one rank executes in a step, by phase.
+
+    Args:
+        recompute: count the second forward pass of activation checkpointing. Without it this is what the models need.
+    """
+    phases: dict[str, Flops] = {}
+    for each in load.passes:
+        flops = (each.videos / load.sequence) * video_flops(config, load, each, recompute=recompute)
+        phases[each.phase] = phases.get(each.phase, Flops()) + flops
+    return phases
 
 
-def rollout_passes(student: StudentConfig, frames: int) -> int:
-    """Forward passes of one cached rollout: the steps of each chunk, and one to cache it unless it is the last."""
-    return frames // student.chunk_frames * (len(student.timesteps) + 1) - 1
+def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: bool = True) -> Flops:
+    """One video of a pass, its backward pass included; networks that are no transformers are not counted."""
+    role, sampler = config.role(each.role), config.sampler
+    network, shape, rank = role.network, (load.frames, load.tokens_per_frame), adapter_rank(role)
+    if not isinstance(network, WanConfig):
+        return Flops()
+    if each.kind == "rollout":
+        return rollout_flops(network, sampler, *shape, rank)
+    if each.kind == "velocity" and each.gradient and each.context_gradient:
+        layout = AttentionLayout.clean_and_noisy(load.frames, *sampler.layout, each.states)
+        untrained, trained = Flops(), _policy_flops(network, layout, load.tokens_per_frame, rank)
+    elif each.kind == "velocity":
+        untrained, trained = teacher_forcing_flops(network, sampler, *shape, each.states, rank)
+    else:
+        full = AttentionLayout.full(load.frames)
+        untrained, trained = Flops(), forward_flops(network, full, load.tokens_per_frame, 1, rank)
+    if not each.gradient:
+        return untrained + trained
+    again = (1 if recompute and network.activation_checkpointing else 0) * trained
+    return untrained + trained + again + trained.backward(base_is_trained=network.lora is None)
 
 
-def rollout_flops(student: StudentConfig, frames: int, tokens_per_frame: int, adapter_rank: int = 0) -> Flops:
+def adapter_rank(role: Role) -> int:
+    """Of the adapter that counts in a role's passes; 0 is none."""
+    lora = role.network.lora if isinstance(role.network, WanConfig) else None
+    return lora.rank if lora is not None and (role.of is None or role.follows) else 0
+
+
+def rollout_flops(
+    student: WanConfig, sampler: SamplerConfig, frames: int, tokens_per_frame: int, adapter_rank: int = 0
+) -> Flops:
     """One video, generated chunk by chunk with its KV cache."""
-    chunk, total = student.chunk_frames, Flops()
-    for first in range(0, frames, chunk):
-        passes = len(student.timesteps) + (first + chunk < frames)
-        layout = AttentionLayout.full(chunk, student.cached_frames(first + chunk))
-        total += passes * student_forward(student, layout, tokens_per_frame, adapter_rank)
+    chunk, total = sampler.chunk_frames, Flops()
+    for number, passes in enumerate(sampler.passes(frames)):
+        layout = AttentionLayout.full(chunk, sampler.cached_frames((number + 1) * chunk))
+        total += passes * _policy_flops(student, layout, tokens_per_frame, adapter_rank)
     return total
 
 
 def teacher_forcing_flops(
-    student: StudentConfig, frames: int, tokens_per_frame: int, num_states: int, adapter_rank: int = 0
-) -> tuple[Flops, Flops]:
+    student: WanConfig, sampler: SamplerConfig, frames: int, tokens_per_frame: int, num_states: int,
+    adapter_rank: int = 0,
+) -> tuple[Flops, Flops]:  # fmt: skip
     """One video's pass over the clean context, and the pass over its noised states."""
-    window = (student.chunk_frames, student.window_frames, student.sink_frames)
-    context = forward_flops(
-        student, AttentionLayout.block_causal(frames, *window), tokens_per_frame, 0, adapter_rank
-    )  # fmt: skip
-    states = student_forward(
-        student, AttentionLayout.teacher_forcing(frames, *window, num_states), tokens_per_frame, adapter_rank
-    )
-    return context, states
+    causal = AttentionLayout.block_causal(frames, *sampler.layout)
+    forcing = AttentionLayout.teacher_forcing(frames, *sampler.layout, num_states)
+    context = forward_flops(student, causal, tokens_per_frame, 0, adapter_rank)
+    return context, _policy_flops(student, forcing, tokens_per_frame, adapter_rank)
 
 
-def update_flops(
-    student: StudentConfig, frames: int, tokens_per_frame: int, num_states: int, *, context_gradient: bool,
-    recompute: bool,
-) -> Flops:  # fmt: skip
-    """Forward and backward of the student on one video.
-
-    Args:
-        recompute: count the second forward pass of activation checkpointing. Without it this is what the model needs.
-    """
-    rank = 0 if student.lora is None else student.lora.rank
-    if context_gradient:
-        window = (student.chunk_frames, student.window_frames, student.sink_frames)
-        layout = AttentionLayout.clean_and_noisy(frames, *window, num_states)
-        context, trained = Flops(), student_forward(student, layout, tokens_per_frame, rank)
-    else:
-        context, trained = teacher_forcing_flops(student, frames, tokens_per_frame, num_states, rank)
-    again = (1 if recompute and student.activation_checkpointing else 0) * trained
-    return context + trained + again + trained.backward(base_is_trained=student.lora is None)
-
-
-def score_flops(config: RunConfig, discriminator: LatentDiscriminatorConfig, tokens_per_frame: int) -> Flops:
-    """One video through the latent discriminator."""
-    rank = 0 if discriminator.lora is None else discriminator.lora.rank
-    return forward_flops(
-        discriminator, AttentionLayout.full(config.data.latent_frames), tokens_per_frame, 1, rank
-    )  # fmt: skip
-
-
-def discriminator_update_flops(
-    config: RunConfig, discriminator: LatentDiscriminatorConfig, tokens_per_frame: int, *, recompute: bool
-) -> Flops:
-    """Forward and backward of the discriminator on one video."""
-    forward = score_flops(config, discriminator, tokens_per_frame)
-    again = (1 if recompute and discriminator.activation_checkpointing else 0) * forward
-    return forward + again + forward.backward(base_is_trained=discriminator.lora is None)
-
-
-def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> dict[str, Flops]:
-    """What one rank executes in a step, by phase; without recomputation what the models need."""
-    student, method, frames, tokens = config.student, config.method, load.frames, load.tokens_per_frame
-    if not isinstance(method, AfdConfig):
-        update = update_flops(student, frames, tokens, 1, context_gradient=True, recompute=recompute)
-        return {"student": (load.videos / load.sequence) * update}
-    rank = 0 if student.lora is None else student.lora.rank
-    states = method.states_per_rollout
-    update = update_flops(
-        student, frames, tokens, states, context_gradient=method.context_gradient, recompute=recompute
-    )  # fmt: skip
-    old_context, old_states = teacher_forcing_flops(student, frames, tokens, states, rank)
-    update += old_context + old_states
-    if method.prior_weight:
-        context, noisy = teacher_forcing_flops(student, frames, tokens, states)
-        update += context + noisy
-    phases = {"rollout": load.videos * rollout_flops(student, frames, tokens, rank), "discriminator": Flops()}
-    if isinstance(method.discriminator, LatentDiscriminatorConfig):
-        penalised = 2 if method.r1_weight or method.r2_weight else 1
-        trained = discriminator_update_flops(config, method.discriminator, tokens, recompute=recompute)
-        reward = score_flops(config, method.discriminator, tokens)
-        phases["discriminator"] = (penalised * (load.prompts + load.paired_videos)) * trained + load.videos * reward
-    phases["student"] = load.videos * update
-    return {name: (1 / load.sequence) * flops for name, flops in phases.items()}
+def _policy_flops(student: WanConfig, layout: AttentionLayout, tokens_per_frame: int, adapter_rank: int) -> Flops:
+    """One video through a student and its head."""
+    outputs = student.latent_channels * student.patch[1] * student.patch[2]
+    return forward_flops(student, layout, tokens_per_frame, outputs, adapter_rank)

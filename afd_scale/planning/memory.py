@@ -5,12 +5,13 @@ partition 2 (4 where micro-batches are accumulated; the optimizer's step makes a
 In float32 the master is a second copy of the shard. Each trained engine also holds a bucket for gradients on their way.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from afd_scale.config import RunConfig
-from afd_scale.config.methods import AfdConfig
-from afd_scale.config.models import LatentDiscriminatorConfig
+from afd_scale.config.cast import Pass
+from afd_scale.config.models import StudentConfig, WanConfig
 from afd_scale.planning.activations import (
     FLOAT32,
     Tokens,
@@ -20,7 +21,7 @@ from afd_scale.planning.activations import (
     saved_outside_blocks,
     training_activations,
 )  # fmt: skip
-from afd_scale.planning.parameters import NetworkSize, discriminator_size, student_size
+from afd_scale.planning.parameters import NetworkSize
 from afd_scale.planning.workload import Workload
 
 MASTER, ADAM = 4, 8  # bytes a trained parameter
@@ -31,7 +32,7 @@ ZERO_DEFAULTS = {
     "stage3_prefetch_bucket_size": 50_000_000,
     "sub_group_size": 1_000_000_000,
 }
-LATENTS_AT_ONCE = 8  # tensors of a video's size in the student's loss, float32: states, velocities, their differences
+LATENTS_AT_ONCE = 8  # tensors of a state's size in a policy's loss, float32: states, velocities, their differences
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Memory:
     Attributes:
         shards: what is there all the time.
         host: what is offloaded, on the CPU or on NVMe.
-        phases: rollout, discriminator, velocities (of old policy and reference) and student, or student alone.
+        phases: of the step; each is its largest pass.
         gathered_rollout: policies hold all weights while they generate and predict.
     """
 
@@ -70,25 +71,35 @@ class Memory:
         return max(phase.peak for phase in self.phases.values())
 
 
-def rank_memory(config: RunConfig, load: Workload, usable_bytes: int) -> Memory:
+def rank_memory(config: RunConfig, load: Workload, sizes: Mapping[str, NetworkSize], usable_bytes: int) -> Memory:
     """Memory of one rank.
 
     Args:
+        sizes: by role.
         usable_bytes: of a GPU; rollout.weights auto gathers where all weights fit into it.
     """
-    shards, host = _shards(config, load.gpus)
+    shards, host = _shards(config, load.gpus, sizes)
     static = sum(shards.values())
-    gathered, phases = False, {}
-    if isinstance(config.method, AfdConfig):
-        sharded, whole = (_rollout(config, load, static, gathered) for gathered in (False, True))
-        residency = config.rollout.weights
-        velocities = {gather: _velocities(config, load, static, gather) for gather in (False, True)}
-        fits = max(whole.peak, velocities[True].peak) <= usable_bytes
-        gathered = residency == "gathered" or (residency == "auto" and fits)
-        phases = {"rollout": whole if gathered else sharded, "discriminator": _discriminator(config, load, static)}
-        phases["velocities"] = velocities[gathered]
-    phases["student"] = _student(config, load, static)
+
+    def held(each: Pass, gathered: bool) -> Phase:
+        parts = _parts(config, load, each, sizes[each.role], gathered)
+        step = _optimizer_step(config, load, sizes[each.role]) if each.gradient else 0
+        return Phase(parts, step, static + max(sum(parts.values()), step))
+
+    residents = [each for each in load.passes if is_resident(config, each)]
+    fits = all(held(each, True).peak <= usable_bytes for each in residents)
+    choice = config.rollout.weights
+    gathered = bool(residents) and (choice == "gathered" or (choice == "auto" and fits))
+    phases = {
+        name: max((held(each, gathered and each in residents) for each in passes), key=lambda phase: phase.peak)
+        for name, passes in load.phases.items()
+    }
     return Memory(shards, host, phases, gathered)
+
+
+def is_resident(config: RunConfig, each: Pass) -> bool:
+    """Whether rollout.weights speaks of a pass: a policy's without gradient."""
+    return not each.gradient and isinstance(config.role(each.role).network, StudentConfig)
 
 
 def itemsize(config: RunConfig) -> int:
@@ -96,13 +107,19 @@ def itemsize(config: RunConfig) -> int:
     return 4 if config.precision == "fp32" else 2
 
 
-def student_trunk(config: RunConfig, load: Workload) -> Trunk:
-    student = config.student
-    rank = None if student.lora is None else student.lora.rank
-    return Trunk(student, itemsize(config), student.activation_checkpointing, rank, load.sequence)
+def trunk(config: RunConfig, network: WanConfig, sequence: int) -> Trunk:
+    """A transformer as memory sees it."""
+    rank = None if network.lora is None else network.lora.rank
+    return Trunk(network, itemsize(config), network.activation_checkpointing, rank, sequence)
 
 
-def _shards(config: RunConfig, gpus: int) -> tuple[dict[str, int], dict[str, int]]:
+def cache_bytes(config: RunConfig, load: Workload, videos: int) -> int:
+    """Of a rank's KV cache in a rollout of so many videos."""
+    tokens = videos * config.sampler.cached_frames(load.frames) * load.local_tokens_per_frame
+    return key_value_bytes(trunk(config, config.student, load.sequence), tokens)
+
+
+def _shards(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes on the device and on the host that are there all the time."""
     size = itemsize(config)
     shards: dict[str, int] = {}
@@ -113,111 +130,60 @@ def _shards(config: RunConfig, gpus: int) -> tuple[dict[str, int], dict[str, int
     def add(where: dict[str, int], name: str, elements: int, bytes_each: int) -> None:
         where[name] = where.get(name, 0) + -(-elements // gpus) * bytes_each
 
-    def trained(name: str, network: NetworkSize) -> None:
-        add(parameters, f"{name} parameters", network.total, size)
-        add(optimizer, f"{name} optimizer", network.trained, MASTER + ADAM)
-        accumulated = FLOAT32 if config.train.micro_batch is not None else size  # as parallel/deepspeed_config.py sets
-        add(optimizer, f"{name} gradients", network.trained, accumulated)
-        shards[f"{name} reduce bucket"] = _zero(config, "reduce_bucket_size") * size
-
-    student, discriminator = student_size(config), discriminator_size(config)
-    trained("student", student)
-    followed = isinstance(config.method, AfdConfig) or config.method.ema_decay > 0
-    averaged = student.adapter or student.base
-    if followed and not student.adapter:
-        add(parameters, "old policy parameters", student.base, size)
-    if followed and size < FLOAT32:
-        add(shards, "old policy float32 average", averaged, FLOAT32)
-    if discriminator is not None:
-        if not student.adapter and isinstance(config.method, AfdConfig) and config.method.prior_weight:
-            add(parameters, "reference parameters", student.base, size)
-        trained("discriminator", discriminator)
+    for role in config.cast:
+        name, network = role.name.replace("_", " "), sizes[role.name]
+        if role.of is None or not network.adapter:
+            add(parameters, f"{name} parameters", network.total, size)
+        if role.follows and size < FLOAT32:
+            add(shards, f"{name} float32 average", network.adapter or network.base, FLOAT32)
+        if role.optimizer is not None:
+            add(optimizer, f"{name} optimizer", network.trained, MASTER + ADAM)
+            add(optimizer, f"{name} gradients", network.trained, FLOAT32 if config.train.micro_batch else size)
+            shards[f"{name} reduce bucket"] = _zero(config, "reduce_bucket_size") * size
     return shards, host
 
 
-def _rollout(config: RunConfig, load: Workload, static: int, gathered: bool) -> Phase:
-    student, size, trunk = config.student, student_size(config), student_trunk(config, load)
-    chunk = load.chunk_frames * load.local_tokens_per_frame * load.together
-    tokens = Tokens(chunk, 0, load.chunk_frames * load.together, load.together)
-    cached = student.cached_frames(load.frames) * load.local_tokens_per_frame * load.together
-    weights = size.total * itemsize(config) if gathered else _gathered(config, size)
-    parts = {
-        "gathered weights": weights,
-        "KV cache": key_value_bytes(trunk, cached),
-        "activations": forward_working(trunk, tokens) + saved_outside_blocks(trunk, tokens),
-        # Of all videos, which the phases after it read; noise and re-noise of those that are generated together.
-        "latents": (load.videos + load.together * (1 + len(student.timesteps))) * _video_bytes(config),
-    }
-    return Phase(parts, 0, static + sum(parts.values()))
+def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gathered: bool) -> dict[str, int]:
+    """What a pass holds besides the shards."""
+    parts = {"gathered weights": size.total * itemsize(config) if gathered else _gathered(config, size)}
+    if each.gradient:
+        parts["whole gradients"] = size.unit_trained * itemsize(config)
+    latents = each.held
+    network, videos = config.role(each.role).network, each.at_once
+    if each.kind == "rollout":
+        parts["KV cache"] = cache_bytes(config, load, videos)
+        latents += videos * (1 + len(config.sampler.timesteps))  # noise and re-noise
+    elif each.kind == "score":
+        latents += videos
+    elif each.gradient:
+        latents += LATENTS_AT_ONCE * each.states * videos
+    if isinstance(network, WanConfig):  # others, of convolutions, are too small to matter
+        parts |= _activations(load, each, trunk(config, network, load.sequence))
+    return {**parts, "latents": latents * _video_bytes(config)}
 
 
-def _discriminator(config: RunConfig, load: Workload, static: int) -> Phase:
-    assert isinstance(config.method, AfdConfig)
-    network, size = config.method.discriminator, discriminator_size(config)
-    assert size is not None
-    videos = load.prompts_together * (1 + load.rollouts_per_prompt)
-    if config.method.r1_weight or config.method.r2_weight:
-        videos *= 2
-    activations = 0  # of convolutions: too small to matter
-    if isinstance(network, LatentDiscriminatorConfig):
-        rank = None if network.lora is None else network.lora.rank
-        trunk = Trunk(network, itemsize(config), network.activation_checkpointing, rank, load.sequence)
-        activations = training_activations(trunk, Tokens(videos * load.video_tokens, 0, videos * load.frames, videos))
-    parts = {
-        **_backward_buffers(config, size),
-        "activations": activations,
-        "latents": (load.videos + load.prompts + videos) * _video_bytes(config),
-    }
-    return _phase(config, load, parts, size, static)
-
-
-def _velocities(config: RunConfig, load: Workload, static: int, gathered: bool) -> Phase:
-    """Old policy and reference on the noised states, without gradient."""
-    assert isinstance(config.method, AfdConfig)
-    size, trunk, videos = student_size(config), student_trunk(config, load), load.together
-    states = config.method.states_per_rollout
-    context = videos * load.video_tokens
-    parts = {
-        "gathered weights": size.total * itemsize(config) if gathered else _gathered(config, size),
-        "clean past": key_value_bytes(trunk, context),
-        "activations": forward_working(trunk, Tokens(states * context, context, states * videos * load.frames, videos)),
-        # Of all videos: themselves, and their states' noisy latents and two velocities.
-        "latents": load.videos * (1 + 3 * states) * _video_bytes(config),
-    }
-    return Phase(parts, 0, static + sum(parts.values()))
-
-
-def _student(config: RunConfig, load: Workload, static: int) -> Phase:
-    size, trunk, videos = student_size(config), student_trunk(config, load), load.together
-    own_context = not isinstance(config.method, AfdConfig) or config.method.context_gradient
-    states = config.method.states_per_rollout if isinstance(config.method, AfdConfig) else 1
-    kept = 1 + 3 * states if isinstance(config.method, AfdConfig) else 1  # videos; their states and frozen velocities
-    if own_context:
-        tokens = Tokens((1 + states) * videos * load.video_tokens, 0, (1 + states) * videos * load.frames, videos)
+def _activations(load: Workload, each: Pass, trunk: Trunk) -> dict[str, int]:
+    videos = each.at_once
+    tokens, frames = videos * load.video_tokens, videos * load.frames
+    if each.kind == "rollout":
+        chunk = Tokens(tokens * load.chunk_frames // load.frames, 0, load.chunk_frames * videos, videos)
+        return {"activations": forward_working(trunk, chunk) + saved_outside_blocks(trunk, chunk)}
+    if each.kind == "score":
+        seen = Tokens(tokens, 0, frames, videos)
+    elif each.gradient and each.context_gradient:
+        seen = Tokens((1 + each.states) * tokens, 0, (1 + each.states) * frames, videos)
     else:
-        context = videos * load.video_tokens
-        tokens = Tokens(states * context, context, states * videos * load.frames, videos)
-    parts = {
-        **_backward_buffers(config, size),
-        "activations": training_activations(trunk, tokens),
-        "latents": (load.videos * kept + LATENTS_AT_ONCE * states * videos) * _video_bytes(config),
-    }
-    return _phase(config, load, parts, size, static)
+        seen = Tokens(each.states * tokens, tokens, each.states * frames, videos)
+    if each.gradient:
+        return {"activations": training_activations(trunk, seen)}
+    past = {"clean past": key_value_bytes(trunk, seen.past)} if seen.past else {}
+    return {**past, "activations": forward_working(trunk, seen)}
 
 
-def _backward_buffers(config: RunConfig, size: NetworkSize) -> dict[str, int]:
-    """Whole weights and whole gradients that ZeRO-3 has in its hands during a backward pass."""
-    return {
-        "gathered weights": _gathered(config, size),
-        "whole gradients": size.unit_trained * itemsize(config),
-    }
-
-
-def _phase(config: RunConfig, load: Workload, parts: dict[str, int], size: NetworkSize, static: int) -> Phase:
-    """Peak of a training phase: its backward pass, or its optimizer's step."""
+def _optimizer_step(config: RunConfig, load: Workload, size: NetworkSize) -> int:
+    """What is there while the optimizer steps, instead of a pass."""
     shard = -(-size.trained // load.gpus)
-    step = 0 if config.engine.offload_optimizer != "none" else min(shard, _zero(config, "sub_group_size")) * FLOAT32
-    return Phase(parts, step, static + max(sum(parts.values()), step))
+    return 0 if config.engine.offload_optimizer != "none" else min(shard, _zero(config, "sub_group_size")) * FLOAT32
 
 
 def _gathered(config: RunConfig, size: NetworkSize) -> int:

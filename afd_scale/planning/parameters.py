@@ -1,10 +1,18 @@
-"""How many parameters the networks of a config have: equal to building them, without building them."""
+"""How many parameters the networks of a cast have: counted on the networks themselves, built without memory."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from afd_scale.config import RunConfig
-from afd_scale.config.methods import AfdConfig
-from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, WanArchitecture
+from afd_scale.config.cast import Role
+from afd_scale.layers.lora import adapter_of
+from afd_scale.layers.ops import ModelOps
+from afd_scale.models.build import adapters_of, build_network, train_adapter
 
 
 @dataclass(frozen=True)
@@ -32,73 +40,50 @@ class NetworkSize:
         return self.base + self.num_adapters * self.adapter
 
 
-def student_size(config: RunConfig) -> NetworkSize:
-    """The engine that holds the student; with LoRA it holds the old policy (or the average) too."""
-    student, method = config.student, config.method
-    followed = isinstance(method, AfdConfig) or method.ema_decay > 0
-    head = _linear(student.dim, _patch_values(student)) + 2 * student.dim
-    rank = None if student.lora is None else student.lora.rank
-    return _wan_size(student, head, rank, num_adapters=1 + followed, head_is_trained=False)
+def network_sizes(config: RunConfig) -> dict[str, NetworkSize]:
+    """Of the network behind each role; roles that are adapters of one base share it."""
+    sizes: dict[str, NetworkSize] = {}
+    for role in config.cast:
+        if role.of is None:
+            sizes[role.name] = _size(config, role)
+        else:
+            shared = sizes[role.of]
+            unit = shared.unit
+            sizes[role.name] = shared if shared.adapter else NetworkSize(shared.base, 0, 0, 0, unit, 0)
+    return sizes
 
 
-def discriminator_size(config: RunConfig) -> NetworkSize | None:
-    """None where the method has no discriminator."""
-    if not isinstance(config.method, AfdConfig):
-        return None
-    discriminator = config.method.discriminator
-    if isinstance(discriminator, LatentDiscriminatorConfig):
-        rank = None if discriminator.lora is None else discriminator.lora.rank
-        return _wan_size(discriminator, discriminator.dim, rank, num_adapters=1, head_is_trained=True)
-    return _conv_size(config, discriminator)
+def _size(config: RunConfig, role: Role) -> NetworkSize:
+    adapters = adapters_of(config, role)
+    with torch.device("meta"), _Uninitialised():
+        network = build_network(config, role.network, ModelOps(adapters=adapters))
+    network.requires_grad_(role.optimizer is not None)
+    if adapters is not None and role.optimizer is not None:
+        train_adapter(network, role.name)
+    names = dict(network.named_parameters())
+    units = network.units() or [network]
+    return NetworkSize(
+        base=_elements(p for name, p in names.items() if adapter_of(name) is None),
+        adapter=_elements(p for name, p in names.items() if adapter_of(name) == role.name),
+        num_adapters=len(adapters.names) if adapters else 0,
+        trained=_trained(network),
+        unit=max(_elements(unit.parameters()) for unit in units),
+        unit_trained=max(_trained(unit) for unit in units),
+    )
 
 
-def block_parameters(network: WanArchitecture) -> int:
-    """Of one transformer block."""
-    dim = network.dim
-    attention = 4 * _linear(dim, dim) + 2 * dim  # q, k, v, o and the two norms
-    feed_forward = _linear(dim, network.ffn_dim) + _linear(network.ffn_dim, dim)
-    return 2 * attention + feed_forward + 2 * dim + 6 * dim  # norm3 and the modulation
+class _Uninitialised(TorchFunctionMode):
+    """Computes no start weights: torch would import for seconds to do nothing on a meta device."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function in (Tensor.uniform_, Tensor.normal_, Tensor.div):
+            return arguments[0]
+        return (torch.empty if function is torch.randn else function)(*arguments, **(options or {}))
 
 
-def adapter_parameters_of_block(network: WanArchitecture, rank: int) -> int:
-    """Of one adapter on the ten linears of a block."""
-    return rank * (8 * 2 * network.dim + 2 * (network.dim + network.ffn_dim))
+def _trained(module: nn.Module) -> int:
+    return _elements(p for p in module.parameters() if p.requires_grad)
 
 
-def _wan_size(
-    network: WanArchitecture, head: int, rank: int | None, num_adapters: int, head_is_trained: bool
-) -> NetworkSize:
-    dim, layers, block = network.dim, network.num_layers, block_parameters(network)
-    embeddings = (
-        _linear(_patch_values(network), dim)
-        + _linear(network.text_dim, dim) + _linear(dim, dim)
-        + _linear(network.freq_dim, dim) + _linear(dim, dim) + _linear(dim, 6 * dim)
-    )  # fmt: skip
-    base = embeddings + layers * block + head
-    if rank is None:
-        return NetworkSize(base, 0, 0, base, block, block)
-    of_block = adapter_parameters_of_block(network, rank)
-    adapter = layers * of_block
-    trained = adapter + (head if head_is_trained else 0)
-    return NetworkSize(base, adapter, num_adapters, trained, block + num_adapters * of_block, of_block)
-
-
-def _conv_size(config: RunConfig, network: ConvDiscriminatorConfig) -> NetworkSize:
-    data, width, (_, pixels) = config.data, network.channels, network.unpack
-    images = data.latent_frames * config.student.latent_channels // pixels**2
-    outputs = (width, 2 * width, 2 * width)
-    # Kernels 4 x 4, 4 x 4 and 3 x 3: as many weights as a linear on the patch.
-    convolutions = _linear(16 * images, width) + _linear(16 * width, 2 * width) + _linear(9 * 2 * width, 2 * width)
-    film = sum(_linear(2 * width, 2 * channels) for channels in outputs)
-    positions = (data.latent_height * pixels // 4) * (data.latent_width * pixels // 4)
-    total = convolutions + film + _linear(config.student.text_dim, 2 * width) + 2 * width * positions
-    return NetworkSize(total, 0, 0, total, total, total)  # gathered piece by piece; too small to matter
-
-
-def _patch_values(network: WanArchitecture) -> int:
-    """Numbers in one token's patch of latents."""
-    return network.latent_channels * network.patch[1] * network.patch[2]
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+def _elements(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)

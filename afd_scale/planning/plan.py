@@ -1,14 +1,16 @@
 """A plan: what a run costs on so many GPUs of a kind, whether it fits, and what would."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from afd_scale.config import ConfigError, RunConfig
+from afd_scale.config.cast import Pass
 from afd_scale.planning.communication import Traffic, step_traffic
-from afd_scale.planning.flops import Flops, rollout_passes, step_flops
+from afd_scale.planning.flops import Flops, step_flops
 from afd_scale.planning.gpus import COMPUTE_FRACTION, Gpu
-from afd_scale.planning.memory import Memory, itemsize, rank_memory
-from afd_scale.planning.parameters import NetworkSize, discriminator_size, student_size
+from afd_scale.planning.memory import Memory, cache_bytes, itemsize, rank_memory
+from afd_scale.planning.parameters import NetworkSize, network_sizes
 from afd_scale.planning.workload import Workload, valid_degrees, workload
 
 SEARCH = (*range(1, 65), *range(72, 4097, 8))  # numbers of GPUs: beyond 64, whole nodes
@@ -40,13 +42,16 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Plan:
-    """One rank's share of one step."""
+    """One rank's share of one step.
+
+    Attributes:
+        networks: sizes by the role that has a network of its own.
+    """
 
     config: RunConfig
     gpu: Gpu
     load: Workload
-    student: NetworkSize
-    discriminator: NetworkSize | None
+    networks: dict[str, NetworkSize]
     memory: Memory
     flops: dict[str, Flops]
     traffic: dict[str, Traffic]
@@ -69,29 +74,32 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
         ConfigError: the batch does not divide among the data ranks.
     """
     config, notes = _with_possible_degree(config, gpus)
-    load = workload(config, gpus)
-    memory = rank_memory(config, load, gpu.usable_bytes)
-    flops, traffic = step_flops(config, load), step_traffic(config, load, memory.gathered_rollout)
+    load, networks = workload(config, gpus), network_sizes(config)
+    memory = rank_memory(config, load, networks, gpu.usable_bytes)
+    flops, traffic = step_flops(config, load), step_traffic(config, load, networks, memory.gathered_rollout)
+    # Policies that are adapters of one network share its modules, whose trace DeepSpeed then loses.
+    shared = {role.name for role in config.cast if networks[role.name].num_adapters > 1}
     seconds = {
         phase: Seconds(
             compute=flops[phase].total / (COMPUTE_FRACTION * gpu.matmul_tflops * 1e12),
-            reading=_bytes_read(config, load, memory) / (gpu.memory_gb_per_second * 1e9) if phase == "rollout" else 0.0,
+            reading=_bytes_read(config, load, networks, passes) / (gpu.memory_gb_per_second * 1e9),
             zero=(traffic[phase].gather + traffic[phase].reduce) / gpu.gather_rate(gpus),
             ulysses=traffic[phase].exchange / gpu.exchange_rate(load.sequence),
-            # Policies that are adapters of the student share its modules, whose trace DeepSpeed then loses.
-            overlaps=config.student.lora is None or phase != "student",
+            overlaps=not any(each.kind == "velocity" and each.role in shared for each in passes),
         )
-        for phase in flops
+        for phase, passes in load.phases.items()
     }
-    return Plan(
-        config, gpu, load, student_size(config), discriminator_size(config), memory, flops, traffic, seconds, notes
+    leaders = {role.name: networks[role.name] for role in config.cast if role.of is None}
+    return Plan(config, gpu, load, leaders, memory, flops, traffic, seconds, notes)
+
+
+def _bytes_read(config: RunConfig, load: Workload, networks: Mapping[str, NetworkSize], passes: list[Pass]) -> float:
+    """By all rollouts of a phase on one rank: each pass reads all weights, and half the cache on average."""
+    return sum(
+        each.runs * sum(config.sampler.passes(load.frames))
+        * (networks[each.role].base * itemsize(config) + cache_bytes(config, load, each.at_once) / 2)
+        for each in passes if each.kind == "rollout"
     )  # fmt: skip
-
-
-def _bytes_read(config: RunConfig, load: Workload, memory: Memory) -> float:
-    """By all rollouts of a step on one rank: each pass reads all weights, and half the cache on average."""
-    passes = load.micro_batches * rollout_passes(config.student, load.frames)
-    return passes * (student_size(config).base * itemsize(config) + memory.phases["rollout"].parts["KV cache"] / 2)
 
 
 def _with_possible_degree(config: RunConfig, gpus: int) -> tuple[RunConfig, tuple[str, ...]]:
@@ -130,8 +138,9 @@ def smallest_fit(config: RunConfig, gpu: Gpu, overrides: bool) -> Suggestion | N
     Args:
         overrides: other sequence degrees, micro-batches and rollout weights may be chosen, not the batch.
     """
+    networks = network_sizes(config)
     for gpus in SEARCH:
-        found = fit_on(config, gpus, gpu) if overrides else _fit_as_it_is(config, gpus, gpu)
+        found = _fit_on(config, networks, gpus, gpu) if overrides else _fit_as_it_is(config, networks, gpus, gpu)
         if found is not None:
             return found
     return None
@@ -139,6 +148,10 @@ def smallest_fit(config: RunConfig, gpu: Gpu, overrides: bool) -> Suggestion | N
 
 def fit_on(config: RunConfig, gpus: int, gpu: Gpu) -> Suggestion | None:
     """The fewest overrides under which a run fits on these GPUs; among equals the least shared, largest passes."""
+    return _fit_on(config, network_sizes(config), gpus, gpu)
+
+
+def _fit_on(config: RunConfig, networks: Mapping[str, NetworkSize], gpus: int, gpu: Gpu) -> Suggestion | None:
     micro_batches = [config.train.micro_batch, *(m for m in (8, 4, 2, 1) if m != config.train.micro_batch)]
     candidates = [
         (degree, micro)
@@ -153,7 +166,7 @@ def fit_on(config: RunConfig, gpus: int, gpu: Gpu) -> Suggestion | None:
                 "train": config.train.model_copy(update={"micro_batch": micro}),
             }
         )
-        found = _fit_as_it_is(changed, gpus, gpu)
+        found = _fit_as_it_is(changed, networks, gpus, gpu)
         if found is not None:
             chosen = []
             if degree != config.parallel.sequence:
@@ -164,9 +177,9 @@ def fit_on(config: RunConfig, gpus: int, gpu: Gpu) -> Suggestion | None:
     return None
 
 
-def _fit_as_it_is(config: RunConfig, gpus: int, gpu: Gpu) -> Suggestion | None:
+def _fit_as_it_is(config: RunConfig, networks: Mapping[str, NetworkSize], gpus: int, gpu: Gpu) -> Suggestion | None:
     try:
-        memory = rank_memory(config, workload(config, gpus), gpu.usable_bytes)
+        memory = rank_memory(config, workload(config, gpus), networks, gpu.usable_bytes)
     except ConfigError:  # this number of ranks does not divide
         return None
     return Suggestion(gpus, (), memory.peak) if memory.peak <= gpu.usable_bytes else None
@@ -175,13 +188,11 @@ def _fit_as_it_is(config: RunConfig, gpus: int, gpu: Gpu) -> Suggestion | None:
 def plan_as_dict(plan: Plan, remedies: dict[str, Suggestion | None]) -> dict[str, Any]:
     """Everything, for JSON; bytes and seconds, one rank's share of one step."""
     load, memory, gpu = plan.load, plan.memory, plan.gpu
-    phases: dict[str, dict[str, Any]] = {
-        phase: {"memory": {"parts": held.parts, "optimizer_step": held.step, "peak": held.peak}}
-        for phase, held in memory.phases.items()
-    }
-    for phase, seconds in plan.seconds.items():  # those of the frozen velocities count as the student's
-        flops, traffic = plan.flops[phase], plan.traffic[phase]
-        phases[phase] |= {
+    phases: dict[str, dict[str, Any]] = {}
+    for phase, held in memory.phases.items():
+        flops, traffic, seconds = plan.flops[phase], plan.traffic[phase], plan.seconds[phase]
+        phases[phase] = {
+            "memory": {"parts": held.parts, "optimizer_step": held.step, "peak": held.peak},
             "flops": {**asdict(flops), "total": flops.total},
             "bytes_received": {**asdict(traffic), "total": traffic.total},
             "seconds": {**asdict(seconds), "total": seconds.total},
@@ -199,10 +210,7 @@ def plan_as_dict(plan: Plan, remedies: dict[str, Suggestion | None]) -> dict[str
         "videos_per_data_rank": load.videos,
         "micro_batch": load.together,
         "rollout_weights": "gathered" if memory.gathered_rollout else "sharded",
-        "parameters": {
-            "student": {**asdict(plan.student), "total": plan.student.total},
-            "discriminator": plan.discriminator and {**asdict(plan.discriminator), "total": plan.discriminator.total},
-        },
+        "parameters": {role: {**asdict(size), "total": size.total} for role, size in plan.networks.items()},
         "shards_bytes": memory.shards,
         "host_bytes": memory.host,
         "phases": phases,

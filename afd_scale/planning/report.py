@@ -48,8 +48,7 @@ def _networks(plan: Plan) -> list[str]:
         adapters = f" + {size.num_adapters} adapters of {size.adapter / 1e9:.3f}" if size.adapter else ""
         return f"  {name:24} {size.base / 1e9:.3f}{adapters}; trained {size.trained / 1e9:.3f}"
 
-    lines = ["Parameters, 1e9", line("student", plan.student)]
-    return lines if plan.discriminator is None else [*lines, line("discriminator", plan.discriminator)]
+    return ["Parameters, 1e9", *(line(role, size) for role, size in plan.networks.items())]
 
 
 def _memory(plan: Plan) -> list[str]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from afd_scale.config import ConfigError, RunConfig
-from afd_scale.config.methods import AfdConfig
+from afd_scale.config.cast import Load, Pass
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,7 @@ class Workload:
         gpus: ranks, data x sequence.
         sequence: ranks that share a video's tokens.
         prompts: of a step on one data rank, each with a teacher video.
-        extra_prompts: beside them, without a video.
-        rollouts_per_prompt: G; 0 where the method generates nothing.
-        together: student's videos in one pass.
-        prompts_together: prompts in one pass of the discriminator.
+        passes: of the method, over a data rank's videos.
         frames, chunk_frames: latent frames of a video and of a chunk.
         tokens_per_frame: of a whole latent frame.
     """
@@ -26,10 +23,7 @@ class Workload:
     gpus: int
     sequence: int
     prompts: int
-    extra_prompts: int
-    rollouts_per_prompt: int
-    together: int
-    prompts_together: int
+    passes: tuple[Pass, ...]
     frames: int
     chunk_frames: int
     tokens_per_frame: int
@@ -39,22 +33,22 @@ class Workload:
         return self.gpus // self.sequence
 
     @property
+    def phases(self) -> dict[str, list[Pass]]:
+        """The passes of each phase, in the order of the step."""
+        phases: dict[str, list[Pass]] = {}
+        for each in self.passes:
+            phases.setdefault(each.phase, []).append(each)
+        return phases
+
+    @property
     def videos(self) -> int:
-        """Videos that pass through the student in a step, on one data rank."""
-        return (self.prompts + self.extra_prompts) * max(self.rollouts_per_prompt, 1)
+        """Videos that pass through policies in a step, on one data rank."""
+        return max(each.videos for each in self.passes if each.kind != "score")
 
     @property
-    def paired_videos(self) -> int:
-        """Rollouts that train the discriminator: of prompts with a teacher video."""
-        return self.prompts * self.rollouts_per_prompt
-
-    @property
-    def micro_batches(self) -> int:
-        return math.ceil(self.videos / self.together)
-
-    @property
-    def discriminator_micro_batches(self) -> int:
-        return math.ceil(self.prompts / self.prompts_together)
+    def together(self) -> int:
+        """Of them, in one pass."""
+        return max(each.at_once for each in self.passes if each.kind != "score")
 
     @property
     def local_tokens_per_frame(self) -> int:
@@ -65,10 +59,6 @@ class Workload:
     def video_tokens(self) -> int:
         """One rank's tokens of one video."""
         return self.frames * self.local_tokens_per_frame
-
-    @property
-    def num_chunks(self) -> int:
-        return self.frames // self.chunk_frames
 
 
 def workload(config: RunConfig, gpus: int) -> Workload:
@@ -95,17 +85,12 @@ def workload(config: RunConfig, gpus: int) -> Workload:
                 f"data.{name} ({batch}) must divide among {data_ranks} data ranks ({gpus} GPUs / "
                 f"parallel.sequence {sequence}): each takes as many samples; data.{name}={larger} would do"
             )
-    prompts, extra = data.global_batch // data_ranks, data.prompts_per_step // data_ranks
-    micro_batch = config.train.micro_batch
-    method = config.method if isinstance(config.method, AfdConfig) else None
-    rollouts = 0 if method is None else method.rollouts_per_prompt
-    videos = (prompts + extra) * max(rollouts, 1)
-    together = videos if micro_batch is None else min(micro_batch, videos)
-    prompts_together = min((method and method.prompts_at_once(micro_batch)) or prompts, prompts)
-    tokens = data.latent_height // config.student.patch[1] * (data.latent_width // config.student.patch[2])
+    prompts = data.global_batch // data_ranks
+    load = Load(prompts, data.prompts_per_step // data_ranks, config.train.micro_batch)
+    patch = config.student.patch
     return Workload(
-        gpus, sequence, prompts, extra, rollouts, together, prompts_together, data.latent_frames,
-        config.student.chunk_frames, tokens,
+        gpus, sequence, prompts, config.method.passes(load), data.latent_frames, config.sampler.chunk_frames,
+        tokens_per_frame=data.latent_height // patch[1] * (data.latent_width // patch[2]),
     )  # fmt: skip
 
 

@@ -12,10 +12,10 @@ from afd_scale.evaluation import toy
 from afd_scale.evaluation.generate import generate
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
 from afd_scale.flow.randomness import Randomness
-from afd_scale.flow.schedule import denoising_sigmas
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.protocols import Policy
-from afd_scale.types import Batch
+from afd_scale.rollout.sampler import Sampler
+from afd_scale.types import Prompts
 
 
 class Judge:
@@ -34,7 +34,7 @@ class Judge:
         """
         if self._is_on:
             try:
-                toy.check_sentences(self.prompts.prompts)
+                toy.check_sentences(self.prompts.texts)
             except ValueError as error:
                 raise ConfigError("evaluation.metrics (toy) must be none for prompts from outside the toy world: "
                                   f"{error}") from error  # fmt: skip
@@ -59,9 +59,9 @@ class Judge:
         if not self.ranks.is_main:
             return {}
         clips = {} if self.base is None else {"base": self.base}
-        clips |= {"student": student, "teacher": toy.teacher_clips(self.prompts.prompts, len(student))}
+        clips |= {"student": student, "teacher": toy.teacher_clips(self.prompts.texts, len(student))}
         self._draw(clips, self.config.train.steps)
-        return toy.measure(clips, self.prompts.prompts)
+        return toy.measure(clips, self.prompts.texts)
 
     def _draw(self, clips: dict[str, toy.Frames], step: int) -> None:
         """A grid and an mp4 a prompt: teacher, base and student, as far as they are there."""
@@ -69,13 +69,13 @@ class Judge:
         rows = random.Random(0).sample(range(prompts), min(self.config.evaluation.samples, prompts))
         order: list[str] = [name for name in ("teacher", "base", "student") if name in clips]
         columns = {name: clips[name][rows] for name in order}
-        captions = [self.prompts.prompts[row] for row in rows]
+        captions = [self.prompts.texts[row] for row in rows]
         folder = self.samples / f"step_{step:08d}"
         write_grid(columns, captions, folder / "grid.png")
         write_comparison_mp4(columns, captions, folder)
 
     @cached_property
-    def prompts(self) -> Batch:
+    def prompts(self) -> Prompts:
         """What the policies are asked for."""
         config = self.config
         return distinct_prompts(evaluation_prompts(config), config.student.text_length, config.evaluation.split)
@@ -87,8 +87,8 @@ class Judge:
     def _generate(self, policy: Policy, clips: int) -> Tensor:
         config, data, ranks = self.config, self.config.data, self.ranks
         return generate(
-            policy, self.prompts.text.to(ranks.device),
+            policy, self.prompts.embeddings.to(ranks.device),
             (data.latent_frames, config.student.latent_channels, data.latent_height, data.latent_width),
-            denoising_sigmas(config.student.timesteps, config.student.timestep_shift), Randomness(config.seed),
+            Sampler(config.sampler), Randomness(config.seed),
             clips=clips, batch=config.evaluation.batch, rank=ranks.data_rank, size=ranks.data_size, gather=ranks.gather,
         )  # fmt: skip

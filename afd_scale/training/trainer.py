@@ -15,6 +15,7 @@ import torch
 
 from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
 from afd_scale.config import ConfigError, RunConfig, load_config
+from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.evaluation.report import metric_table, write_report
@@ -182,8 +183,9 @@ class Trainer:
 
     def _save(self) -> None:
         student = self.config.student.model_copy(update={"lora": None})  # adapters are merged into what is saved
+        policy = PolicyConfig(student=student, sampler=self.config.sampler)
         path = self.checkpoints.save(
-            self.step, self.built.networks, self.stream.state_dict(), self.built.exported.full_weights(), student
+            self.step, self.built.networks, self.stream.state_dict(), self.built.exported.full_weights(), policy
         )
         log.info("%s saved %s", self.config.name, path)
 

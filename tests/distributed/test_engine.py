@@ -21,7 +21,7 @@ def check_all(folder: Path) -> None:
     from afd_scale.config import RunConfig
     from afd_scale.config.models import StudentConfig
     from afd_scale.models.wan import CausalWan
-    from afd_scale.parallel.engine import AveragedPolicy, ShardedNetwork, TrainedNetwork, build_sharded, freeze
+    from afd_scale.engines.sharded import AveragedPolicy, ShardedNetwork, TrainedNetwork, build_sharded, freeze
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
     from afd_scale.rollout.causal import rollout

@@ -22,7 +22,7 @@ def check_all() -> None:
     from afd_scale.layers.fp8_emulated import EmulatedFp8
     from afd_scale.layers.ops import ModelOps
     from afd_scale.models.wan import CausalWan
-    from afd_scale.parallel.engine import TrainedNetwork, build_sharded
+    from afd_scale.engines.sharded import TrainedNetwork, build_sharded
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
 

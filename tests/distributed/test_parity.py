@@ -148,7 +148,7 @@ def taken_gradients(trained: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def whole_weights(network: Any) -> Any:
-    from afd_scale.parallel.shards import merged_weights
+    from afd_scale.engines.shards import merged_weights
 
     if hasattr(network, "engine"):
         return network.full_weights()
@@ -157,7 +157,7 @@ def whole_weights(network: Any) -> Any:
 
 def plain_method(sharded: Any, config: Any) -> Any:
     """The same method on plain copies of the networks."""
-    from afd_scale.benchmarks.engines import PlainAverage, PlainNetwork, PlainTrained
+    from afd_scale.engines.plain import PlainAverage, PlainNetwork, PlainTrained
     from afd_scale.flow.randomness import Randomness
     from afd_scale.methods.afd import Afd
 
@@ -177,7 +177,7 @@ def unsharded(sharded: Any) -> nn.Module:
     """A plain copy of a sharded network."""
     from afd_scale.layers.lora import Adapters
     from afd_scale.layers.ops import ModelOps
-    from afd_scale.parallel.shards import whole_weight
+    from afd_scale.engines.shards import whole_weight
 
     network = sharded.network
     adapters = network.ops.adapters

@@ -21,7 +21,7 @@ def check_rollouts() -> None:
     from afd_scale.config import RunConfig
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
-    from afd_scale.parallel.shards import Residency, whole_bytes
+    from afd_scale.engines.shards import Residency, whole_bytes
     from afd_scale.rollout.causal import rollout
     from afd_scale.training.build import build_run
 

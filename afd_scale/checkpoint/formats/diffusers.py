@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.wan import WanSizes, weight_shapes
+from afd_scale.checkpoint.formats.wan import Stated, WanSizes, weight_shapes
 from afd_scale.checkpoint.weights import read_config, read_shards, write_shards, written_whole
-from afd_scale.config.models import StudentConfig, WanArchitecture
+from afd_scale.config.models import PolicyConfig, WanConfig
 
 CONFIG_NAME = "config.json"
-SIDECAR_NAME = "afd_scale.json"  # the StudentConfig: diffusers' has no field for chunk, steps, warp, window, prediction
+SIDECAR_NAME = "afd_scale.json"  # the PolicyConfig: diffusers' has no field for chunk, steps, warp, window, prediction
 STEM = "diffusion_pytorch_model"
 MAX_SHARD_BYTES = 10_000_000_000
 
@@ -55,7 +55,7 @@ def diffusers_key(key: str) -> str:
     return f"{prefix}{(_BLOCK_MODULES if block else _MODULES)[module]}.{parameter}"
 
 
-def diffusers_config(config: WanArchitecture) -> dict[str, Any]:
+def diffusers_config(config: WanConfig) -> dict[str, Any]:
     """`config.json` of the WanTransformer3DModel with these weights."""
     return {
         "_class_name": "WanTransformer3DModel",
@@ -79,7 +79,7 @@ def diffusers_config(config: WanArchitecture) -> dict[str, Any]:
     }
 
 
-def to_diffusers(state: dict[str, Tensor], config: WanArchitecture) -> dict[str, Tensor]:
+def to_diffusers(state: dict[str, Tensor], config: WanConfig) -> dict[str, Tensor]:
     """Rename our tensors; none is copied. `state` must hold exactly the weights of `config`."""
     return {diffusers_key(key): state[key] for key in weight_shapes(WanSizes.of_config(config))}
 
@@ -101,7 +101,7 @@ def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {our_key(key): tensor for key, tensor in state.items()}
 
 
-def write_diffusers_folder(state: Iterable[tuple[str, Tensor]], folder: Path, config: StudentConfig) -> None:
+def write_diffusers_folder(state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig) -> None:
     """Write what `WanTransformer3DModel.from_pretrained` reads, and the sidecar that says the rest.
 
     Args:
@@ -112,22 +112,22 @@ def write_diffusers_folder(state: Iterable[tuple[str, Tensor]], folder: Path, co
     with written_whole(folder) as partial:
         partial.mkdir()
         write_shards(((diffusers_key(key), tensor) for key, tensor in state), partial, STEM, MAX_SHARD_BYTES)
-        (partial / CONFIG_NAME).write_text(json.dumps(diffusers_config(config), indent=2) + "\n")
+        (partial / CONFIG_NAME).write_text(json.dumps(diffusers_config(config.student), indent=2) + "\n")
         (partial / SIDECAR_NAME).write_text(config.model_dump_json(indent=2))
 
 
-def read_diffusers_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_diffusers_folder(folder: Path) -> tuple[Stated, dict[str, Tensor]]:
     """Read a folder of ours or a plain Wan from the hub.
 
     Returns:
-        The StudentConfig fields it states (all, with our sidecar), and the state dict with our keys.
+        The fields it states (all, with our sidecar), and the state dict with our keys.
     Raises:
         ValueError: a file is missing or damaged, or the network is no text-to-video Wan 2.1.
     """
     return _stated_fields(folder), from_diffusers(read_shards(folder, STEM))
 
 
-def _stated_fields(folder: Path) -> dict[str, Any]:
+def _stated_fields(folder: Path) -> Stated:
     if (folder / SIDECAR_NAME).is_file():
         return read_config(folder / SIDECAR_NAME).model_dump()
     path = folder / CONFIG_NAME
@@ -138,9 +138,10 @@ def _stated_fields(folder: Path) -> dict[str, Any]:
         if said.get(field, needed) != needed:
             raise ValueError(f"weights ({path}) must have {field} {needed}, it has {said[field]}: "
                              "only text-to-video Wan 2.1 is supported")  # fmt: skip
-    return {
+    student = {
         "dim": said["num_attention_heads"] * said["attention_head_dim"], "num_heads": said["num_attention_heads"],
         "ffn_dim": said["ffn_dim"], "num_layers": said["num_layers"], "freq_dim": said["freq_dim"],
         "text_dim": said["text_dim"], "latent_channels": said["in_channels"], "patch": tuple(said["patch_size"]),
         "eps": said["eps"], "prediction": "velocity",
     }  # fmt: skip
+    return {"student": student, "sampler": {}}

@@ -19,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from afd_scale.checkpoint.weights import read_safetensors, read_shards, save_safetensors, written_whole
-from afd_scale.config.models import StudentConfig, WanArchitecture
+from afd_scale.config.models import PolicyConfig, WanConfig
 from afd_scale.config.presets import ARCHITECTURES
 
 log = logging.getLogger(__name__)
 
-METADATA_KEY = "afd_scale"  # of a .safetensors header: the StudentConfig as JSON
+Stated = dict[str, dict[str, Any]]  # fields that a source says, of the sections `student` and `sampler`
+
+METADATA_KEY = "afd_scale"  # of a .safetensors header: the PolicyConfig as JSON
 WAN_HEAD_WIDTH = 128
 STEM = "diffusion_pytorch_model"  # original Wan's folders use diffusers' file names
 _WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
@@ -43,7 +45,7 @@ class WanSizes:
     patch: tuple[int, int, int]
 
     @classmethod
-    def of_config(cls, config: WanArchitecture) -> "WanSizes":
+    def of_config(cls, config: WanConfig) -> "WanSizes":
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
     @classmethod
@@ -107,15 +109,15 @@ def check_state(state: dict[str, Tensor], path: Path) -> WanSizes:
 
 
 def complete_config(
-    stated: dict[str, Any], sizes: WanSizes, path: Path, architecture: str | None = None, family: str | None = None
-) -> StudentConfig:
-    """The StudentConfig of weights that state only part of it; the rest is as published for Wan 2.1.
+    stated: Stated, sizes: WanSizes, path: Path, architecture: str | None = None, family: str | None = None
+) -> PolicyConfig:
+    """The PolicyConfig of weights that state only part of it; the rest is as published for Wan 2.1.
 
     Args:
-        stated: StudentConfig fields that the source says.
+        stated: what the source says.
         architecture: preset for the fields neither said nor seen in the shapes; its sizes must be the ones seen. None
             takes the preset with these sizes, or else Wan's own text length and head width.
-        family: preset of the generation fields; None is `self-forcing`.
+        family: preset of the sampler; None is `self-forcing`.
     Raises:
         ValueError: the head count cannot be told, or the fields contradict each other.
     """
@@ -127,25 +129,26 @@ def complete_config(
     else:
         architecture = next((name for name in ARCHITECTURES if not _disagreement(seen, ARCHITECTURES[name])), None)
     if architecture is None:
-        if "num_heads" not in stated and sizes.dim % WAN_HEAD_WIDTH:
+        if "num_heads" not in stated["student"] and sizes.dim % WAN_HEAD_WIDTH:
             raise ValueError(f"weights ({path}) must come with an architecture: the head count of dim {sizes.dim} "
                              "cannot be told from the shapes")  # fmt: skip
         seen |= {"architecture": "wan-1.3b", "num_heads": sizes.dim // WAN_HEAD_WIDTH}
     else:
         seen["architecture"] = architecture
     try:
-        return StudentConfig.model_validate({"family": family or "self-forcing", **seen, **stated})
+        sampler = {"family": family or "self-forcing", **stated["sampler"]}
+        return PolicyConfig.model_validate({"student": {**seen, **stated["student"]}, "sampler": sampler})
     except ValidationError as error:
         raise ValueError(f"weights ({path}) must describe a student: {error.errors()[0]['msg']}") from error
 
 
-def read_wan_file(path: Path, prefer_ema: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_wan_file(path: Path, prefer_ema: bool = True) -> tuple[Stated, dict[str, Tensor]]:
     """Read a `.safetensors`, `.pt` or `.pth` file.
 
     Args:
         prefer_ema: of a training checkpoint take `generator_ema` where there is one, else `generator`.
     Returns:
-        The StudentConfig fields it states (all or none), and the state dict with wrappers' prefixes stripped.
+        The fields it states (all or none), and the state dict with wrappers' prefixes stripped.
     Raises:
         ValueError: the file is missing, damaged, holds more than tensors, or two names become one.
     """
@@ -153,7 +156,7 @@ def read_wan_file(path: Path, prefer_ema: bool = True) -> tuple[dict[str, Any], 
         tree: dict[str, Any] = dict(read_safetensors(path))
         stated = _read_metadata(path)
     else:
-        tree, stated = _read_torch_file(path), {}
+        tree, stated = _read_torch_file(path), nothing_stated()
     choice = ("generator_ema", "generator") if prefer_ema else ("generator", "generator_ema")
     if name := next((name for name in choice if isinstance(tree.get(name), dict)), None):
         log.info("%s: reading its %s", path, name)
@@ -163,14 +166,15 @@ def read_wan_file(path: Path, prefer_ema: bool = True) -> tuple[dict[str, Any], 
     return stated, strip_wrappers(tree, path)
 
 
-def read_wan_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_wan_folder(folder: Path) -> tuple[Stated, dict[str, Tensor]]:
     """Read a folder of original Wan (`config.json` of class WanModel): the fields it states, and its state dict."""
     said = json.loads((folder / "config.json").read_text())
     ours = {"num_heads": "num_heads", "eps": "eps", "text_len": "text_length"}
-    return {ours[key]: said[key] for key in ours if key in said}, read_shards(folder, STEM)
+    student = {ours[key]: said[key] for key in ours if key in said}
+    return {"student": student, "sampler": {}}, read_shards(folder, STEM)
 
 
-def write_wan_file(state: Iterable[tuple[str, Tensor]], path: Path, config: StudentConfig) -> None:
+def write_wan_file(state: Iterable[tuple[str, Tensor]], path: Path, config: PolicyConfig) -> None:
     """Write one `.safetensors` in Self-Forcing's layout (`model.` before each key), the config in its header.
 
     Raises:
@@ -181,6 +185,10 @@ def write_wan_file(state: Iterable[tuple[str, Tensor]], path: Path, config: Stud
     with written_whole(path) as partial:
         tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state}
         save_safetensors(tensors, partial, {METADATA_KEY: config.model_dump_json()})
+
+
+def nothing_stated() -> Stated:
+    return {"student": {}, "sampler": {}}
 
 
 def strip_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -210,13 +218,13 @@ def _read_torch_file(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> Stated:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
-        return StudentConfig.model_validate_json(text).model_dump() if text else {}
+        return PolicyConfig.model_validate_json(text).model_dump() if text else nothing_stated()
     except (SafetensorError, ValidationError) as error:
-        raise ValueError(f"weights ({path}) must have a StudentConfig as {METADATA_KEY} in its header") from error
+        raise ValueError(f"weights ({path}) must have a PolicyConfig as {METADATA_KEY} in its header") from error
 
 
 def _disagreement(seen: dict[str, Any], preset: dict[str, Any]) -> str | None:

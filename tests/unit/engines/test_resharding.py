@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from afd_scale.parallel.resharding import SavedShards, save_shards
+from afd_scale.engines.resharding import SavedShards, save_shards
 
 
 def shards_of(whole: torch.Tensor, ranks: int) -> list[torch.Tensor]:

@@ -17,8 +17,8 @@ from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 from torch import Tensor, nn
 
+from afd_scale.engines.resharding import SavedShards, save_shards
 from afd_scale.layers.lora import FOLDER, adapter_of
-from afd_scale.parallel.resharding import SavedShards, save_shards
 
 log = logging.getLogger(__name__)
 

@@ -1,36 +1,13 @@
-"""Sections of the training methods, a union tagged by `name`."""
+"""On-Policy Adversarial Flow Distillation: its settings, networks and passes."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from afd_scale.config.models import ConvDiscriminatorConfig, DiscriminatorConfig, OptimizerConfig
+from afd_scale.config.cast import Load, Pass, Role
+from afd_scale.config.methods.method import MethodConfig, SigmaConfig
+from afd_scale.config.models import ConvDiscriminatorConfig, DiscriminatorConfig, OptimizerConfig, StudentConfig
 from afd_scale.config.section import Section
-
-
-class SigmaConfig(Section):
-    """From where a training sigma is drawn."""
-
-    name: Literal["steps", "uniform", "logit_normal"] = "steps"
-    """`steps`: the student's own warped denoising steps; `uniform` on [0, 1]; `logit_normal`, then warped by the
-    student's timestep_shift."""
-    mean: float = 0.0
-    """Mean of the logit-normal."""
-    deviation: PositiveFloat = 1.0
-    """Standard deviation of the logit-normal."""
-
-
-class SftConfig(Section):
-    """Flow matching on the teacher's videos, each chunk given the clean past (teacher forcing)."""
-
-    name: Literal["sft"] = "sft"
-    """Tag of this method."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
-    """The student's optimizer."""
-    sigma: SigmaConfig = SigmaConfig(name="uniform")
-    """Noise levels; one for each chunk of each sample."""
-    ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    """Average of the weights that is evaluated and exported; 0 keeps none."""
 
 
 class BaselineConfig(Section):
@@ -46,9 +23,10 @@ class BaselineConfig(Section):
     """Advantages are clipped to +-clip, which maps to weights 0 and 1."""
 
 
-class AfdConfig(Section):
+class AfdConfig(MethodConfig):
     """On-Policy Adversarial Flow Distillation, arXiv:2605.26105."""
 
+    step = "afd_scale.methods.afd:Afd"
     name: Literal["afd"] = "afd"
     """Tag of this method."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
@@ -88,9 +66,41 @@ class AfdConfig(Section):
     penalty_deviation: PositiveFloat = 0.1
     """Standard deviation of the perturbation that R1 and R2 difference over; much smaller drowns in bf16 rounding."""
 
+    @model_validator(mode="after")
+    def _check_group(self) -> "AfdConfig":
+        if self.rollouts_per_prompt < 2 and "group" in (self.advantage.baseline, self.advantage.spread):
+            raise ValueError(f"rollouts_per_prompt ({self.rollouts_per_prompt}) must be at least 2 for a group "
+                             "baseline or spread: one rollout equals its group's mean; use batch")  # fmt: skip
+        return self
+
+    def cast(self, student: StudentConfig) -> tuple[Role, ...]:
+        trained = Role("student", "student", student, self.optimizer)
+        discriminator = Role("discriminator", "method.discriminator", self.discriminator, self.discriminator_optimizer)
+        reference = (trained.copy("reference"),) if self.prior_weight else ()
+        return (trained, trained.average("old_policy"), *reference, discriminator)
+
+    def passes(self, load: Load) -> tuple[Pass, ...]:
+        prompts, group, states = load.prompts + load.extra_prompts, self.rollouts_per_prompt, self.states_per_rollout
+        videos = prompts * group
+        at_once = min(load.micro_batch or videos, videos)
+        judged = (1 + group) * (2 if self.is_penalised else 1)  # of a prompt
+        judged_at_once = judged * min(self.prompts_at_once(load.micro_batch) or load.prompts, load.prompts)
+        kept = videos * (1 + 3 * states)  # themselves, and their states' noisy latents and two velocities
+        frozen = ("old_policy", "reference") if self.prior_weight else ("old_policy",)
+        return (
+            Pass("rollout", "old_policy", "rollout", videos, at_once, held=videos),
+            Pass("discriminator", "discriminator", "score", load.prompts * judged, judged_at_once, gradient=True,
+                 held=videos + load.prompts),
+            Pass("discriminator", "discriminator", "score", videos, at_once, held=videos),
+            *(Pass("velocities", role, "velocity", videos, at_once, states=states, held=kept) for role in frozen),
+            Pass("student", "student", "velocity", videos, at_once, gradient=True, states=states,
+                 context_gradient=self.context_gradient, held=kept),
+        )  # fmt: skip
+
+    @property
+    def is_penalised(self) -> bool:
+        return self.r1_weight > 0 or self.r2_weight > 0
+
     def prompts_at_once(self, micro_batch: int | None) -> int | None:
         """Prompts, each a teacher video and its rollouts, that pass through the discriminator together."""
         return None if micro_batch is None else max(1, micro_batch // (1 + self.rollouts_per_prompt))
-
-
-MethodConfig = Annotated[AfdConfig | SftConfig, Field(discriminator="name")]

@@ -1,4 +1,4 @@
-"""Networks sharded by DeepSpeed ZeRO-3: trained ones, and frozen ones, which may be adapters of a trained one."""
+"""Engines sharded by DeepSpeed ZeRO-3: trained ones, and frozen ones, which may be adapters of a trained one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +19,13 @@ from deepspeed.utils import (
 from torch import Tensor
 
 from afd_scale.config import RunConfig
-from afd_scale.config.models import OptimizerConfig
-from afd_scale.layers.lora import adapter_of
-from afd_scale.layers.network import Network
-from afd_scale.parallel.deepspeed_config import deepspeed_config
-from afd_scale.parallel.resharding import SavedShards, save_shards
-from afd_scale.parallel.shards import (
+from afd_scale.config.cast import Role
+from afd_scale.config.models import NetworkConfig, OptimizerConfig, StudentConfig, WanConfig
+from afd_scale.engines.cast import State
+from afd_scale.engines.deepspeed_config import deepspeed_config
+from afd_scale.engines.frozen import in_parts
+from afd_scale.engines.resharding import SavedShards, save_shards
+from afd_scale.engines.shards import (
     GatherCounter,
     Residency,
     ShardAverage,
@@ -32,6 +33,13 @@ from afd_scale.parallel.shards import (
     merged_weights,
     whole_weight,
 )
+from afd_scale.layers.attention import Backend, choose_backend
+from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
+from afd_scale.layers.lora import Adapters, adapter_of
+from afd_scale.layers.network import Network
+from afd_scale.layers.ops import ModelOps
+from afd_scale.parallel.ranks import Ranks
+from afd_scale.parallel.ulysses import SequenceParallelOps
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # what is saved of a trained parameter
 _NVME_TAG = "engine"
@@ -76,10 +84,14 @@ class ShardedNetwork:
     Args:
         adapter: that counts in its passes; None is the weights themselves.
         residency: of its weights during phases without gradient; None keeps them sharded.
+        micro_batch: videos that pass through together; None is all.
     """
 
-    def __init__(self, engine: Any, adapter: str | None = None, residency: Residency | None = None):
-        self.engine, self.adapter, self.residency = engine, adapter, residency
+    def __init__(
+        self, engine: Any, adapter: str | None = None, residency: Residency | None = None,
+        micro_batch: int | None = None,
+    ):  # fmt: skip
+        self.engine, self.adapter, self.residency, self.micro_batch = engine, adapter, residency, micro_batch
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
         if self.adapter is not None:
@@ -111,6 +123,9 @@ class ShardedNetwork:
             yield
         self.release()
 
+    def frozen(self, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
+        return in_parts(self, rows, run)
+
     def release(self) -> None:
         """Let go of whole copies that passes have left behind for reuse, and of those fetched ahead."""
         # Not by the engine's method of the same name, which also collects garbage and empties the allocator.
@@ -122,7 +137,7 @@ class TrainedNetwork(ShardedNetwork):
 
     def __init__(
         self, config: RunConfig, network: Network, optimizer: OptimizerConfig,
-        adapter: str | None = None, residency: Residency | None = None,
+        adapter: str | None = None, residency: Residency | None = None, micro_batch: int | None = None,
     ):  # fmt: skip
         trained = [p for p in network.parameters() if p.requires_grad]
         torch_optimizer = torch.optim.AdamW(
@@ -134,7 +149,7 @@ class TrainedNetwork(ShardedNetwork):
             model=network, optimizer=torch_optimizer,
             config=deepspeed_config(config, gradient_norm=optimizer.gradient_norm, edited=partly),
         )  # fmt: skip
-        super().__init__(engine, adapter, residency)
+        super().__init__(engine, adapter, residency, micro_batch)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
@@ -225,8 +240,11 @@ class TrainedNetwork(ShardedNetwork):
 class AveragedPolicy(ShardedNetwork):
     """A frozen policy whose shards are a running average of a trained network's: of its weights, or of its adapter."""
 
-    def __init__(self, engine: Any, adapter: str | None = None, residency: Residency | None = None):
-        super().__init__(engine, adapter, residency)
+    def __init__(
+        self, engine: Any, adapter: str | None = None, residency: Residency | None = None,
+        micro_batch: int | None = None,
+    ):  # fmt: skip
+        super().__init__(engine, adapter, residency, micro_batch)
         self.average = ShardAverage(self.parameters(adapter), self.release)
 
     def follow(self, trained: ShardedNetwork, decay: float) -> None:
@@ -256,8 +274,61 @@ def freeze(config: RunConfig, network: Network) -> Any:
     return engine
 
 
-def average_of_adapter(trained: TrainedNetwork, adapter: str, residency: Residency | None = None) -> AveragedPolicy:
-    """Another adapter of a trained network, no copy of the base; it starts as a copy of the trained adapter."""
-    average = AveragedPolicy(trained.engine, adapter, residency)
-    average.follow(trained, 0.0)
-    return average
+class Sharded:
+    """The sharded kind of `cast.Kind`: every network over all ranks.
+
+    Args:
+        load: start weights of a role, on the main rank.
+        cache_bytes: of a rank's KV cache in a rollout, for the choice of residency.
+
+    Attributes:
+        counter: of the weights gathered on this rank.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks, load: Callable[[Role], State], cache_bytes: int):
+        self.config, self.ranks, self.load, self.counter = config, ranks, load, GatherCounter()
+        self.precision = choose_precision(config.precision, config.fp8_scaling, ranks.device)
+        self.backends: dict[int, Backend] = {}
+        self.residency = Residency(config.rollout.weights, cache_bytes, ranks.local_size, ranks.any)
+
+    def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:
+        if not isinstance(network, WanConfig):
+            return ModelOps()
+        options = {
+            "precision": self.precision,
+            "attend": self._attention(network.dim // network.num_heads).attend,
+            "adapters": adapters,
+        }
+        if self.ranks.sequence_group is not None:
+            return SequenceParallelOps(self.ranks.sequence_group, **options)
+        return ModelOps(**options)
+
+    def place(self, build: Callable[[], Network], state: State) -> Network:
+        return build_sharded(self.config, build, state, self.counter)
+
+    def engine(self, role: Role, network: Network) -> ShardedNetwork:
+        adapter = role.name if isinstance(role.network, WanConfig) and role.network.lora else None
+        if role.optimizer is not None:
+            return TrainedNetwork(self.config, network, role.optimizer, adapter, **self._options(role))
+        engine = freeze(self.config, network)
+        return (AveragedPolicy if role.follows else ShardedNetwork)(engine, None, **self._options(role))
+
+    def share(self, role: Role, leader: ShardedNetwork) -> ShardedNetwork:
+        if not role.follows:
+            return ShardedNetwork(leader.engine, None, **self._options(role))
+        average = AveragedPolicy(leader.engine, role.name, **self._options(role))
+        average.follow(leader, 0.0)
+        return average
+
+    def _options(self, role: Role) -> dict[str, Any]:
+        """Only policies have so many passes in a phase that whole weights pay."""
+        residency = self.residency if isinstance(role.network, StudentConfig) else None
+        return {"residency": residency, "micro_batch": self.config.train.micro_batch}
+
+    def _attention(self, head_dim: int) -> Backend:
+        if head_dim not in self.backends:
+            dtype = parameter_dtype(self.config.precision)
+            self.backends[head_dim] = choose_backend(
+                self.config.attention, device=self.ranks.device, dtype=dtype, head_dim=head_dim
+            )
+        return self.backends[head_dim]

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from afd_scale.config import RunConfig
-from afd_scale.parallel.deepspeed_config import deepspeed_config, merge
+from afd_scale.engines.deepspeed_config import deepspeed_config, merge
 
 
 def run_config(**fields: object) -> RunConfig:

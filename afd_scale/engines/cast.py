@@ -1,0 +1,62 @@
+"""From a method's cast to its engines, of either kind."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from afd_scale.config import RunConfig
+from afd_scale.config.cast import Role
+from afd_scale.config.models import NetworkConfig
+from afd_scale.layers.lora import Adapters
+from afd_scale.layers.network import Network
+from afd_scale.layers.ops import ModelOps
+from afd_scale.models.build import adapters_of, build_network, train_adapter
+
+State = dict[str, Tensor] | None  # start weights by parameter name; None starts at random
+
+
+class Kind(Protocol):
+    """How networks are held and stepped: `sharded.Sharded` or `plain.Plain`."""
+
+    def load(self, role: Role) -> State:
+        """Start weights."""
+        ...
+
+    def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:
+        """What a network is made of here."""
+        ...
+
+    def place(self, build: Callable[[], Network], state: State) -> Network:
+        """Make a network where it will live; its random numbers are those of the run's seed."""
+        ...
+
+    def engine(self, role: Role, network: Network) -> Any:
+        """An engine of its own for a placed network: trained, averaged or frozen."""
+        ...
+
+    def share(self, role: Role, leader: Any) -> Any:
+        """A role that is another adapter of a leader's network, or its base."""
+        ...
+
+
+def build_cast(config: RunConfig, kind: Kind) -> dict[str, Any]:
+    """Every engine of a run, by role. Copies of a network are made right after it, so that start weights are read once
+    and let go."""
+    engines: dict[str, Any] = {}
+    for leader in (role for role in config.cast if role.of is None):
+        adapters, state = adapters_of(config, leader), kind.load(leader)
+
+        def build(leader: Role = leader, adapters: Adapters | None = adapters) -> Network:
+            return build_network(config, leader.network, kind.ops(leader.network, adapters))
+
+        network = kind.place(build, state)
+        if adapters is not None:
+            train_adapter(network, leader.name)
+        engines[leader.name] = kind.engine(leader, network)
+        for role in (role for role in config.cast if role.of == leader.name):
+            if adapters is not None:
+                engines[role.name] = kind.share(role, engines[leader.name])
+            else:
+                engines[role.name] = kind.engine(role, kind.place(build, state))
+    return engines

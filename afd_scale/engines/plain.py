@@ -1,0 +1,127 @@
+"""Engines in plain torch: one device, one process, whole weights; for tests, benchmarks, a laptop."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from afd_scale.config import RunConfig
+from afd_scale.config.cast import Role
+from afd_scale.config.models import NetworkConfig, OptimizerConfig, WanConfig
+from afd_scale.engines.cast import State
+from afd_scale.engines.frozen import in_parts
+from afd_scale.layers.attention import choose_backend
+from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
+from afd_scale.layers.lora import Adapters, adapter_of
+from afd_scale.layers.network import Network
+from afd_scale.layers.ops import ModelOps
+
+
+class PlainNetwork:
+    """A network, seen through one of its adapters."""
+
+    network: Any
+
+    def __init__(self, network: nn.Module, adapter: str | None = None, micro_batch: int | None = None):
+        self.network, self.adapter, self.micro_batch = network, adapter, micro_batch
+
+    def __call__(self, *arguments: Any, **options: Any) -> Tensor:
+        if self.adapter is not None:
+            options["adapter"] = self.adapter
+        output: Tensor = self.network(*arguments, **options)
+        return output
+
+    def new_cache(self, frames: int) -> Any:
+        return self.network.new_cache(frames)
+
+    def resident(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def frozen(self, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
+        return in_parts(self, rows, run)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of the adapter, or of the base."""
+        return (p for name, p in self.network.named_parameters() if adapter_of(name) == self.adapter)
+
+
+class PlainTrained(PlainNetwork):
+    """A network with AdamW on what needs a gradient."""
+
+    def __init__(
+        self, network: nn.Module, optimizer: OptimizerConfig, adapter: str | None = None, micro_batch: int | None = None
+    ):
+        super().__init__(network, adapter, micro_batch)
+        self.trained = [p for p in network.parameters() if p.requires_grad]
+        self.norm = optimizer.gradient_norm or float("inf")
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.epsilon,
+            weight_decay=optimizer.weight_decay, fused=True,
+        )  # fmt: skip
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = nn.utils.clip_grad_norm_(self.trained, self.norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+
+class PlainAverage(PlainNetwork):
+    """A frozen network, or adapter, that follows a trained one."""
+
+    @torch.no_grad()
+    def follow(self, student: PlainNetwork, decay: float) -> None:
+        for ours, theirs in zip(self.parameters(), student.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - decay)
+
+
+class Plain:
+    """The plain kind of `cast.Kind`.
+
+    Args:
+        load: start weights of a role; None starts all at random.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device, load: Callable[[Role], State] | None = None):
+        self.config, self.device = config, device
+        self.load = load or (lambda role: None)
+        self.precision = choose_precision(config.precision, config.fp8_scaling, device)
+        self.dtype = parameter_dtype(config.precision)
+
+    def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:
+        if not isinstance(network, WanConfig):
+            return ModelOps()
+        head_dim = network.dim // network.num_heads
+        backend = choose_backend(self.config.attention, device=self.device, dtype=self.dtype, head_dim=head_dim)
+        return ModelOps(self.precision, backend.attend, adapters)
+
+    def place(self, build: Callable[[], Network], state: State) -> Network:
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices), self.device:
+            torch.manual_seed(self.config.seed)
+            network = build()
+        if state is not None:
+            network.load_state_dict(state, strict=False)
+        return network.to(self.dtype)
+
+    def engine(self, role: Role, network: Network) -> PlainNetwork:
+        adapter = role.name if isinstance(role.network, WanConfig) and role.network.lora else None
+        micro_batch = self.config.train.micro_batch
+        if role.optimizer is not None:
+            return PlainTrained(network, role.optimizer, adapter, micro_batch)
+        return (PlainAverage if role.follows else PlainNetwork)(network.requires_grad_(False), None, micro_batch)
+
+    def share(self, role: Role, leader: PlainNetwork) -> PlainNetwork:
+        if not role.follows:
+            return PlainNetwork(leader.network, None, leader.micro_batch)
+        average = PlainAverage(leader.network, role.name, leader.micro_batch)
+        average.follow(leader, 0.0)
+        return average

@@ -1,0 +1,35 @@
+"""From a section of the config to its network: the only place that names both."""
+
+from afd_scale.config import RunConfig
+from afd_scale.config.cast import Role
+from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, NetworkConfig, WanConfig
+from afd_scale.layers.lora import Adapters, adapter_of, train_only
+from afd_scale.layers.network import Network
+from afd_scale.layers.ops import ModelOps
+from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
+from afd_scale.models.wan import CausalWan
+
+
+def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Network:
+    """A network of a run's cast, for the run's videos and texts."""
+    data, student = run.data, run.student
+    if isinstance(network, ConvDiscriminatorConfig):
+        size = (data.latent_height, data.latent_width)
+        return ConvDiscriminator(network, data.latent_frames, student.latent_channels, size, student.text_dim)
+    if isinstance(network, LatentDiscriminatorConfig):
+        return LatentDiscriminator(network, ops)
+    return CausalWan(network, run.sampler, ops)
+
+
+def adapters_of(run: RunConfig, leader: Role) -> Adapters | None:
+    """Those of a role's network: its own and those of the roles that follow it; None where all weights are trained."""
+    lora = leader.network.lora if isinstance(leader.network, WanConfig) else None
+    if lora is None:
+        return None
+    names = (leader.name, *(role.name for role in run.cast if role.of == leader.name and role.follows))
+    return Adapters(names, lora.rank, lora.alpha / lora.rank)
+
+
+def train_adapter(network: Network, name: str) -> None:
+    """Freeze all but one adapter, and what no start weights have."""
+    train_only(network, lambda parameter: adapter_of(parameter) == name or network.starts_anew(parameter))

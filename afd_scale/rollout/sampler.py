@@ -1,0 +1,98 @@
+"""Few-step causal generation: a video chunk by chunk, each chunk denoised given the cached clean ones before it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afd_scale.config.methods.method import SigmaConfig
+from afd_scale.config.sampler import SamplerConfig
+from afd_scale.flow.process import add_noise, x0_from_velocity
+from afd_scale.flow.randomness import Randomness
+from afd_scale.flow.schedule import TIMESTEPS, SigmaDraw, denoising_sigmas
+from afd_scale.protocols import Policy
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a rollout starts from and is noised with again.
+
+    Attributes:
+        initial: (B, F, C, H, W).
+        again: (S - 1, B, F, C, H, W), fresh after each step but the last.
+    """
+
+    initial: Tensor
+    again: Tensor
+
+    def __getitem__(self, frames: slice) -> "Noise":
+        return Noise(self.initial[:, frames], self.again[:, :, frames])
+
+
+class Sampler:
+    """Generates with a policy.
+
+    Attributes:
+        sigmas, first_sigmas: (S,) falling noise levels of a chunk, and of the first one.
+    """
+
+    def __init__(self, config: SamplerConfig):
+        self.config = config
+        self.first_sigmas, self.sigmas = (
+            denoising_sigmas(config.timesteps_of(chunk), config.timestep_shift) for chunk in (0, 1)
+        )
+
+    def draw(
+        self, randomness: Randomness, stream: str, step: int, keys: Sequence[int], shape: tuple[int, ...],
+        device: torch.device,
+    ) -> Noise:  # fmt: skip
+        """Noise for (F, C, H, W) videos, each of its own key."""
+        again = (max(len(self.sigmas), len(self.first_sigmas)) - 1, *shape)
+        return Noise(
+            randomness.normal(f"{stream}/noise", step, keys, shape, device),
+            randomness.normal(f"{stream}/renoise", step, keys, again, device).transpose(0, 1),
+        )
+
+    def rollout(self, policy: Policy, text: Tensor, noise: Noise) -> Tensor:
+        """(B, F, C, H, W) clean latents of whole videos; arguments as of `chunks`."""
+        return torch.cat(list(self.chunks(policy, text, noise)), dim=1)
+
+    @torch.no_grad()
+    def chunks(self, policy: Policy, text: Tensor, noise: Noise) -> Iterator[Tensor]:
+        """Clean chunks one after the other, (B, f, C, H, W) each, as they are generated.
+
+        A last pass on a clean chunk at timestep 0 leaves its keys and values in the cache. The number of passes is the
+        same on every rank.
+
+        Args:
+            text: (B, T, E) embeddings.
+        """
+        frames, chunk_frames = noise.initial.shape[1], self.config.chunk_frames
+        cache = policy.new_cache(frames)
+        for start in range(0, frames, chunk_frames):
+            sigmas = self.sigmas if start else self.first_sigmas
+            chunk = _denoise(policy, text, noise[start : start + chunk_frames], sigmas, cache)
+            yield chunk
+            if start + chunk_frames < frames:
+                policy(chunk, chunk.new_zeros(chunk.shape[:2], dtype=torch.float32), text, cache=cache)
+                cache.advance()
+
+    def sigma_draw(self, config: SigmaConfig) -> SigmaDraw:
+        """The draw of training noise levels that a config describes, for these chunks and steps."""
+        return SigmaDraw(
+            config.name, self.sigmas, self.first_sigmas, self.config.timestep_shift, config.mean, config.deviation,
+            self.config.chunk_frames,
+        )  # fmt: skip
+
+
+def _denoise(policy: Policy, text: Tensor, noise: Noise, sigmas: Tensor, cache: object) -> Tensor:
+    """A clean chunk: each step predicts it, and noises the prediction to the next level."""
+    x = noise.initial
+    levels = sigmas.to(x.device, non_blocking=True)[:, None, None].expand(-1, *x.shape[:2])  # (S, B, f)
+    for step, sigma in enumerate(levels):
+        velocity = policy(x, sigma * TIMESTEPS, text, cache=cache)
+        x0 = x0_from_velocity(x, velocity, sigma)
+        if step + 1 < len(levels):
+            x = add_noise(x0, noise.again[step], levels[step + 1])
+    return x0
