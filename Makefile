@@ -13,7 +13,11 @@ RANKS ?= 2
 # SMOKE=1 shortens the demo; its student is too short in training to be good.
 SMOKE ?=
 
-DEMO_CONFIG := $(if $(SMOKE),--config configs/toy/smoke/afd.yaml)
+# BASE=train pretrains the demo's base student (minutes more); otherwise it starts from the one in configs/toy/base/.
+BASE ?=
+
+DEMO_CONFIG := --config configs/toy/$(if $(SMOKE),smoke/)afd.yaml \
+  $(if $(filter train,$(BASE)),requires=$(CURDIR)/configs/toy/base.yaml student.weights=runs/toy-base)
 DEMO_RUN := runs/$(if $(SMOKE),smoke-afd,toy-afd)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
@@ -46,7 +50,7 @@ $(STAMP): setup.py constraints/cpu.txt
 	@touch $(STAMP)
 	@echo "Installed. Next: make demo, or make test."
 
-demo: install  ## adapt a toy student to a teacher seen as videos only, 2 processes (minutes; SMOKE=1 for a short look)
+demo: install  ## adapt a toy student to a teacher seen as videos only, 2 processes (minutes; SMOKE=1 for a short look, BASE=train to pretrain its base too)
 	@port=$$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'); \
 	set -x; $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $$port launch/train.py $(DEMO_CONFIG)
 	@echo "Done. Report: $(DEMO_RUN)/report.html   figures: $(DEMO_RUN)/summary.json   videos: $(DEMO_RUN)/samples/"

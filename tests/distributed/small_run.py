@@ -8,6 +8,7 @@ import yaml
 
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config import load_config
+from afd_scale.config.models import PolicyConfig
 from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import ROOT
 
@@ -28,9 +29,11 @@ def write_small_run(folder: Path, steps: int) -> Path:
     path = folder / "afd.yaml"
     path.write_text(yaml.safe_dump(tree))
     config = load_config(path)
-    student = CausalWan(config.student)
+    student = CausalWan(config.student, config.sampler)
     generator = torch.Generator().manual_seed(1)
     for parameter in student.parameters():
         parameter.data.normal_(0, 0.1, generator=generator)
-    save_weights(student.state_dict().items(), folder / "start", config.student)
+    save_weights(
+        student.state_dict().items(), folder / "start", PolicyConfig(student=config.student, sampler=config.sampler)
+    )
     return path

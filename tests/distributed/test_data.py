@@ -13,7 +13,7 @@ import pytest
 from afd_scale.benchmarks.object_storage import object_storage, upload
 from afd_scale.config import load_config
 from afd_scale.data.check import check_files, ensure_dataset
-from afd_scale.data.reader import read_samples
+from afd_scale.data.reader import read_videos
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from tests.distributed.processes import ROOT, on_ranks, run, torchrun
@@ -75,9 +75,9 @@ def test_teacher_that_is_a_folder_of_mp4(folder: Path, embedded: list[dict[str, 
     locations = [Location(str(data), folder / "cache", "shards") for data in (folder / "shards", shards)]
     for location in locations:
         check_files(location)
-    rendered, decoded = (read_samples(location, range(CLIPS), 16) for location in locations)
+    rendered, decoded = (read_videos(location, range(CLIPS), 16) for location in locations)
     assert rendered.latents.equal(decoded.latents)
-    assert rendered.text.equal(decoded.text)
+    assert rendered.prompts.embeddings.equal(decoded.prompts.embeddings)
     overrides = (f"data.shards={shards}", "data.source=null", "name=mp4")
     done = run(sys.executable, TRAIN, "--config", folder / "afd.yaml", *overrides)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -19,12 +19,12 @@ STEPS = 3
 def check_all(folder: Path) -> None:
     """Every rank: each comparison, in one process group."""
     from afd_scale.config import RunConfig
-    from afd_scale.config.models import StudentConfig
-    from afd_scale.models.wan import CausalWan
+    from afd_scale.config.sampler import SamplerConfig
     from afd_scale.engines.sharded import AveragedPolicy, ShardedNetwork, TrainedNetwork, build_sharded, freeze
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
-    from afd_scale.rollout.causal import rollout
+    from afd_scale.rollout.sampler import Noise, Sampler
+    from tests.networks import make_policy
 
     shape = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6,
              "text_length": 5, "latent_channels": 12, "prediction": "velocity"}  # fmt: skip
@@ -32,7 +32,7 @@ def check_all(folder: Path) -> None:
     optimizer = config.method.optimizer.model_copy(update={"gradient_norm": 0.05, "weight_decay": 0.1})
 
     def build() -> nn.Module:
-        return CausalWan(StudentConfig.model_validate(shape))
+        return make_policy(shape)
 
     with start_ranks(launched_as(os.environ), timeout_minutes=2) as ranks:
         plain = randomised(build())
@@ -65,12 +65,12 @@ def check_all(folder: Path) -> None:
             for mine, new in zip(plain_average.parameters(), plain.parameters(), strict=True):
                 mine.data.lerp_(new.data, 0.3)
 
-            sigmas = torch.tensor([1.0, 0.5])
+            sampler = Sampler(SamplerConfig(timesteps=(1000, 500), timestep_shift=1.0))
             for sharded, unsharded, name in (
                 (trained, plain, "trained"), (average, plain_average, "average"), (frozen, plain_frozen, "frozen")
             ):  # fmt: skip
-                arguments = (text, noisy, noisy[None], sigmas)
-                assert_close(rollout(sharded, *arguments), rollout(unsharded, *arguments), f"rollout of the {name} one")
+                made = [sampler.rollout(policy, text, Noise(noisy, noisy[None])) for policy in (sharded, unsharded)]
+                assert_close(*made, f"rollout of the {name} one")
         assert (ranks.gather(torch.tensor([ranks.rank])) == torch.arange(ranks.size)).all()
 
         for network, unsharded in ((trained, plain), (average, plain_average)):

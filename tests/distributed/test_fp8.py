@@ -18,19 +18,18 @@ def check_all() -> None:
     from deepspeed.utils import safe_get_full_grad
 
     from afd_scale.config import RunConfig
-    from afd_scale.config.models import StudentConfig
+    from afd_scale.engines.sharded import TrainedNetwork, build_sharded
     from afd_scale.layers.fp8_emulated import EmulatedFp8
     from afd_scale.layers.ops import ModelOps
-    from afd_scale.models.wan import CausalWan
-    from afd_scale.engines.sharded import TrainedNetwork, build_sharded
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
+    from tests.networks import make_policy
 
     shape = {"dim": 32, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6, "text_length": 5,
              "latent_channels": 12, "prediction": "velocity", "activation_checkpointing": True}  # fmt: skip
 
     def build() -> nn.Module:
-        return CausalWan(StudentConfig.model_validate(shape), ModelOps(EmulatedFp8()))
+        return make_policy(shape, ModelOps(EmulatedFp8()))
 
     with start_ranks(launched_as(os.environ), timeout_minutes=2) as ranks:
         shares = [slice(rank * 4 // ranks.size, (rank + 1) * 4 // ranks.size) for rank in range(ranks.size)]
@@ -54,7 +53,7 @@ def check_all() -> None:
         trained.step(0.01)
         torch.optim.AdamW(plain.parameters(), lr=0.01, betas=optimizer.betas, weight_decay=0.0).step()
         weights = dict(trained.full_weights())
-        assert weights.keys() == CausalWan(StudentConfig.model_validate(shape)).state_dict().keys()
+        assert weights.keys() == make_policy(shape).state_dict().keys()
         for name, weight in plain.state_dict().items():
             assert_close(weights[name], weight, name)
 

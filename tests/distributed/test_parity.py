@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.distributed.processes import leave, on_ranks
 
@@ -38,7 +38,8 @@ def run_config(folder: Path, sequence: int, checkpointing: bool, window: bool, l
     shared = {**SHAPE, "activation_checkpointing": checkpointing, "lora": LORA if lora else None}
     windowed = {"window_frames": 2, "sink_frames": 1} if window else {}
     return RunConfig.model_validate({
-        "student": {**shared, **windowed, "timesteps": [1000], "weights": folder / "student"},
+        "student": {**shared, "weights": folder / "student"},
+        "sampler": {**windowed, "timesteps": [1000]},
         "data": {"latent_frames": FRAMES, "latent_height": SIZE, "latent_width": SIZE, "global_batch": PROMPTS},
         "evaluation": {"metrics": "none"},
         "parallel": {"sequence": sequence},
@@ -94,10 +95,10 @@ def compare(ours: Results, expected: Results, rows: slice, cell: str) -> None:
 def results_of(method: Any, rows: slice, mean: Any) -> Results:
     """All that is compared, of sharded or plain engines, on some rows of the global batch."""
     found: Results = {}
-    batch = make_batch(9)[rows]
+    batch = make_batch(9, rows)
     found |= outputs_and_gradients(method, batch, rows)
     for step in range(1, STEPS + 1):
-        metrics = method.train_step(make_batch(step)[rows], step)
+        metrics = method.train_step(make_batch(step, rows), step)
         for name in sorted(metrics.keys() - {"discriminator/accuracy"}):  # a count may tip over
             found[f"{name} of step {step}"] = mean(metrics[name])
     for policy in ("student", "old_policy", "discriminator"):
@@ -107,25 +108,27 @@ def results_of(method: Any, rows: slice, mean: Any) -> Results:
 
 
 def outputs_and_gradients(method: Any, batch: Any, rows: slice) -> Results:
-    from afd_scale.rollout.causal import rollout
+    from afd_scale.config.sampler import SamplerConfig
+    from afd_scale.rollout.sampler import Noise, Sampler
 
     found: Results = {}
-    sigmas = torch.tensor([1.0, 0.5])
-    noise = draw(PROMPTS, *batch.latents.shape[1:], seed=5)[rows]
+    sampler = Sampler(SamplerConfig(timesteps=(1000, 500), timestep_shift=1.0))
+    videos, text = batch.teacher, batch.prompts.embeddings
+    noise = draw(PROMPTS, *videos.latents.shape[1:], seed=5)[rows]
     timestep = 1000 * draw(PROMPTS, FRAMES, seed=6)[rows].sigmoid()
     for name in ("old_policy", "reference"):
         policy = getattr(method, name)
         with policy.resident():
-            found[f"{OF_ROWS}rollout of {name}"] = rollout(policy, batch.text, noise, noise[None], sigmas)
+            found[f"{OF_ROWS}rollout of {name}"] = sampler.rollout(policy, text, Noise(noise, noise[None]))
     for pass_, options in (
-        ("block-causal", {}), ("joint", {"clean": batch.latents}),
-        ("clean past", {"clean": batch.latents, "clean_gradient": False}),
+        ("block-causal", {}), ("joint", {"clean": videos.latents}),
+        ("clean past", {"clean": videos.latents, "clean_gradient": False}),
     ):  # fmt: skip
-        velocity = method.student(noise, timestep, batch.text, **options)
+        velocity = method.student(noise, timestep, text, **options)
         found[f"{OF_ROWS}{pass_} velocity"] = velocity
         method.student.backward(velocity.square().mean())
         found |= {f"gradient of {name}, {pass_}": g for name, g in taken_gradients(method.student)}
-    logits = method.discriminator(noise, batch.text)
+    logits = method.discriminator(videos.of(noise))
     found[f"{OF_ROWS}logits"] = logits
     method.discriminator.backward(logits.sin().mean())
     return found | {f"gradient of {name}, discriminator": g for name, g in taken_gradients(method.discriminator)}
@@ -157,50 +160,29 @@ def whole_weights(network: Any) -> Any:
 
 def plain_method(sharded: Any, config: Any) -> Any:
     """The same method on plain copies of the networks."""
-    from afd_scale.engines.plain import PlainAverage, PlainNetwork, PlainTrained
-    from afd_scale.flow.randomness import Randomness
-    from afd_scale.methods.afd import Afd
-
-    student = PlainTrained(unsharded(sharded.student), config.method.optimizer, sharded.student.adapter)
-    discriminator = PlainTrained(unsharded(sharded.discriminator), config.method.discriminator_optimizer)
-    if config.student.lora:
-        old_policy, reference = PlainAverage(student.network, "old_policy"), PlainNetwork(student.network)
-    else:
-        old_policy, reference = PlainAverage(unsharded(sharded.student)), PlainNetwork(unsharded(sharded.student))
-    return Afd(
-        config.method, config.student, config.train.steps, Randomness(config.seed), student, old_policy, reference,
-        discriminator, lambda x: x, config.train.micro_batch,
-    )  # fmt: skip
-
-
-def unsharded(sharded: Any) -> nn.Module:
-    """A plain copy of a sharded network."""
-    from afd_scale.layers.lora import Adapters
-    from afd_scale.layers.ops import ModelOps
+    from afd_scale.engines.cast import build_cast
+    from afd_scale.engines.plain import Plain
     from afd_scale.engines.shards import whole_weight
+    from afd_scale.methods import make_method
 
-    network = sharded.network
-    adapters = network.ops.adapters
-    ops = ModelOps(adapters=Adapters(adapters.names, adapters.rank, adapters.scale) if adapters else None)
-    copy = type(network)(network.config, ops)
-    for name, parameter in network.named_parameters():
-        target = copy.get_parameter(name)
-        target.data.copy_(whole_weight(parameter))
-        target.requires_grad_(parameter.requires_grad)
-    return copy.to(device())
+    engines = build_cast(config, Plain(config, device()))
+    for role, engine in engines.items():
+        for name, parameter in getattr(sharded, role).network.named_parameters():
+            engine.network.get_parameter(name).data.copy_(whole_weight(parameter))
+    return make_method(config, engines, lambda x: x)
 
 
 def save_start(folder: Path) -> None:
     from afd_scale.checkpoint.weights import save_weights
-    from afd_scale.config.models import StudentConfig
+    from afd_scale.config.models import PolicyConfig
     from afd_scale.models.wan import CausalWan
 
-    config = StudentConfig.model_validate(SHAPE)
-    network = CausalWan(config)
+    policy = PolicyConfig.model_validate({"student": SHAPE})
+    network = CausalWan(policy.student, policy.sampler)
     generator = torch.Generator().manual_seed(3)
     for parameter in network.parameters():
         parameter.data.normal_(0, 0.2, generator=generator)
-    save_weights(network.state_dict().items(), folder / "student", config)
+    save_weights(network.state_dict().items(), folder / "student", policy)
 
 
 def randomise_adapters(trained: Any) -> None:
@@ -219,13 +201,12 @@ def randomise_adapters(trained: Any) -> None:
                 parameter.data.copy_(weight)
 
 
-def make_batch(step: int) -> Any:
-    from afd_scale.types import Batch
+def make_batch(step: int, rows: slice) -> Any:
+    from tests.networks import make_batch
 
-    names = tuple(f"prompt {number}" for number in range(PROMPTS))
     latents = draw(PROMPTS, FRAMES, SHAPE["latent_channels"], SIZE, SIZE, seed=10 + step)
     samples = tuple(range(PROMPTS * step, PROMPTS * (step + 1)))
-    return Batch(names, names, samples, draw(PROMPTS, 5, SHAPE["text_dim"], seed=20 + step), latents)
+    return make_batch(latents[rows], draw(PROMPTS, 5, SHAPE["text_dim"], seed=20 + step)[rows], samples[rows])
 
 
 def draw(*shape: Any, seed: int) -> Tensor:

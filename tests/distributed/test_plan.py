@@ -33,6 +33,7 @@ def check(name: str, *overrides: str) -> None:
     from afd_scale.parallel.ranks import start_ranks
     from afd_scale.planning.communication import step_traffic
     from afd_scale.planning.memory import rank_memory
+    from afd_scale.planning.parameters import network_sizes
     from afd_scale.planning.workload import workload
     from afd_scale.training.build import build_run
 
@@ -45,10 +46,10 @@ def check(name: str, *overrides: str) -> None:
         gathered = run.counter.bytes - built
         for network in run.networks.values():
             network.release()
-        load = workload(config, ranks.size)
-        planned = sum(rank_memory(config, load, usable_bytes=0).shards.values())
+        load, sizes = workload(config, ranks.size), network_sizes(config)
+        planned = sum(rank_memory(config, load, sizes, usable_bytes=0).shards.values())
         measured = held_bytes() - before
-        traffic = step_traffic(config, load, gathered_rollout=config.rollout.weights == "gathered")
+        traffic = step_traffic(config, load, sizes, gathered_rollout=config.rollout.weights == "gathered")
         # The plan counts what comes from the other ranks, the counter whole weights.
         whole = sum(phase.gather for phase in traffic.values()) * ranks.size / (ranks.size - 1)
     assert abs(planned / measured - 1) < 0.01, f"planned {planned}, measured {measured}"

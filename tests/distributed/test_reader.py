@@ -45,7 +45,7 @@ def work(jobs: list[dict[str, Any]], out: Path) -> None:
             states, mine = [], []
             for _ in range(job["steps"]):
                 states.append(stream.state_dict())
-                mine.append(next(stream).samples)
+                mine.append(next(stream).prompts.keys)
             result: Any = {"states": states, "samples": mine}
         except ConfigError as error:
             result = {"error": str(error)}

@@ -19,15 +19,15 @@ def check_rollouts() -> None:
     """Every rank: the same rollout with either residency, of a copy and of an adapter."""
     from afd_scale.benchmarks.networks import random_batch
     from afd_scale.config import RunConfig
+    from afd_scale.engines.shards import Residency, whole_bytes
     from afd_scale.parallel.launchers import launched_as
     from afd_scale.parallel.ranks import start_ranks
-    from afd_scale.engines.shards import Residency, whole_bytes
-    from afd_scale.rollout.causal import rollout
+    from afd_scale.rollout.sampler import Noise, Sampler
     from afd_scale.training.build import build_run
 
     draw = torch.Generator().manual_seed(0)
     text, noise = torch.randn(2, 5, 6, generator=draw), torch.randn(2, CHUNKS, 3, 4, 4, generator=draw)
-    renoise, sigmas = torch.randn(STEPS - 1, *noise.shape, generator=draw), torch.linspace(1, 0.25, STEPS)
+    drawn = Noise(noise, torch.randn(STEPS - 1, *noise.shape, generator=draw))
     with start_ranks(launched_as(os.environ), timeout_minutes=2) as ranks:
         for lora in (None, {"rank": 2}):
             config = RunConfig.model_validate({
@@ -36,7 +36,7 @@ def check_rollouts() -> None:
                 "method": {"name": "afd", "discriminator": {"name": "latent", **SHAPE}},
             })  # fmt: skip
             run = build_run(config, ranks)
-            policy: Any = run.method.old_policy
+            policy: Any = run.engines["old_policy"]
             for parameter in policy.network.parameters():  # an untrained student predicts nothing
                 parameter.ds_tensor.normal_(0, 0.2)
             own = list(policy.network.parameters())
@@ -45,7 +45,7 @@ def check_rollouts() -> None:
                 policy.residency = Residency(choice, 0, 2, ranks.any)
                 before = run.counter.bytes
                 with policy.resident():
-                    videos[choice] = rollout(policy, text, noise, renoise, sigmas)
+                    videos[choice] = Sampler(config.sampler).rollout(policy, text, drawn)
                 moved[choice] = run.counter.bytes - before
                 assert all(p.data.numel() == 0 for p in policy.network.parameters()), "whole copies are left behind"
             assert torch.equal(videos["sharded"], videos["gathered"])
@@ -56,7 +56,7 @@ def check_rollouts() -> None:
             assert 20 * moved["gathered"] <= moved["sharded"], moved
 
             run.method.train_step(random_batch(config, 1, ranks.device), 1)
-            for network in (policy, run.method.student, run.method.reference, run.method.discriminator):
+            for network in run.engines.values():
                 assert all(p.data.numel() == 0 for p in network.network.parameters()), "a phase leaves whole copies"
 
             automatic = Residency("auto", 0, 2, ranks.any)

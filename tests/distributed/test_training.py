@@ -93,9 +93,9 @@ def test_adapters_train_resume_and_leave_a_merged_student(configs: Path) -> None
     succeed(on_ranks(2, *command))
     folder = configs / "runs" / "lora"
     whole, weights = metrics(folder), load_weights(folder / "checkpoints" / f"step_{STEPS:08d}" / "student")
-    config, state = weights
-    assert config.lora is None
-    assert state.keys() == CausalWan(config).state_dict().keys()
+    policy, state = weights
+    assert policy.student.lora is None
+    assert state.keys() == CausalWan(policy.student, policy.sampler).state_dict().keys()
     start = load_weights(configs / "start")[1]
     changed = {name for name in start if not torch.equal(start[name], state[name])}
     assert changed == {name for name in start if is_adapted(name)}, "adapters are merged, all else is the start's"
@@ -214,8 +214,9 @@ def test_fp8_is_emulated_and_leaves_a_plain_student(configs: Path) -> None:
     succeed(result)
     assert "emulated FP8, a numerical stand-in, no faster" in result.stderr
     assert all(line["student/gradient_norm"] > 0 for line in metrics(configs / "runs" / "fp8"))
-    config = load_config(configs / "afd.yaml").student
-    CausalWan(config).load_state_dict(load_student_state(configs / "runs" / "fp8", config))
+    config = load_config(configs / "afd.yaml")
+    state = load_student_state(configs / "runs" / "fp8", config.student)
+    CausalWan(config.student, config.sampler).load_state_dict(state)
 
 
 def test_delayed_fp8_scaling_is_refused_before_the_required_run(configs: Path) -> None:
@@ -282,7 +283,7 @@ def test_a_diverged_run_ends_and_saves_no_more(configs: Path, one_rank: list[dic
     ("override", "line"),
     [
         ("train.stepz=3", "train.stepz (3) is not a known key"),
-        ("student.chunk_frames=3", "student.chunk_frames (3) must divide data.latent_frames (4)"),
+        ("sampler.chunk_frames=3", "sampler.chunk_frames (3) must divide data.latent_frames (4)"),
         ("parallel.sequence=3", "parallel.sequence (3) must divide student.num_heads (4)"),
     ],
 )

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from afd_scale.config import load_config
-from afd_scale.planning.flops import update_flops
+from afd_scale.planning.flops import video_flops
+from afd_scale.planning.workload import workload
 from tests.tools import load_tool
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
@@ -83,7 +84,9 @@ def test_rates_count_what_the_plan_counts(benchmark, capsys):
         for word in ("false", "true")
     )
     config = load_config(benchmark.CONFIG, [*benchmark.ONE_DEVICE, *benchmark.SMALL, *tiny])
-    needed = 2 * update_flops(config.student, 6, 16, 2, context_gradient=False, recompute=False).total
+    load = workload(config, 1)
+    (update,) = (each for each in load.passes if each.role == "student")
+    needed = 2 * video_flops(config, load, update, recompute=False).total
     for result in (stored, again):
         assert result["tflops"]["update"] * result["seconds"]["update"] * 1e12 == pytest.approx(needed)
         assert result["videos"] == result["states"] == 2
@@ -117,9 +120,13 @@ def test_a_wrong_command_line_exits_2(benchmark, capsys, arguments, message):
         (["attention", "--backend", "flex", *TINY], "attention (flex): FlexAttention needs "),
         (["attention", "student.dim=1"], "attention (student.dim=1) must be given shapes"),
         (["update", "student.dim=1"], "student.num_heads (4) must divide dim (1)"),
-        (["step", "method=sft"], "method.name (sft) must be afd"),
+        (["rollout", "method=sft"], "method.name (sft) must have a rollout pass"),
+        (
+            ["step", "method.discriminator={name: conv, unpack: [1, 1]}"],
+            "method.discriminator.name (conv) must be of a",
+        ),
     ],
-    ids=["backend", "config of kernels", "config", "method"],
+    ids=["backend", "config of kernels", "config", "method", "network"],
 )
 def test_bad_input_is_one_line(benchmark, capsys, arguments, message):
     assert benchmark.main(arguments) == 2

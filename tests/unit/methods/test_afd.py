@@ -5,22 +5,8 @@ import math
 import pytest
 import torch
 
-from afd_scale.config.methods import AfdConfig
-from afd_scale.config.models import ConvDiscriminatorConfig
 from afd_scale.flow.randomness import Randomness
-from afd_scale.methods.afd import Afd
-from afd_scale.models.discriminators import ConvDiscriminator
-from tests.unit.methods.engines import (
-    SHAPE,
-    STUDENT,
-    AveragedEngine,
-    Engine,
-    Oracle,
-    TrainedEngine,
-    copies,
-    make_batch,
-    make_student,
-)
+from tests.unit.methods.engines import SHAPE, Oracle, build, make_batch
 
 METRICS = {
     "student/learning_rate",
@@ -30,26 +16,15 @@ METRICS = {
 }  # fmt: skip
 
 
-def make_discriminator():
-    config = ConvDiscriminatorConfig(channels=4, unpack=(2, 1))
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        return TrainedEngine(ConvDiscriminator(config, SHAPE[0], SHAPE[1], SHAPE[2:], STUDENT.text_dim))
-
-
-def make_afd(discriminator=None, randomness=None, **fields):
-    config = {
-        "optimizer": {"learning_rate": 3e-3}, "discriminator_optimizer": {"learning_rate": 1e-2},
-        "rollouts_per_prompt": 3, "advantage": {"clip": 1.0}, "policy_mix": 1.0, "old_policy_decay": 0.7,
-        "prior_weight": 0.0,
+def make_afd(discriminator=None, micro_batch=None, **fields):
+    method = {
+        "name": "afd", "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.0}, "prior_weight": 0.0,
+        "discriminator_optimizer": {"learning_rate": 1e-2, "weight_decay": 0.0}, "rollouts_per_prompt": 3,
+        "advantage": {"clip": 1.0}, "policy_mix": 1.0, "old_policy_decay": 0.7,
+        "discriminator": {"name": "conv", "channels": 4, "unpack": (2, 1)},
     }  # fmt: skip
-    config = AfdConfig.model_validate(config | fields)
-    student, old_policy, reference = copies(make_student(), 3)
-    return Afd(
-        config, STUDENT, 100, randomness or Randomness(0), TrainedEngine(student), AveragedEngine(old_policy),
-        Engine(reference.requires_grad_(False)) if config.prior_weight else None,
-        discriminator or make_discriminator(), lambda x: x,
-    )  # fmt: skip
+    replaced = {"discriminator": discriminator} if discriminator else {}
+    return build(method | fields, micro_batch=micro_batch, **replaced)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +57,7 @@ def test_the_student_learns_and_the_old_policy_follows():
         student = afd.student.weights()
         assert (student - reference).abs().max() > 1e-4
         old = 0.7 * old + (1 - 0.7) * student
-        torch.testing.assert_close(afd.old_policy.weights(), old, rtol=0, atol=1e-7)
+        torch.testing.assert_close(afd.old_policy.weights(), old, rtol=0, atol=2e-7)
         reference = student
     assert metrics["student/old_policy_distance"] > 0
 
@@ -112,7 +87,7 @@ def test_a_rollout_belongs_to_its_sample_whatever_batch_it_is_in():
     def rollouts(*samples):
         oracle = Oracle()
         make_afd(oracle).train_step(make_batch(samples), 1)
-        videos = oracle.calls[-1][0]
+        videos = oracle.calls[-1].latents
         assert videos.shape == (3 * len(samples), *SHAPE)
         return videos.unflatten(0, (-1, 3))
 
@@ -124,16 +99,18 @@ def test_a_rollout_belongs_to_its_sample_whatever_batch_it_is_in():
 
 def test_a_prompt_is_judged_and_trained_on_with_its_own_text():
     # A judge of the text alone prefers nothing, provided that a rollout is paired with its own prompt's teacher.
-    afd = make_afd(oracle := Oracle(lambda latents, text: 10 * text.sum(dim=(1, 2))))
+    afd = make_afd(oracle := Oracle(lambda videos: 10 * videos.prompts.embeddings.sum(dim=(1, 2))))
     batch = make_batch()
     metrics = afd.train_step(batch, 1)
     assert metrics["discriminator/loss"].item() == pytest.approx(math.log(2))
     assert metrics["rollout/weight_spread"] < 1e-3
-    repeated = batch.text.repeat_interleave(3, dim=0)
-    assert torch.equal(oracle.calls[-1][1], repeated)
+    repeated = batch.prompts.embeddings.repeat_interleave(3, dim=0)
+    judged = oracle.calls[-1]
+    assert torch.equal(judged.prompts.embeddings, repeated)
+    assert judged.prompts.texts == tuple(text for text in batch.prompts.texts for _ in range(3))
     ((arguments, options, _),) = afd.student.calls
     assert torch.equal(arguments[2], repeated)
-    assert torch.equal(options["clean"], oracle.calls[-1][0])
+    assert torch.equal(options["clean"], judged.latents)
 
 
 def test_the_teacher_reaches_the_student_through_the_discriminator_only():
@@ -151,7 +128,8 @@ def test_the_teacher_reaches_the_student_through_the_discriminator_only():
 def test_the_students_step_leaves_the_discriminator_alone():
     trained, alone = make_afd(), make_afd()
     trained.train_step(make_batch(), 1)
-    alone._train_discriminator(make_batch(), alone._roll_out(make_batch(), 1), 1)
+    teacher = make_batch().teacher
+    alone._train_discriminator(teacher, alone._roll_out(teacher.prompts, teacher, 1), 1)
     assert torch.equal(trained.discriminator.weights(), alone.discriminator.weights())
     assert all(p.grad is None for p in trained.discriminator.network.parameters())
     assert all(p.grad is None for p in trained.old_policy.network.parameters())
@@ -196,7 +174,7 @@ def test_the_discriminator_learns_to_tell_the_teacher():
     ids=str,
 )
 def test_the_reward_of_a_frozen_judge_rises(sign, fields):
-    afd = make_afd(Oracle(lambda latents, text: sign * latents.mean(dim=(1, 2, 3, 4))), **fields)
+    afd = make_afd(Oracle(lambda videos: sign * videos.latents.mean(dim=(1, 2, 3, 4))), **fields)
     rewards = [
         afd.train_step(make_batch((2 * step, 2 * step + 1)), step)["rollout/reward_mean"].item()
         for step in range(1, 41)
@@ -220,7 +198,8 @@ def test_no_random_number_is_used_twice():
     # Two ranks with the samples of two steps: what they draw must be all different.
     randomness = RecordingRandomness()
     for rank in range(2):
-        afd = make_afd(randomness=randomness, r1_weight=1.0, r2_weight=1.0, states_per_rollout=3)
+        afd = make_afd(r1_weight=1.0, r2_weight=1.0, states_per_rollout=3)
+        afd.randomness = randomness
         afd.train_step(make_batch((rank, 2 + rank)), 0)
         for step in (1, 2):
             afd.train_step(make_batch((4 * step + rank, 4 * step + 2 + rank)), step)

@@ -3,11 +3,10 @@
 import torch
 
 from afd_scale.config import RunConfig
-from afd_scale.config.models import LoraConfig
-from afd_scale.layers.lora import Adapters, adapter_of
+from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
-from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
-from afd_scale.models.wan import CausalWan
+from afd_scale.models.build import adapters_of, build_network, train_adapter
+from tests.networks import make_videos
 
 # Small, but large enough that no bias or norm decides: shapes that differ in every proportion.
 SHAPES = {
@@ -17,7 +16,10 @@ SHAPES = {
 }
 
 
-def make_config(shape: str, *, lora: bool = False, checkpointing: bool = False, states: int = 1, text_length: int = 16):
+def make_config(
+    shape: str, *, lora: bool = False, checkpointing: bool = False, text_length: int = 16, window: int | None = None,
+    **method: object,
+):  # fmt: skip
     sizes = SHAPES[shape]
     network = {
         **sizes["student"], "freq_dim": 32, "text_dim": 32, "text_length": text_length, "latent_channels": 4,
@@ -26,41 +28,27 @@ def make_config(shape: str, *, lora: bool = False, checkpointing: bool = False, 
     height, width = sizes["size"]
     return RunConfig.model_validate(
         {
-            "student": {**network, "family": "self-forcing", "chunk_frames": 1},
+            "student": network,
+            "sampler": {"family": "self-forcing", "chunk_frames": 1, "window_frames": window},
             "data": {"latent_frames": sizes["frames"], "latent_height": height, "latent_width": width,
                      "global_batch": 1},
-            "method": {"name": "afd", "states_per_rollout": states, "rollouts_per_prompt": 2,
-                       "discriminator": {"name": "latent", **network}},
+            "method": {"name": "afd", "rollouts_per_prompt": 2, "discriminator": {"name": "latent", **network},
+                       **method},
         }
     )  # fmt: skip
 
 
-def ops_for(lora: LoraConfig | None, *names: str) -> ModelOps:
-    return ModelOps(adapters=None if lora is None else Adapters(names, lora.rank, lora.alpha / lora.rank))
-
-
-def build_student(config: RunConfig) -> CausalWan:
-    network = CausalWan(config.student, ops_for(config.student.lora, "student", "old_policy"))
-    if config.student.lora is not None:
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(adapter_of(name) == "student")
+def build(config: RunConfig, role: str) -> Network:
+    """A role's network with what it trains, on the current device."""
+    adapters = adapters_of(config, config.role(role))
+    network = build_network(config, config.role(role).network, ModelOps(adapters=adapters))
+    if adapters is not None:
+        train_adapter(network, role)
     return network
 
 
-def build_discriminator(config: RunConfig) -> LatentDiscriminator | ConvDiscriminator:
-    discriminator, data, student = config.method.discriminator, config.data, config.student
-    if discriminator.name == "conv":
-        size = (data.latent_height, data.latent_width)
-        return ConvDiscriminator(discriminator, data.latent_frames, student.latent_channels, size, student.text_dim)
-    network = LatentDiscriminator(discriminator, ops_for(discriminator.lora, "discriminator"))
-    if discriminator.lora is not None:
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(adapter_of(name) is not None or name == "score.weight")
-    return network
-
-
-def adapter(config: RunConfig) -> str | None:
-    return None if config.student.lora is None else "student"
+def adapter(config: RunConfig, role: str = "student") -> str | None:
+    return None if config.student.lora is None else role
 
 
 def draw(config: RunConfig, videos: int = 1) -> dict[str, torch.Tensor]:
@@ -74,3 +62,8 @@ def draw(config: RunConfig, videos: int = 1) -> dict[str, torch.Tensor]:
         "text": torch.randn(videos, student.text_length, student.text_dim),
         "clean": torch.randn(videos, *shape),
     }
+
+
+def judged(inputs: dict[str, torch.Tensor]):
+    """The same videos as a judge takes them."""
+    return make_videos(inputs["clean"], inputs["text"])

@@ -4,21 +4,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from afd_scale.config.models import StudentConfig
+from afd_scale.config import RunConfig
 from afd_scale.layers.attention.layout import AttentionLayout
-from afd_scale.planning.flops import (
-    Flops,
-    discriminator_update_flops,
-    forward_flops,
-    rollout_flops,
-    rollout_passes,
-    score_flops,
-    student_forward,
-    teacher_forcing_flops,
-    update_flops,
-)
-from afd_scale.rollout.causal import rollout
-from tests.unit.planning.networks import adapter, build_discriminator, build_student, draw, make_config
+from afd_scale.planning.flops import Flops, adapter_rank, forward_flops, rollout_flops, video_flops
+from afd_scale.planning.workload import workload
+from afd_scale.rollout.sampler import Noise, Sampler
+from tests.unit.planning.networks import adapter, build, draw, judged, make_config
 
 TOKENS = {"narrow": 144, "wide": 192}
 
@@ -44,6 +35,13 @@ def counted(run) -> int:
     return counter.get_total_flops()
 
 
+def flops_of(config: RunConfig, role: str, kind: str, gradient: bool = False) -> Flops:
+    """One video of the method's pass."""
+    load = workload(config, 1)
+    (each,) = (p for p in load.passes if (p.role, p.kind, p.gradient) == (role, kind, gradient))
+    return video_flops(config, load, each)
+
+
 def test_one_block_worked_by_hand():
     network = make_config("narrow").student.model_copy(
         update={"dim": 2, "ffn_dim": 3, "num_layers": 1, "text_length": 5, "text_dim": 7, "freq_dim": 4,
@@ -65,26 +63,27 @@ def test_one_block_worked_by_hand():
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("shape", ["narrow", "wide"])
 def test_forward_passes_equal_torchs_count(shape, lora):
-    config = make_config(shape, lora=lora, states=2)
-    network, inputs, tokens = build_student(config), draw(config), TOKENS[shape]
-    rank, frames = 8 if lora else 0, config.data.latent_frames
-    plain = {name: inputs[name][:1] for name in ("noisy", "timestep", "text")}
+    config = make_config(shape, lora=lora, states_per_rollout=2)
+    network, inputs = build(config, "student"), draw(config)
     with torch.no_grad():
-        layout = AttentionLayout.block_causal(frames, 1)
-        assert counted(lambda: network(**plain, adapter=adapter(config))) == (
-            student_forward(config.student, layout, tokens, rank).total
-        )
-        context, states = teacher_forcing_flops(config.student, frames, tokens, 2, rank)
-        assert counted(lambda: network(**inputs, adapter=adapter(config))) == (context + states).total
-        scored = counted(lambda: build_discriminator(config)(inputs["clean"], inputs["text"]))
-        assert scored == score_flops(config, config.method.discriminator, tokens).total
+        for role in ("old_policy", "reference"):  # of one base with LoRA: an adapter, and the base itself
+            name = adapter(config, role) if role == "old_policy" else None
+            counted_here = counted(lambda name=name: network(**inputs, adapter=name))
+            assert counted_here == flops_of(config, role, "velocity").total
+        plain = {name: inputs[name][:1] for name in ("noisy", "timestep", "text")}
+        layout, student = AttentionLayout.block_causal(config.data.latent_frames, 1), config.student
+        outputs, rank = student.latent_channels * 4, adapter_rank(config.role("student"))
+        expected = forward_flops(student, layout, TOKENS[shape], outputs, rank).total
+        assert counted(lambda: network(**plain, adapter=adapter(config))) == expected
+        judge, name = build(config, "discriminator"), adapter(config, "discriminator")
+        scored = counted(lambda: judge(judged(inputs), adapter=name))
+        assert scored == flops_of(config, "discriminator", "score").total
 
 
 @pytest.mark.parametrize("window", [None, 2])
 def test_a_rollout_equals_torchs_count(window):
-    config = make_config("narrow")
-    student = config.student.model_copy(update={"window_frames": window})
-    network, inputs = build_student(config.model_copy(update={"student": student})), draw(config)
+    config = make_config("narrow", window=window)
+    network, inputs = build(config, "student"), draw(config)
     calls = []
 
     class Policy:
@@ -95,11 +94,10 @@ def test_a_rollout_equals_torchs_count(window):
         def new_cache(self, frames):
             return network.new_cache(frames)
 
-    noise = inputs["noisy"]
-    sigmas = torch.tensor([1.0, 0.9, 0.8, 0.6])
-    total = counted(lambda: rollout(Policy(), inputs["text"], noise, torch.randn(3, *noise.shape), sigmas))
-    assert len(calls) == rollout_passes(student, 4) == 4 * 5 - 1
-    assert total == rollout_flops(student, 4, TOKENS["narrow"]).total
+    noise = Noise(inputs["noisy"], torch.randn(3, *inputs["noisy"].shape))
+    total = counted(lambda: Sampler(config.sampler).rollout(Policy(), inputs["text"], noise))
+    assert len(calls) == sum(config.sampler.passes(4)) == 4 * 5 - 1
+    assert total == flops_of(config, "old_policy", "rollout").total
 
 
 @pytest.mark.parametrize("context_gradient", [False, True], ids=["", "context"])
@@ -107,20 +105,16 @@ def test_a_rollout_equals_torchs_count(window):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_updates_are_within_three_percent_of_torchs_count(lora, checkpointing, context_gradient):
     """Not equal: the first layers pass no gradient on, and a recomputation stops before a block's last product."""
-    config = make_config("wide", lora=lora, checkpointing=checkpointing, states=2)
-    network, inputs, tokens = build_student(config), draw(config), TOKENS["wide"]
+    fields = {"states_per_rollout": 2, "context_gradient": context_gradient}
+    config = make_config("wide", lora=lora, checkpointing=checkpointing, **fields)
+    network, inputs = build(config, "student"), draw(config)
     torch.nn.init.normal_(network.head.head.weight)
-    expected = update_flops(
-        config.student, 3, tokens, 2, context_gradient=context_gradient, recompute=True
-    ).total  # fmt: skip
-    total = counted(
-        lambda: network(**inputs, clean_gradient=context_gradient, adapter=adapter(config)).square().mean().backward()
-    )
-    assert total == pytest.approx(expected, rel=0.03)
-    judge = build_discriminator(config)
-    total = counted(lambda: judge(inputs["clean"], inputs["text"]).sum().backward())
-    expected = discriminator_update_flops(config, config.method.discriminator, tokens, recompute=True).total
-    assert total == pytest.approx(expected, rel=0.03)
+    options = {"clean_gradient": context_gradient, "adapter": adapter(config)}
+    total = counted(lambda: network(**inputs, **options).square().mean().backward())
+    assert total == pytest.approx(flops_of(config, "student", "velocity", gradient=True).total, rel=0.03)
+    judge, name = build(config, "discriminator"), adapter(config, "discriminator")
+    total = counted(lambda: judge(judged(inputs), adapter=name).sum().backward())
+    assert total == pytest.approx(flops_of(config, "discriminator", "score", gradient=True).total, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +122,13 @@ def test_updates_are_within_three_percent_of_torchs_count(lora, checkpointing, c
 )
 def test_wan_costs_what_was_computed_before(architecture, forward, both, generated):
     """Figures in PFLOP worked out independently, for 832x480 and 21 latent frames."""
-    student = StudentConfig.model_validate({"architecture": architecture, "family": "self-forcing"})
-    flops = student_forward(student, AttentionLayout.block_causal(21, 3), 1560, 0)
+    config = RunConfig.model_validate(
+        {"method": "sft", "student": {"architecture": architecture}, "sampler": {"family": "self-forcing"},
+         "data": {"latent_frames": 21}}
+    )  # fmt: skip
+    flops = forward_flops(config.student, AttentionLayout.block_causal(21, 3), 1560, outputs=64)
     assert flops.total / 1e15 == pytest.approx(forward, rel=0.03)
     assert (flops + flops.backward(base_is_trained=True)).total / 1e15 == pytest.approx(both, rel=0.03)
     # Computed with 5 passes for every chunk; the last has no pass that fills the cache.
-    assert rollout_flops(student, 21, 1560).total / 1e15 == pytest.approx(generated, rel=0.05)
+    rollout = rollout_flops(config.student, config.sampler, 21, 1560)
+    assert rollout.total / 1e15 == pytest.approx(generated, rel=0.05)

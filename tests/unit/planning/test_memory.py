@@ -16,8 +16,8 @@ from afd_scale.planning.activations import (
     training_activations,
 )
 from afd_scale.planning.memory import ADAM
-from afd_scale.rollout.causal import rollout
-from tests.unit.planning.networks import adapter, build_discriminator, build_student, draw, make_config
+from afd_scale.rollout.sampler import Noise, Sampler
+from tests.unit.planning.networks import adapter, build, draw, judged, make_config
 
 TOKENS = {"narrow": 144, "deep": 144, "wide": 192}
 WITHIN = 0.10
@@ -65,8 +65,8 @@ PASSES = [("narrow", 2, False), ("narrow", 1, True), ("wide", 1, False), ("deep"
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(("shape", "states", "context"), PASSES)
 def test_the_students_update(shape, lora, checkpointing, states, context):
-    config = make_config(shape, lora=lora, checkpointing=checkpointing, states=states)
-    network, inputs = build_student(config), draw(config)
+    config = make_config(shape, lora=lora, checkpointing=checkpointing, states_per_rollout=states)
+    network, inputs = build(config, "student"), draw(config)
     torch.nn.init.normal_(network.head.head.weight)
     give_gradients(network)
     frames = config.data.latent_frames
@@ -89,12 +89,12 @@ def test_the_students_update(shape, lora, checkpointing, states, context):
 @pytest.mark.parametrize("shape", ["narrow", "wide"])
 def test_the_discriminators_update(shape, lora, checkpointing):
     config = make_config(shape, lora=lora, checkpointing=checkpointing)
-    network, inputs = build_discriminator(config), draw(config, videos=2)
+    network, inputs = build(config, "discriminator"), draw(config, videos=2)
     give_gradients(network)
     frames = 2 * config.data.latent_frames
 
     def update():
-        network(inputs["clean"], inputs["text"]).sum().backward()
+        network(judged(inputs), adapter=adapter(config, "discriminator")).sum().backward()
 
     update()
     modelled = training_activations(
@@ -106,7 +106,7 @@ def test_the_discriminators_update(shape, lora, checkpointing):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_pass_without_gradient(lora):
     config = make_config("wide", lora=lora)
-    network, inputs, frames = build_student(config), draw(config), config.data.latent_frames
+    network, inputs, frames = build(config, "student"), draw(config), config.data.latent_frames
     del inputs["clean"]
 
     @torch.no_grad()
@@ -123,9 +123,8 @@ def test_a_pass_without_gradient(lora):
     [("narrow", None, 1, False), ("wide", None, 2, True), ("narrow", 2, 2, False)],
 )
 def test_a_rollout_and_its_cache(shape, window, videos, lora):
-    config = make_config(shape, lora=lora)
-    student = config.student.model_copy(update={"window_frames": window})
-    network, inputs = build_student(config.model_copy(update={"student": student})), draw(config, videos)
+    config = make_config(shape, lora=lora, window=window)
+    network, inputs = build(config, "student"), draw(config, videos)
     caches = []
 
     class Policy:
@@ -137,10 +136,10 @@ def test_a_rollout_and_its_cache(shape, window, videos, lora):
             return caches[-1]
 
     noise = inputs["noisy"]
-    renoise, sigmas = torch.randn(3, *noise.shape), torch.tensor([1.0, 0.9, 0.8, 0.6])
-    peak = measured_peak(lambda: rollout(Policy(), inputs["text"], noise, renoise, sigmas))
+    drawn, sampler = Noise(noise, torch.randn(3, *noise.shape)), Sampler(config.sampler)
+    peak = measured_peak(lambda: sampler.rollout(Policy(), inputs["text"], drawn))
 
-    model = trunk(config, student)
+    model = trunk(config, config.student)
     cached = key_value_bytes(model, videos * (window or config.data.latent_frames) * TOKENS[shape])
     (cache,) = caches
     assert cached == sum(x.nbytes for layer in cache.layers for x in (layer.k_BLND, layer.v_BLND))
@@ -151,7 +150,7 @@ def test_a_rollout_and_its_cache(shape, window, videos, lora):
 
 def test_optimizer_and_gradients():
     config = make_config("narrow")
-    network, inputs = build_student(config), draw(config)
+    network, inputs = build(config, "student"), draw(config)
     optimizer = torch.optim.AdamW(network.parameters())
     network(**inputs).square().mean().backward()
     optimizer.step()

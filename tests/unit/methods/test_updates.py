@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from afd_scale.config.methods import SftConfig
-from afd_scale.flow.randomness import Randomness
-from afd_scale.methods.accumulate import pieces
-from afd_scale.methods.sft import Sft
-from tests.unit.methods.engines import STUDENT, TrainedEngine, make_batch, make_student
+from afd_scale.types import pieces
+from tests.unit.methods.engines import make_batch
 from tests.unit.methods.test_afd import make_afd
+from tests.unit.methods.test_sft import make_sft
 
 
 def test_pieces() -> None:
@@ -28,11 +26,12 @@ def test_pieces() -> None:
     ids=str,
 )
 def test_a_step_of_afd_in_pieces_is_the_whole_step(fields: dict[str, object], micro_batch: int) -> None:
-    whole, parts = make_afd(**fields), make_afd(**fields)
-    parts.micro_batch = micro_batch
+    whole, parts = make_afd(**fields), make_afd(micro_batch=micro_batch, **fields)
     for afd in (whole, parts):
         for trained in (afd.student, afd.discriminator):
-            trained.optimizer = torch.optim.SGD(trained.network.parameters(), lr=1.0)  # keeps the gradient's size
+            trained.engine.optimizer = torch.optim.SGD(
+                trained.network.parameters(), lr=1.0
+            )  # keeps the gradient's size
     for step in (1, 2):
         expected, found = whole.train_step(make_batch((4, 9, 2)), step), parts.train_step(make_batch((4, 9, 2)), step)
         assert found.keys() == expected.keys()
@@ -48,13 +47,11 @@ def test_a_step_of_afd_in_pieces_is_the_whole_step(fields: dict[str, object], mi
 def test_a_step_of_sft_in_pieces_is_the_whole_step() -> None:
     weights = []
     for micro_batch in (None, 2):
-        student = TrainedEngine(make_student())
-        student.optimizer = torch.optim.SGD(student.network.parameters(), lr=1.0)
-        sft = Sft(
-            SftConfig.model_validate({"optimizer": {"learning_rate": 0.1}}), STUDENT, 100, Randomness(0), student, None,
-            micro_batch,
-        )  # fmt: skip
+        sft = make_sft(micro_batch=micro_batch)
+        before = sft.student.weights()
+        sft.student.engine.optimizer = torch.optim.SGD(sft.student.network.parameters(), lr=1.0)
         sft.train_step(make_batch((4, 9, 2)), 1)
-        weights.append(student.weights())
+        weights.append(sft.student.weights())
+        assert len(sft.student.calls) == (1 if micro_batch is None else 2)
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-6)
-    assert not torch.equal(weights[0], TrainedEngine(make_student()).weights())
+    assert not torch.equal(weights[0], before)
