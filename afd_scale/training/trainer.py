@@ -90,12 +90,12 @@ class Trainer:
                 self.judge.keep_base(self.built.exported)
         with self.clock.phase("prepare"), _input_errors():
             self._resume()
-        if self.step == 0:
+        if self.step == 0 and self.built.method.warmup_steps:
             with self.clock.phase("warm_up"):
-                self._warm_up()
+                self._train(1 - self.built.method.warmup_steps, 0)
         if self.step < self.config.train.steps:
             with self.clock.phase("train"):
-                self._train()
+                self._train(self.step + 1, self.config.train.steps)
             with self.clock.phase("save"):
                 self._save()
         with self.clock.phase("evaluate"):
@@ -122,25 +122,21 @@ class Trainer:
         self.stream.load_state_dict(checkpoint["data"])
         self.step = checkpoint["step"]
 
-    def _warm_up(self) -> None:
-        if self.built.method.warmup_steps:
-            log.info("%s warms up for %d steps", self.config.name, self.built.method.warmup_steps)
-        for step in range(1 - self.built.method.warmup_steps, 1):
-            self.built.method.train_step(self._next_batch(), step)
-
-    def _train(self) -> None:
+    def _train(self, first: int, last: int) -> None:
+        """Steps of the method; those below 1 are its warm-up, which leaves metrics and no checkpoint."""
         config, main = self.config, self.ranks.is_main
+        name, zero = (config.name, 0) if first > 0 else (f"{config.name}, warm-up", first - 1)  # progress counts from it
         with (
-            closing(MetricsWriter(config.folder, enabled=main, resume_step=self.step)) as writer,
-            closing(Progress(config.name, config.train.steps, main, self.step, config.train.log_every)) as progress,
+            closing(MetricsWriter(config.folder, enabled=main, resume_step=first - 1)) as writer,
+            closing(Progress(name, last - zero, main, first - 1 - zero, config.train.log_every)) as progress,
             listening() as stop,
         ):
-            last_log, last_time, counter = self.step, time.monotonic(), self.built.counter
+            last_log, last_time, counter = first - 1, time.monotonic(), self.built.counter
             counter.bytes, self.stream.waited_seconds = 0, 0.0
-            for step in range(self.step + 1, config.train.steps + 1):
+            for step in range(first, last + 1):
                 metrics = self.built.method.train_step(self._next_batch(), step)
                 self.step = step
-                if self._is_due(config.train.log_every) or step == config.train.steps:
+                if self._is_due(config.train.log_every) or step == last:
                     values = self._reduce(metrics)  # waits for the device, so that the time is that of finished steps
                     self._check_finite(values)
                     seconds = time.monotonic() - last_time
@@ -150,13 +146,17 @@ class Trainer:
                     last_log, last_time = step, time.monotonic()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
                     writer.write(step, values)
-                    progress.update(step, values)
+                    progress.update(step - zero, values)
                 else:
-                    progress.update(step)
+                    progress.update(step - zero)
+                told_to_stop = self.ranks.any(stop.made)
+                if step < 1:
+                    if told_to_stop:
+                        raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
+                    continue
                 if self._is_due(config.train.sample_every):
                     self.judge.sample(self.built.exported, step)
-                told_to_stop = self.ranks.any(stop.made)
-                if told_to_stop or (self._is_due(config.train.save_every) and step < config.train.steps):
+                if told_to_stop or (self._is_due(config.train.save_every) and step < last):
                     self._check_finite(self._reduce(metrics))
                     self._save()
                 if told_to_stop:

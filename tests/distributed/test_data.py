@@ -26,7 +26,9 @@ OF_THE_MACHINE = {"system/step_seconds", "system/data_wait_share", "time"}
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
+    """What the steps behind the warm-up log."""
     lines = (json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines())
+    lines = (line for line in lines if line["step"] > 0)
     return [{name: value for name, value in line.items() if name not in OF_THE_MACHINE} for line in lines]
 
 

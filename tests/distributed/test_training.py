@@ -35,7 +35,9 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    """What the steps behind the warm-up log."""
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["step"] > 0]
 
 
 def succeed(result: CompletedProcess[str]) -> None:
@@ -72,6 +74,13 @@ def test_losses_do_not_depend_on_ranks(one_rank: list[dict[str, Any]], two_ranks
         for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:  # a count may tip over
             assert one[name] == pytest.approx(two[name], abs=1e-4), (one["step"], name)
     assert len({line["student/loss"] for line in one_rank}) == STEPS, "losses that never move compare nothing"
+
+
+def test_the_warm_up_is_logged_too(configs: Path, one_rank: list[dict[str, Any]]) -> None:
+    lines = [json.loads(line) for line in (configs / "runs" / "one" / "metrics.jsonl").read_text().splitlines()]
+    warm_up = [line for line in lines if line["step"] < 1]
+    assert [line["step"] for line in warm_up] == [-1, 0]
+    assert all(line["discriminator/loss"] > 0 and "student/loss" not in line for line in warm_up)
 
 
 def test_ranks_that_no_video_can_share_are_refused(configs: Path) -> None:
@@ -269,6 +278,13 @@ def test_without_a_config_the_embedded_default_runs_and_says_so() -> None:
     assert "no --config: running the embedded default" in result.stderr
     assert "toy/afd.yaml" in result.stderr
     refused(result, "train.stepz (3) is not a known key")
+
+
+def test_a_judge_that_diverges_in_the_warm_up_ends_the_run(configs: Path) -> None:
+    result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=judge", "evaluation.metrics=none",
+                 "method.discriminator_optimizer.learning_rate=1e30")  # fmt: skip
+    refused(result, "must be finite at step 0")
+    assert not list((configs / "runs" / "judge" / "checkpoints").glob("step_*"))
 
 
 def test_a_diverged_run_ends_and_saves_no_more(configs: Path, one_rank: list[dict[str, Any]]) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from afd_scale.rollout.causal import rollout
 from safetensors import safe_open
 from torch import Tensor
 
 from afd_scale.config.models import StudentConfig
 from afd_scale.flow.schedule import denoising_sigmas
 from afd_scale.models.wan import CausalWan
-from afd_scale.rollout.causal import rollout
 
 TOLERANCE = 2e-4
 

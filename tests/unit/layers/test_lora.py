@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from afd_scale.config.models import StudentConfig
+from afd_scale.engines.shards import merged_weights
 from afd_scale.layers.lora import Adapters, adapted, adapter_of
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import CausalWan
-from afd_scale.engines.shards import merged_weights
 
 TINY = {"dim": 16, "ffn_dim": 32, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 4, "text_length": 2,
         "latent_channels": 2, "prediction": "velocity"}  # fmt: skip

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from afd_scale.rollout.causal import rollout
 
 from afd_scale.config.models import StudentConfig
 from afd_scale.flow.schedule import denoising_sigmas
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import CausalWan, PatchEmbedding
-from afd_scale.rollout.causal import rollout
 
 CHANNELS, HEIGHT, WIDTH, TEXT = 3, 4, 6, 8
 TINY = {

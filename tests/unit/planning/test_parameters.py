@@ -37,7 +37,7 @@ def test_a_block_worked_by_hand():
 def test_published_sizes():
     """Wan's releases in float32 are files of 5.68 GB and 57.2 GB."""
     for architecture, billions in (("wan-1.3b", 1.42), ("wan-14b", 14.29)):
-        config = load_config(CONFIGS / "wan_14b/afd_full.yaml", [f"student.architecture={architecture}"])
+        config = load_config(CONFIGS / "toy/base.yaml", [f"student={{architecture: {architecture}}}"])
         assert network_sizes(config)["student"].base / 1e9 == pytest.approx(billions, rel=0.01)
 
 
