@@ -125,7 +125,7 @@ class Trainer:
     def _train(self, first: int, last: int) -> None:
         """Steps of the method; those below 1 are its warm-up, which leaves metrics and no checkpoint."""
         config, main = self.config, self.ranks.is_main
-        name, zero = (config.name, 0) if first > 0 else (f"{config.name}, warm-up", first - 1)  # progress counts from it
+        name, zero = (config.name, 0) if first > 0 else (f"{config.name}, warm-up", first - 1)
         with (
             closing(MetricsWriter(config.folder, enabled=main, resume_step=first - 1)) as writer,
             closing(Progress(name, last - zero, main, first - 1 - zero, config.train.log_every)) as progress,
