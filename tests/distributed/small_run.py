@@ -12,7 +12,7 @@ from afd_scale.config.models import PolicyConfig
 from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import ROOT
 
-SHAPE = {"architecture": "toy", "dim": 48, "ffn_dim": 96, "num_layers": 2}
+SHAPE = {"architecture": "toy", "dim": 64, "num_heads": 4, "ffn_dim": 96, "num_layers": 2}
 CLIPS = 192
 
 

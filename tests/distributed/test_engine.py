@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tests.distributed.processes import leave, on_ranks
 
 STEPS = 3
+SHAPE = {"dim": 32, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6, "text_length": 5,
+         "latent_channels": 12, "prediction": "velocity"}  # fmt: skip
 
 
 def check_all(folder: Path) -> None:
@@ -26,13 +28,11 @@ def check_all(folder: Path) -> None:
     from afd_scale.rollout.sampler import Noise, Sampler
     from tests.networks import make_policy
 
-    shape = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6,
-             "text_length": 5, "latent_channels": 12, "prediction": "velocity"}  # fmt: skip
-    config = RunConfig.model_validate({"method": "sft", "student": shape, "seed": 5})
+    config = RunConfig.model_validate({"method": "sft", "student": SHAPE, "seed": 5})
     optimizer = config.method.optimizer.model_copy(update={"gradient_norm": 0.05, "weight_decay": 0.1})
 
     def build() -> nn.Module:
-        return make_policy(shape)
+        return make_policy(SHAPE)
 
     with start_ranks(launched_as(os.environ), timeout_minutes=2) as ranks:
         plain = randomised(build())

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from tests.distributed.processes import leave, on_ranks
 
+SHAPE = {"dim": 32, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6, "text_length": 5,
+         "latent_channels": 12, "prediction": "velocity", "activation_checkpointing": True}  # fmt: skip
+
 
 def check_all() -> None:
     """Every rank, in one process group."""
@@ -25,16 +28,13 @@ def check_all() -> None:
     from afd_scale.parallel.ranks import start_ranks
     from tests.networks import make_policy
 
-    shape = {"dim": 32, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6, "text_length": 5,
-             "latent_channels": 12, "prediction": "velocity", "activation_checkpointing": True}  # fmt: skip
-
     def build() -> nn.Module:
-        return make_policy(shape, ModelOps(EmulatedFp8()))
+        return make_policy(SHAPE, ModelOps(EmulatedFp8()))
 
     with start_ranks(launched_as(os.environ), timeout_minutes=2) as ranks:
         shares = [slice(rank * 4 // ranks.size, (rank + 1) * 4 // ranks.size) for rank in range(ranks.size)]
         mine = shares[ranks.rank]
-        config = RunConfig.model_validate({"method": "sft", "student": shape})
+        config = RunConfig.model_validate({"method": "sft", "student": SHAPE})
         optimizer = config.method.optimizer.model_copy(update={"gradient_norm": 0.0, "weight_decay": 0.0})
         plain = randomised(build())
         trained = TrainedNetwork(config, build_sharded(config, build, plain.state_dict()), optimizer)
@@ -53,12 +53,12 @@ def check_all() -> None:
         trained.step(0.01)
         torch.optim.AdamW(plain.parameters(), lr=0.01, betas=optimizer.betas, weight_decay=0.0).step()
         weights = dict(trained.full_weights())
-        assert weights.keys() == make_policy(shape).state_dict().keys()
+        assert weights.keys() == make_policy(SHAPE).state_dict().keys()
         for name, weight in plain.state_dict().items():
             assert_close(weights[name], weight, name)
 
         # As in a run, with parameters in bf16.
-        config = RunConfig.model_validate({"method": "sft", "student": shape, "precision": "fp8"})
+        config = RunConfig.model_validate({"method": "sft", "student": SHAPE, "precision": "fp8"})
         trained = TrainedNetwork(config, build_sharded(config, build, plain.state_dict()), optimizer)
         velocity = forward(trained, mine)
         assert torch.equal(velocity, forward(plain.bfloat16(), mine)), "forward in bf16"

@@ -23,7 +23,7 @@ from tests.distributed.processes import leave, on_ranks
 
 TOLERANCE = 1e-3 if torch.cuda.is_available() else 1e-4  # a GPU adds in any order
 STEPS, PROMPTS, FRAMES, SIZE = 5, 2, 3, 6
-SHAPE = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6, "text_length": 5,
+SHAPE = {"dim": 32, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 6, "text_length": 5,
          "latent_channels": 3, "prediction": "velocity"}  # fmt: skip
 OPTIMIZER = {"learning_rate": 0.01, "epsilon": 1e-3, "weight_decay": 0.1, "gradient_norm": 0.5}
 LORA = {"rank": 3, "alpha": 6.0}

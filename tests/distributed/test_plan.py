@@ -15,9 +15,9 @@ import torch
 from tests.distributed.processes import leave, on_ranks
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "wan_1_3b"
-SIZES = ("dim=128", "ffn_dim=512", "num_heads=4", "num_layers=4", "text_dim=32", "text_length=16", "freq_dim=32")
+SHAPE = {"dim": 128, "ffn_dim": 512, "num_heads": 4, "num_layers": 4, "text_dim": 32, "text_length": 16, "freq_dim": 32}
 SMALL = (
-    *(f"{network}.{size}" for network in ("student", "method.discriminator") for size in SIZES),
+    *(f"{network}.{field}={size}" for network in ("student", "method.discriminator") for field, size in SHAPE.items()),
     "student.weights=null", "method.discriminator.weights=null", "parallel.sequence=1", "data.global_batch=2",
     "data.latent_frames=3", "data.latent_height=8", "data.latent_width=8", "method.rollouts_per_prompt=2",
     "engine.deepspeed={zero_optimization: {reduce_bucket_size: 100000, stage3_max_live_parameters: 0, "

@@ -11,7 +11,7 @@ import torch
 from tests.distributed.processes import leave, on_ranks
 
 CHUNKS, STEPS = 7, 4  # 7 chunks of 4 denoising steps, and a clean pass behind each chunk but the last
-SHAPE = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 3, "freq_dim": 8, "text_dim": 6, "text_length": 5,
+SHAPE = {"dim": 32, "ffn_dim": 40, "num_heads": 2, "num_layers": 3, "freq_dim": 8, "text_dim": 6, "text_length": 5,
          "latent_channels": 3, "prediction": "velocity"}  # fmt: skip
 
 

@@ -33,6 +33,7 @@ every_backend = pytest.mark.parametrize("candidate", FASTEST_FIRST, ids=lambda c
 # Largest error, relative to the largest value. bfloat16 rounds by up to 0.4 %, and gradients sum what was rounded.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 GPU = torch.device("cuda")
+HEAD_DIM, OTHER_HEAD_DIMS = 128, (64, 96)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def _forget_what_was_compiled():
 
 def load(candidate: Candidate, dtype: torch.dtype, head_dim: int):
     """Its attention, or a skip that says what is missing."""
-    if reason := candidate.refusal(GPU, dtype, head_dim):
+    if reason := candidate.refusal("cuda", dtype, head_dim, torch.cuda.get_device_capability()):
         pytest.skip(f"{candidate.kernels} {reason}")
     try:
         return candidate.load()
@@ -88,12 +89,12 @@ def check(attend, layout: AttentionLayout, tokens: int, dtype: torch.dtype, head
 @every_layout
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_outputs_and_gradients(candidate: Candidate, layout: AttentionLayout, dtype: torch.dtype) -> None:
-    check(load(candidate, dtype, 128), layout, 65, dtype, 128)
+    check(load(candidate, dtype, HEAD_DIM), layout, 65, dtype, HEAD_DIM)
 
 
 @every_backend
 @pytest.mark.parametrize("tokens", [25, 64, 130])
-@pytest.mark.parametrize("head_dim", [64, 96])
+@pytest.mark.parametrize("head_dim", OTHER_HEAD_DIMS)
 def test_other_chunks_and_head_widths(candidate: Candidate, tokens: int, head_dim: int) -> None:
     attend = load(candidate, torch.bfloat16, head_dim)
     check(attend, LAYOUTS["window_sink"], tokens, torch.bfloat16, head_dim)
@@ -109,14 +110,14 @@ def test_both_kernels_that_torch_may_choose(kernel: SDPBackend, layout: Attentio
                 pytest.skip(f"torch has no {kernel.name} for this GPU")
             return sdpa.attend(*arguments)
 
-    check(attend, layout, 65, torch.bfloat16, 128)
+    check(attend, layout, 65, torch.bfloat16, HEAD_DIM)
 
 
 @every_backend
 def test_a_cached_pass_without_gradient(candidate: Candidate) -> None:
     """Keys are a part of a longer buffer, as `LayerCache` hands them out."""
-    attend = load(candidate, torch.bfloat16, 128)
-    (q, k, v), _ = inputs(LAYOUTS["full"], 65, 128)
+    attend = load(candidate, torch.bfloat16, HEAD_DIM)
+    (q, k, v), _ = inputs(LAYOUTS["full"], 65, HEAD_DIM)
     q, k, v = (x.bfloat16() for x in (q, k, v))
     buffers = [F.pad(x, (0, 0, 0, 0, 0, 195), value=float("nan")) for x in (k, v)]
     with torch.no_grad():

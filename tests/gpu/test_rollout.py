@@ -21,7 +21,7 @@ FRAMES, ROWS, COLUMNS = 12, 26, 30
 def test_cached_chunks_are_those_of_the_full_pass(dtype: torch.dtype, tolerance: float, window: dict[str, int]) -> None:
     device = torch.device("cuda")
     config = StudentConfig.model_validate({**SHAPE, **window})
-    backend = choose_backend("auto", device=device, dtype=dtype, head_dim=64)
+    backend = choose_backend("auto", device=device, dtype=dtype, head_dim=config.dim // config.num_heads)
     torch.manual_seed(0)
     model = CausalWan(config, ModelOps(attend=backend.attend))
     for parameter in model.parameters():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from afd_scale.layers.attention import fa4, flash, flex, sdpa
-from afd_scale.layers.attention.limits import Attend, Limits
+from afd_scale.layers.attention.limits import Attend, Capability, Limits
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,13 @@ class Candidate:
     package: str = "torch"
     elsewhere: str = "it has no kernels there"
 
-    def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    def refusal(
+        self, device_type: str, dtype: torch.dtype, head_dim: int, capability: Capability | None = None
+    ) -> str | None:
         """Why its kernels do not fit, or None; imports nothing."""
-        if device.type not in self.limits:
-            return f"needs {' or '.join(self.limits)}, not {device.type}: {self.elsewhere}"
-        return self.limits[device.type].refusal(device, dtype, head_dim)
+        if device_type not in self.limits:
+            return f"needs {' or '.join(self.limits)}, not {device_type}: {self.elsewhere}"
+        return self.limits[device_type].refusal(dtype, head_dim, capability)
 
 
 # By the speed to expect: on Hopper flash-attn 3 and cuDNN, which torch takes there, lead; elsewhere torch's kernels are
@@ -74,20 +76,25 @@ def choose_backend(name: str, *, device: torch.device, dtype: torch.dtype, head_
     Raises:
         ValueError: the named one does not work here; all reasons in one line.
     """
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    backend, reasons = find_backend(name, device.type, dtype, head_dim, capability)
+    log.info("%s", "; ".join([f"attention: {backend.name} ({backend.kernels}) on {device.type}", *reasons]))
+    return backend
+
+
+def find_backend(
+    name: str, device_type: str, dtype: torch.dtype, head_dim: int, capability: Capability | None = None
+) -> tuple[Backend, list[str]]:
+    """The same for any device, which is not asked: its backend, and why none before it."""
     candidates = [c for c in FASTEST_FIRST if name in ("auto", c.name)]
     assert candidates, f"no attention backend is called {name}"
     reasons: list[str] = []
     for candidate in candidates:
-        reason = candidate.refusal(device, dtype, head_dim)
+        reason = candidate.refusal(device_type, dtype, head_dim, capability)
         if reason is None:
             try:
-                attend = candidate.load()
+                return Backend(candidate.name, candidate.kernels, candidate.load()), reasons
             except ImportError as error:
                 reason = f"needs {candidate.package} ({' '.join(str(error).split())})"
-            else:
-                log.info(
-                    "%s", "; ".join([f"attention: {candidate.name} ({candidate.kernels}) on {device.type}", *reasons])
-                )
-                return Backend(candidate.name, candidate.kernels, attend)
         reasons.append(f"{candidate.kernels} {reason}")
     raise ValueError(f"attention ({name}): {'; '.join(reasons)}")

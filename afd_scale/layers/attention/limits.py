@@ -10,6 +10,7 @@ from afd_scale.layers.attention.layout import AttentionLayout
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout], Tensor]
 
+Capability = tuple[int, int]  # of a GPU: major, minor
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -29,11 +30,11 @@ class Limits:
     max_head_dim: int | None = None
     capabilities: tuple[int, int] | None = None
 
-    def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """Why it cannot work here ("needs ..."), or None."""
+    def refusal(self, dtype: torch.dtype, head_dim: int, capability: Capability | None) -> str | None:
+        """Why it cannot work on a device of this compute capability ("needs ..."), or None."""
         if dtype not in self.dtypes:
             names = " or ".join(_name(d) for d in self.dtypes)
-            return f"needs {names} on a {device.type} device, not {_name(dtype)}"
+            return f"needs {names} here, not {_name(dtype)}"
         too_wide = self.max_head_dim is not None and head_dim > self.max_head_dim
         if head_dim % self.head_multiple or head_dim < self.min_head_dim or too_wide:
             most = "" if self.max_head_dim is None else f" to {self.max_head_dim}"
@@ -43,7 +44,8 @@ class Limits:
             )
         if self.capabilities is not None:
             first, last = self.capabilities
-            major, minor = torch.cuda.get_device_capability(device)
+            assert capability is not None
+            major, minor = capability
             if not first <= major <= last:
                 span = (
                     f"{first}.x" if first == last else f"{first}.0 or later" if last == 99 else f"{first}.x to {last}.x"

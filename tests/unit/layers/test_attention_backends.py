@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from afd_scale.layers.attention import AttentionLayout, choose_backend, fa4, flash, flex
+from afd_scale.layers.attention.backends import find_backend
 
 LAYOUTS = {
     "full": AttentionLayout.full(2, 6),
@@ -21,7 +22,7 @@ LAYOUTS = {
     "clean_and_noisy_window_sink": AttentionLayout.clean_and_noisy(12, 2, 6, 2, num_states=2),
 }
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 
 
 # The kernels of flash-attn, written as softmax.
@@ -168,12 +169,15 @@ def test_each_library_is_called_by_its_signature(library, layout, request):
     torch.testing.assert_close(ours, dense)
 
 
-# Which one is chosen.
+# Which one is chosen. No GPU is asked: its compute capability is given.
+
+AMPERE, HOPPER = (8, 0), (9, 0)
 
 
-@pytest.fixture
-def hopper(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+def found(name, device_type="cuda", dtype=torch.bfloat16, head_dim=128, capability=HOPPER):
+    """Name and kernels of the backend."""
+    backend, _ = find_backend(name, device_type, dtype, head_dim, capability)
+    return backend.name, backend.kernels
 
 
 def test_auto_on_a_cpu_says_what_it_took_and_why_nothing_else(caplog):
@@ -186,70 +190,62 @@ def test_auto_on_a_cpu_says_what_it_took_and_why_nothing_else(caplog):
     )
 
 
-@pytest.mark.usefixtures("hopper")
 def test_auto_on_hopper_takes_flash_attn_3_where_it_is_installed(request):
-    arguments = {"device": GPU, "dtype": torch.bfloat16, "head_dim": 128}
-    assert choose_backend("auto", **arguments).name == "sdpa"
+    assert found("auto")[0] == "sdpa"
     request.getfixturevalue("flash_attn_3")
-    backend = choose_backend("auto", **arguments)
-    assert (backend.name, backend.kernels) == ("flash", "flash-attn 3")
-    assert choose_backend("auto", **(arguments | {"dtype": torch.float32})).name == "sdpa"
+    assert found("auto") == ("flash", "flash-attn 3")
+    assert found("auto", dtype=torch.float32)[0] == "sdpa"
 
 
-@pytest.mark.usefixtures("hopper", "flash_attn_2")
-def test_flash_takes_flash_attn_2_where_3_is_missing_or_does_not_fit(monkeypatch, request):
-    arguments = {"device": GPU, "dtype": torch.bfloat16, "head_dim": 128}
-    assert choose_backend("flash", **arguments).kernels == "flash-attn 2"
+@pytest.mark.usefixtures("flash_attn_2")
+def test_flash_takes_flash_attn_2_where_3_is_missing_or_does_not_fit(request):
+    assert found("flash") == ("flash", "flash-attn 2")
     request.getfixturevalue("flash_attn_3")
-    assert choose_backend("flash", **arguments).kernels == "flash-attn 3"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert choose_backend("flash", **arguments).kernels == "flash-attn 2"
+    assert found("flash") == ("flash", "flash-attn 3")
+    assert found("flash", capability=AMPERE) == ("flash", "flash-attn 2")
 
 
 REFUSED = [
-    ("flash", CPU, torch.bfloat16, 64, "flash-attn 2 needs cuda, not cpu"),
-    ("flex", CPU, torch.float32, 64, "FlexAttention needs cuda, not cpu: FlexAttention has no backward"),
-    ("fa4", GPU, torch.bfloat16, 64, r"needs flash-attn-4 \(No module named 'flash_attn'\)"),
-    ("flash", GPU, torch.bfloat16, 64, r"flash-attn 3 needs .*; flash-attn 2 needs flash-attn>=2.7,<3 \(No module"),
-    ("flash", GPU, torch.float32, 64, "needs bfloat16 or float16 on a cuda device, not float32"),
-    ("flash", GPU, torch.bfloat16, 260, "needs a head width of 8 to 256 in steps of 8, not 260"),
-    ("flash", GPU, torch.bfloat16, 264, "needs a head width of 8 to 256 in steps of 8, not 264"),
-    ("flex", GPU, torch.bfloat16, 8, "needs a head width of 16 to 256 in steps of 8, not 8"),
-    ("sdpa", GPU, torch.float64, 64, "needs float32 or bfloat16 or float16 on a cuda device, not float64"),
-    ("auto", GPU, torch.float64, 64, "torch .* not float64; flash-attn 2 needs"),
+    ("flash", "cpu", torch.bfloat16, 64, "flash-attn 2 needs cuda, not cpu"),
+    ("flex", "cpu", torch.float32, 64, "FlexAttention needs cuda, not cpu: FlexAttention has no backward"),
+    ("fa4", "cuda", torch.bfloat16, 64, r"needs flash-attn-4 \(No module named 'flash_attn'\)"),
+    ("flash", "cuda", torch.bfloat16, 64, r"flash-attn 3 needs .*; flash-attn 2 needs flash-attn>=2.7,<3 \(No module"),
+    ("flash", "cuda", torch.float32, 64, "needs bfloat16 or float16 here, not float32"),
+    ("flash", "cuda", torch.bfloat16, 260, "needs a head width of 8 to 256 in steps of 8, not 260"),
+    ("flash", "cuda", torch.bfloat16, 264, "needs a head width of 8 to 256 in steps of 8, not 264"),
+    ("flex", "cuda", torch.bfloat16, 8, "needs a head width of 16 to 256 in steps of 8, not 8"),
+    ("sdpa", "cuda", torch.float64, 64, "needs float32 or bfloat16 or float16 here, not float64"),
+    ("auto", "cuda", torch.float64, 64, "torch .* not float64; flash-attn 2 needs"),
 ]
 
 
-@pytest.mark.usefixtures("hopper")
-@pytest.mark.parametrize(("name", "device", "dtype", "head_dim", "reason"), REFUSED)
-def test_one_that_cannot_work_here_is_refused_in_one_line(name, device, dtype, head_dim, reason):
+@pytest.mark.parametrize(("name", "device_type", "dtype", "head_dim", "reason"), REFUSED)
+def test_one_that_cannot_work_here_is_refused_in_one_line(name, device_type, dtype, head_dim, reason):
     with pytest.raises(ValueError, match=rf"^attention \({name}\): .*{reason}") as error:
-        choose_backend(name, device=device, dtype=dtype, head_dim=head_dim)
+        found(name, device_type, dtype, head_dim)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("flash_attn_4")
 @pytest.mark.parametrize(("capability", "fits"), [((8, 9), False), ((9, 0), True), ((10, 0), True), ((12, 0), False)])
-def test_an_old_or_untried_gpu_is_refused(capability, fits, monkeypatch, flash_attn_4):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    arguments = {"device": GPU, "dtype": torch.bfloat16, "head_dim": 128}
+def test_an_old_or_untried_gpu_is_refused(capability, fits):
     if fits:
-        assert choose_backend("fa4", **arguments).kernels == "flash-attn 4"
+        assert found("fa4", capability=capability) == ("fa4", "flash-attn 4")
     else:
         with pytest.raises(ValueError, match=r"capability 9.x to 10.x, not (8.9|12.0)$"):
-            choose_backend("fa4", **arguments)
+            found("fa4", capability=capability)
 
 
-@pytest.mark.usefixtures("hopper")
 def test_versions_that_are_called_otherwise_are_refused(monkeypatch, flash_attn_2, flash_attn_4):
     sys.modules["flash_attn.cute.interface"]._flash_attn_fwd = lambda q, k, v, softmax_scale=None: None
     with pytest.raises(ValueError, match="only the draft inside flash-attn 2"):
-        choose_backend("fa4", device=GPU, dtype=torch.bfloat16, head_dim=128)
+        found("fa4")
 
     package = ModuleType("flash_attn")
     package.__version__, package.flash_attn_interface = "2.6.3", sys.modules["flash_attn.flash_attn_interface"]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
     with pytest.raises(ValueError, match=r"needs flash-attn>=2.7,<3 \(2.6.3 is installed\)"):
-        choose_backend("flash", device=GPU, dtype=torch.bfloat16, head_dim=128)
+        found("flash")
 
     library = torch.library.Library("flash_attn_3", "DEF")
     library.define("fwd(Tensor q, Tensor k, Tensor v, Tensor(k_new!)? k_new, float softmax_scale) -> Tensor")
