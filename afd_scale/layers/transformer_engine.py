@@ -36,8 +36,8 @@ class TransformerEngineFp8(ParameterPrecision):
             from transformer_engine.common.recipe import DelayedScaling, Float8CurrentScaling
         except (ImportError, OSError, RuntimeError) as error:  # it, or a library of its own, is not there
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"precision (fp8) must find Transformer Engine on a GPU: {reason}; install afd-scale[gpu] "
-                             "or take bf16") from error  # fmt: skip
+            raise ValueError(f"precision (fp8) must find Transformer Engine on a GPU: {reason}; install "
+                             "afd-scale[transformer-engine] or take bf16") from error  # fmt: skip
         available, reason = te.is_fp8_available(return_reason=True)
         if not available:
             raise ValueError(f"precision (fp8) must be bf16 on this GPU: {reason}")

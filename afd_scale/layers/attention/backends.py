@@ -57,7 +57,7 @@ class Candidate:
 # By the speed to expect: on Hopper flash-attn 3 and cuDNN, which torch takes there, lead; elsewhere torch's kernels are
 # flash-attn 2. flash-attn 4 is a pre-release, and comes after all that is proven.
 FASTEST_FIRST = (
-    Candidate("flash", "flash-attn 3", flash.LIMITS_3, flash.load_3, "flash-attn-3 (built from its hopper folder)"),
+    Candidate("flash", "flash-attn 3", flash.LIMITS_3, flash.load_3, "flash-attn-3"),
     Candidate("sdpa", f"torch {torch.__version__}", sdpa.LIMITS, sdpa.load),
     Candidate("flash", "flash-attn 2", flash.LIMITS_2, flash.load_2, "flash-attn>=2.7,<3"),
     Candidate(
