@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from afd_scale.layers.attention import AttentionLayout, attend_all, sdpa
+from afd_scale.layers.attention import AttentionLayout, attend_all, choose_backend, sdpa
 from afd_scale.layers.attention.backends import FASTEST_FIRST, Candidate
 
 pytestmark = [
@@ -111,6 +111,16 @@ def test_both_kernels_that_torch_may_choose(kernel: SDPBackend, layout: Attentio
             return sdpa.attend(*arguments)
 
     check(attend, layout, 65, torch.bfloat16, HEAD_DIM)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "names"), [(torch.float32, ["memory-efficient"]), (torch.bfloat16, ["cuDNN", "flash"])]
+)
+def test_the_log_names_the_kernel_that_torch_takes(dtype: torch.dtype, names: list[str], caplog) -> None:
+    with caplog.at_level("INFO"):
+        choose_backend("sdpa", device=GPU, dtype=dtype, head_dim=HEAD_DIM)
+    line = caplog.messages[-1]
+    assert any(f"{name} kernel, cuDNN " in line for name in names)
 
 
 @every_backend

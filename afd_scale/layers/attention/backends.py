@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -78,6 +78,16 @@ def choose_backend(name: str, *, device: torch.device, dtype: torch.dtype, head_
     """
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     backend, reasons = find_backend(name, device.type, dtype, head_dim, capability)
+    if backend.name == "sdpa":
+        kernel = sdpa.kernel_for(device, dtype, head_dim)
+        words = [backend.kernels, f"{kernel} kernel"]
+        if capability is not None:
+            cudnn = torch.backends.cudnn.version()
+            words.append("no cuDNN" if cudnn is None else f"cuDNN {sdpa.version_words(cudnn)}")
+            warning = sdpa.slower_than_cudnn(capability, cudnn)
+            if warning and kernel == sdpa.FlashKernel.name:
+                log.warning("%s", warning)
+        backend = replace(backend, kernels=", ".join(words))
     log.info("%s", "; ".join([f"attention: {backend.name} ({backend.kernels}) on {device.type}", *reasons]))
     return backend
 

@@ -8,13 +8,15 @@ memory-efficient kernel lay their log-sum-exp out in their own way.
 Shape suffixes: B batch, L tokens, N heads, D head width. The operators take (B, N, L, D).
 """
 
+from typing import ClassVar, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from afd_scale.layers.attention.layout import AttentionLayout
-from afd_scale.layers.attention.limits import Attend, Limits
+from afd_scale.layers.attention.limits import Attend, Capability, Limits
 from afd_scale.layers.attention.segmented import Gradients, Kernel, attend_segments
 
 LIMITS = {
@@ -54,7 +56,35 @@ def attend_all(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def _kernel(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Kernel:
+def kernel_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Name of the kernel that a layout's segments get on a device."""
+    q, k, v = (torch.empty(1, 128, 1, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    return _kernel(q, k, v).name
+
+
+def slower_than_cudnn(capability: Capability, cudnn: int | None) -> str | None:
+    """Why torch takes flash-attn 2's kernels on a GPU for which it prefers cuDNN's, and what to do; or None.
+
+    Args:
+        cudnn: the version that is loaded, as torch.backends.cudnn counts: 91501 is 9.15.1.
+    Source: torch 2.13, check_prefer_cudnn_attention in aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+    """
+    if capability[0] not in (9, 10) or (cudnn is not None and cudnn > 91500):
+        return None
+    loaded = "no cuDNN is" if cudnn is None else f"cuDNN {version_words(cudnn)} is"
+    return (
+        f"attention: torch takes flash-attn 2's kernels, on Hopper about half as fast as cuDNN's, because {loaded} "
+        "loaded, which it takes above 9.15.0 only: install a cu130 build of torch, which brings one, and keep "
+        "an older one of the system off LD_LIBRARY_PATH"
+    )
+
+
+def version_words(cudnn: int) -> str:
+    """91002 in the usual form: 9.10.2."""
+    return f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
+
+
+def _kernel(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> "TorchKernel":
     if q_BLND.device.type == "cpu":
         return CpuKernel()
     if q_BLND.dtype == torch.float32:
@@ -65,7 +95,14 @@ def _kernel(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Kernel:
     return CudnnKernel() if choice == SDPBackend.CUDNN_ATTENTION.value else FlashKernel()
 
 
+class TorchKernel(Kernel, Protocol):
+    """A kernel that has a name for the log."""
+
+    name: ClassVar[str]
+
+
 class CpuKernel:
+    name = "CPU flash"
     merges_ranges = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
@@ -83,6 +120,7 @@ class CpuKernel:
 
 
 class EfficientKernel:
+    name = "memory-efficient"
     merges_ranges = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
@@ -101,6 +139,7 @@ class EfficientKernel:
 
 
 class FlashKernel:
+    name = "flash"
     merges_ranges = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
@@ -118,6 +157,7 @@ class FlashKernel:
 
 
 class CudnnKernel:
+    name = "cuDNN"
     merges_ranges = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:

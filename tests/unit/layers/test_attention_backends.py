@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from afd_scale.layers.attention import AttentionLayout, choose_backend, fa4, flash, flex
+from afd_scale.layers.attention import AttentionLayout, choose_backend, fa4, flash, flex, sdpa
 from afd_scale.layers.attention.backends import find_backend
 
 LAYOUTS = {
@@ -186,8 +186,27 @@ def test_auto_on_a_cpu_says_what_it_took_and_why_nothing_else(caplog):
     assert backend.name == "sdpa"
     (line,) = caplog.messages
     assert line == (
-        f"attention: sdpa (torch {torch.__version__}) on cpu; flash-attn 3 needs cuda, not cpu: it has no kernels there"
+        f"attention: sdpa (torch {torch.__version__}, CPU flash kernel) on cpu; "
+        "flash-attn 3 needs cuda, not cpu: it has no kernels there"
     )
+
+
+@pytest.mark.parametrize(
+    ("capability", "cudnn", "loaded"),
+    [
+        (HOPPER, 91002, "cuDNN 9.10.2 is"),
+        (HOPPER, 91500, "cuDNN 9.15.0 is"),
+        ((10, 0), 90905, "cuDNN 9.9.5 is"),
+        (HOPPER, None, "no cuDNN is"),
+        (HOPPER, 91501, None),
+        (HOPPER, 91900, None),
+        (AMPERE, 91002, None),
+        ((12, 0), 91002, None),
+    ],
+)
+def test_an_old_cudnn_is_told_where_torch_would_take_a_newer_one(capability, cudnn, loaded):
+    warning = sdpa.slower_than_cudnn(capability, cudnn)
+    assert warning is None if loaded is None else f"because {loaded} loaded" in warning
 
 
 def test_auto_on_hopper_takes_flash_attn_3_where_it_is_installed(request):
