@@ -14,6 +14,10 @@ Backward needs nothing new. A kernel rebuilds its probabilities as exp(q k - lse
 the merged `lse` and `out` these are those of the whole softmax, so the call on R gives dK and dV of R exactly, and its
 part of dQ.
 
+A key's gradients are sums over all segments that see it, 63 of them in a long video by single frames. In 16 bits each
+addition rounds, so dK and dV are added up in float32 and rounded once: while the backward pass of one attention lasts,
+they take 8 bytes a key and channel instead of 4, and 4 more for the rounded copies at its end.
+
 Shape suffixes: B batch, L tokens, N heads, D head width. A log-sum-exp is (B, N, L) in float32.
 """
 
@@ -75,19 +79,23 @@ class _SegmentedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, out, *saved = ctx.saved_tensors
         grad_out = _neighbouring_channels(grad_out)
-        grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
+        grad_q, wide = torch.empty_like(q), torch.promote_types(q.dtype, torch.float32)
+        # A segment alone gives each key one contribution: there is nothing to add up.
+        grad_k, grad_v = (torch.zeros_like(x, dtype=wide if len(ctx.segments) > 1 else None) for x in (k, v))
         rests = iter(saved[len(ctx.segments) :])
         for segment, lse in zip(ctx.segments, saved[: len(ctx.segments)], strict=False):
             query = slice(*segment.query)
+            parts_q: list[Tensor] = []
             for call in _calls(segment, ctx.kernel):
                 rest = tuple(next(rests) for _ in range(ctx.rest_length))
                 grad_q_i, grad_k_i, grad_v_i = ctx.kernel.backward(
                     grad_out[:, query], q[:, query], _take(k, call), _take(v, call), out[:, query], lse, rest
                 )
-                grad_q[:, query] += grad_q_i
+                parts_q.append(grad_q_i)
                 _accumulate(grad_k, grad_k_i, call)
                 _accumulate(grad_v, grad_v_i, call)
-        return grad_q, grad_k, grad_v, None, None
+            grad_q[:, query] = parts_q[0] if len(parts_q) == 1 else sum(part.to(wide) for part in parts_q)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 
 def _calls(segment: Segment, kernel: Kernel) -> list[tuple[Range, ...]]:
