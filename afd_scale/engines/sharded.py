@@ -8,6 +8,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import (
     safe_get_local_fp32_param,
@@ -158,6 +159,7 @@ class TrainedNetwork(ShardedNetwork):
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
+        get_accelerator().synchronize()  # a stream of its own gathers, and does not wait for the new weights
         self.release()
         norm = self.engine.get_global_grad_norm()
         return torch.zeros(()) if norm is None else torch.as_tensor(norm)
