@@ -24,10 +24,13 @@ def deepspeed_config(
         "zero_optimization": {
             "stage": 3,
             "stage3_param_persistence_threshold": 0 if edited or frozen else config.engine.parameter_persistence,
+            "reduce_bucket_size": 250_000_000,  # elements: in float32 the bytes that DeepSpeed's own takes in bf16
             "memory_efficient_linear": False,  # replaces torch.nn.functional.linear for the whole process
             **_offload(config, frozen),
         },
         "bf16": {"enabled": config.precision != "fp32", "check_grad_overflow": False},
+        # Added up in bf16, gradients of many ranks lose the small ones too: a sum rounds once a rank.
+        "communication_data_type": "fp32",
         # The optimizers are torch's own, chosen by us: DeepSpeed would compile one.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
 from afd_scale.config.models import WanConfig
-from afd_scale.planning.memory import is_resident, itemsize
+from afd_scale.planning.memory import is_resident, itemsize, reduced_itemsize
 from afd_scale.planning.parameters import NetworkSize
 from afd_scale.planning.workload import Workload
 
@@ -69,15 +69,15 @@ def _pass_traffic(config: RunConfig, load: Workload, each: Pass, size: NetworkSi
         elif each.kind == "velocity":
             gathers, exchanged = gathers + each.runs, exchanged + tokens
     return Traffic(
-        gather=(1 if once else gathers) * _received(config, load, size.total),
-        reduce=each.runs * _received(config, load, size.trained) if each.gradient else 0.0,
+        gather=(1 if once else gathers) * _received(load, size.total * itemsize(config)),
+        reduce=each.runs * _received(load, size.trained * reduced_itemsize(config)) if each.gradient else 0.0,
         exchange=_exchange(config, load, network, exchanged) if isinstance(network, WanConfig) else 0.0,
     )
 
 
-def _received(config: RunConfig, load: Workload, elements: int) -> float:
-    """Of an all-gather (or a reduce-scatter) of so many elements: all of them but the own shard."""
-    return elements * itemsize(config) * (load.gpus - 1) / load.gpus
+def _received(load: Workload, size: int) -> float:
+    """Of an all-gather, or a reduce-scatter, of so many bytes: all of them but the own shard's."""
+    return size * (load.gpus - 1) / load.gpus
 
 
 def _exchange(config: RunConfig, load: Workload, network: WanConfig, tokens: int) -> float:

@@ -2,7 +2,8 @@
 
 DeepSpeed 0.19 in bf16, bytes a parameter of a trained network: bf16 shard 2, float32 master 4, Adam 8, gradient
 partition 2 (4 where micro-batches are accumulated; the optimizer's step makes a float32 copy, one sub-group at a time).
-In float32 the master is a second copy of the shard. Each trained engine also holds a bucket for gradients on their way.
+In float32 the master is a second copy of the shard. Each trained engine also holds a bucket for gradients on their way,
+which are added up in float32.
 """
 
 from collections.abc import Mapping
@@ -25,9 +26,10 @@ from afd_scale.planning.parameters import NetworkSize
 from afd_scale.planning.workload import Workload
 
 MASTER, ADAM = 4, 8  # bytes a trained parameter
-# Defaults of DeepSpeed 0.19 that hold memory, in elements; engine.deepspeed.zero_optimization overrides them.
+# What holds memory, in elements: ours of parallel/deepspeed_config.py, then defaults of DeepSpeed 0.19;
+# engine.deepspeed.zero_optimization overrides them.
 ZERO_DEFAULTS = {
-    "reduce_bucket_size": 500_000_000,
+    "reduce_bucket_size": 250_000_000,
     "stage3_max_live_parameters": 1_000_000_000,
     "stage3_prefetch_bucket_size": 50_000_000,
     "sub_group_size": 1_000_000_000,
@@ -107,6 +109,11 @@ def itemsize(config: RunConfig) -> int:
     return 4 if config.precision == "fp32" else 2
 
 
+def reduced_itemsize(config: RunConfig) -> int:
+    """Bytes of a gradient on its way to the rank that keeps it: float32, unless engine.deepspeed says otherwise."""
+    return FLOAT32 if config.engine.deepspeed.get("communication_data_type", "fp32") == "fp32" else 2
+
+
 def trunk(config: RunConfig, network: WanConfig, sequence: int) -> Trunk:
     """A transformer as memory sees it."""
     rank = None if network.lora is None else network.lora.rank
@@ -139,7 +146,7 @@ def _shards(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) -> t
         if role.optimizer is not None:
             add(optimizer, f"{name} optimizer", network.trained, MASTER + ADAM)
             add(optimizer, f"{name} gradients", network.trained, FLOAT32 if config.train.micro_batch else size)
-            shards[f"{name} reduce bucket"] = _zero(config, "reduce_bucket_size") * size
+            shards[f"{name} reduce bucket"] = _zero(config, "reduce_bucket_size") * reduced_itemsize(config)
     return shards, host
 
 

@@ -7,6 +7,7 @@ import copy
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,52 @@ def check_all(folder: Path) -> None:
         for old, new, network in zip(before, changed, (trained, average), strict=True):
             assert (old - new).abs().max() > 1e-3
             assert torch.equal(network(*inputs(9)[:3]), old), "a checkpoint restores the weights bit by bit"
+        check_bf16(ranks)
+
+
+def check_bf16(ranks: Any) -> None:
+    """A step in bf16: plain torch takes the ranks' rows one by one, adds their bf16 gradients up in float32 and
+    steps float32 copies of the weights. Were they added up in bf16, they would be off by 2e-3 of their norm."""
+    from deepspeed.utils import safe_get_full_grad
+
+    from afd_scale.config import RunConfig
+    from afd_scale.config.models import StudentConfig
+    from afd_scale.models.wan import CausalWan
+    from afd_scale.parallel.engine import TrainedNetwork, build_sharded
+
+    # With micro-batches gradients stay in float32 after they are reduced; without, they are rounded once.
+    config = RunConfig.model_validate(
+        {"method": "sft", "student": SHAPE, "precision": "bf16", "train": {"micro_batch": 1}}
+    )
+    changes = {"gradient_norm": 0.05, "weight_decay": 0.1, "epsilon": 1e-4}
+    optimizer = config.method.optimizer.model_copy(update=changes)
+
+    def build() -> nn.Module:
+        return CausalWan(StudentConfig.model_validate(SHAPE))
+
+    plain = randomised(build()).bfloat16()
+    trained = TrainedNetwork(config, build_sharded(config, build, plain.state_dict()), optimizer)
+    masters = {name: nn.Parameter(weight.detach().float()) for name, weight in plain.named_parameters()}
+    noisy, timestep, text, clean = inputs(7)
+    for rank in range(ranks.size):
+        rows = slice(rank * 4 // ranks.size, (rank + 1) * 4 // ranks.size)
+        loss = plain(noisy[rows], timestep[rows], text[rows], clean=clean[rows]).square().mean()
+        for name, gradient in zip(masters, torch.autograd.grad(loss, list(plain.parameters())), strict=True):
+            share = gradient.float() / ranks.size
+            masters[name].grad = share if rank == 0 else masters[name].grad + share
+        if rank == ranks.rank:
+            trained.backward(trained(noisy[rows], timestep[rows], text[rows], clean=clean[rows]).square().mean())
+    for name, weight in trained.network.named_parameters():
+        expected = masters[name].grad
+        error = ((safe_get_full_grad(weight) - expected).norm() / expected.norm()).item()
+        # Every block reads the text: autograd adds up what they send back, in bf16, and in another order here.
+        allowed = 1e-2 if name.startswith("text_embedding") else 1e-5
+        assert error < allowed, f"gradient of {name} in bf16: off by {error}"
+    trained.step(0.01)
+    nn.utils.clip_grad_norm_(masters.values(), 0.05)
+    torch.optim.AdamW(masters.values(), lr=0.01, betas=optimizer.betas, eps=1e-4, weight_decay=0.1).step()
+    for name, weight in trained.full_weights():
+        assert_close(weight, masters[name], f"{name} after a step in bf16")
 
 
 def randomised(model: nn.Module) -> nn.Module:

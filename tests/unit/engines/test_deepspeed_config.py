@@ -20,6 +20,7 @@ def test_defaults_that_deepspeed_would_choose_otherwise() -> None:
     assert deepspeed_config(run_config(precision="bf16"))["bf16"]["enabled"]
     fp8 = run_config(precision="fp8", student={"activation_checkpointing": True})
     assert deepspeed_config(fp8)["bf16"]["enabled"]
+    assert deepspeed_config(fp8)["communication_data_type"] == "fp32"
 
 
 def test_raw_keys_go_over_the_generated_ones() -> None:

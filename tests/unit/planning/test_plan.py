@@ -114,7 +114,10 @@ def test_traffic_worked_by_hand():
     # Old policy and reference: context and states; the student: context, and states with a backward pass.
     assert traffic["velocities"].gather == pytest.approx(2 * (2 + 2) * whole)
     assert traffic["student"].gather == once["student"].gather == pytest.approx(2 * 3 * whole)
-    assert traffic["student"].reduce == pytest.approx(2 * whole)
+    assert traffic["student"].reduce == pytest.approx(2 * 2 * whole)  # gradients in float32
+    raw = "engine.deepspeed={communication_data_type: bf16}"
+    in_bf16 = load_config(FULL_1_3B, ["parallel.sequence=4", "train.micro_batch=4", raw])
+    assert step_traffic(in_bf16, load, sizes, False)["student"].reduce == pytest.approx(2 * whole)
     video = 4 * (21 * 390) * 1536 * 2 * 30 * 3 / 4  # q, k, v, o of a video in all blocks, three quarters from elsewhere
     assert traffic["velocities"].exchange == pytest.approx(8 * (2 + 2) * video)
     assert traffic["student"].exchange == pytest.approx(8 * 4 * video)
