@@ -104,9 +104,8 @@ def check_bf16(ranks: Any) -> None:
     from deepspeed.utils import safe_get_full_grad
 
     from afd_scale.config import RunConfig
-    from afd_scale.config.models import StudentConfig
-    from afd_scale.models.wan import CausalWan
-    from afd_scale.parallel.engine import TrainedNetwork, build_sharded
+    from afd_scale.engines.sharded import TrainedNetwork, build_sharded
+    from tests.networks import make_policy
 
     # With micro-batches gradients stay in float32 after they are reduced; without, they are rounded once.
     config = RunConfig.model_validate(
@@ -116,7 +115,7 @@ def check_bf16(ranks: Any) -> None:
     optimizer = config.method.optimizer.model_copy(update=changes)
 
     def build() -> nn.Module:
-        return CausalWan(StudentConfig.model_validate(SHAPE))
+        return make_policy(SHAPE)
 
     plain = randomised(build()).bfloat16()
     trained = TrainedNetwork(config, build_sharded(config, build, plain.state_dict()), optimizer)

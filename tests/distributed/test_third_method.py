@@ -143,11 +143,14 @@ def test_a_third_method_is_benchmarked(config_file: Path, name: str, capsys: pyt
 
 def test_the_rules_between_sections_hold_for_a_third_method(config_file: Path) -> None:
     load_config(config_file, ["data.prompts=x", "data.prompts_per_step=2"])  # it rolls out
-    for override, line in (
-        ("method.judge.num_heads=3", "parallel.sequence (2) must divide method.judge.num_heads (3)"),
-        ("method.judge.text_dim=8", "method.judge.text_dim (8) must equal student.text_dim (32)"),
-        ("engine={offload_optimizer: nvme, nvme_path: x}", "engine.offload_optimizer (nvme) must be none or cpu"),
+    for overrides, line in (
+        (["method.judge.text_dim=8"], "method.judge.text_dim (8) must equal student.text_dim (32)"),
+        (["engine={offload_optimizer: nvme, nvme_path: x}"], "engine.offload_optimizer (nvme) must be none or cpu"),
+        (
+            ["precision=fp8", "student.activation_checkpointing=true"],
+            "method.judge.activation_checkpointing (False) must be true",
+        ),
     ):
         with pytest.raises(ConfigError) as caught:
-            load_config(config_file, ["parallel.sequence=2", override])
+            load_config(config_file, overrides)
         assert str(caught.value).startswith(line)

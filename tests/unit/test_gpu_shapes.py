@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from afd_scale.config import load_config
-from afd_scale.config.models import StudentConfig, WanArchitecture
+from afd_scale.config.models import PolicyConfig, WanConfig
 from afd_scale.layers.attention.backends import FASTEST_FIRST
 from tests.gpu.test_attention import HEAD_DIM, OTHER_HEAD_DIMS, TOLERANCE
 
@@ -46,13 +46,13 @@ def network_shapes() -> Iterator[tuple[str, int, tuple[torch.dtype, ...]]]:
     """Where, head width, and the dtypes that it is computed in."""
     for path in MODULES:
         if shape := shape_of(ast.parse(path.read_text())):
-            network = StudentConfig.model_validate(ast.literal_eval(shape))
+            network = PolicyConfig.model_validate(ast.literal_eval(shape)).student
             yield path.stem, network.dim // network.num_heads, (torch.float32, torch.bfloat16)
     for path in CONFIGS:
         config = load_config(path)
         dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
-        for network in (config.student, getattr(config.method, "discriminator", None)):
-            if isinstance(network, WanArchitecture):
+        for network in (role.network for role in config.cast if role.of is None):
+            if isinstance(network, WanConfig):
                 yield f"{path.relative_to(ROOT)}", network.dim // network.num_heads, (dtype,)
     for width in (HEAD_DIM, *OTHER_HEAD_DIMS):
         yield "test_attention", width, tuple(TOLERANCE)
@@ -74,7 +74,7 @@ def test_every_backend_takes_the_head_width(where, head_dim, dtypes):
 
 
 @pytest.mark.parametrize(
-    "line", ['shape = {"dim": 24}', 'options = ["student.num_heads=2"]', "WanArchitecture(num_heads=2)", 'f"x.dim={1}"']
+    "line", ['shape = {"dim": 24}', 'options = ["student.num_heads=2"]', "WanConfig(num_heads=2)", 'f"x.dim={1}"']
 )
 def test_a_network_outside_of_shape_is_found(line):
     source = 'SHAPE = {"dim": 32, "num_heads": 2}\nmessage = "must divide student.num_heads (4)"\n'
