@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.codecs.identity import IdentityCodec
-from afd_scale.data.make_shards import ShardJob, make_shards
+from afd_scale.data.make_shards import ShardJob, encode_frames, make_shards
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 
@@ -24,7 +24,7 @@ def procedural_samples(source: ProceduralSource) -> Iterator[TeacherSample]:
             prompt_id=clip.prompt_id,
             text_embedding=codec.embed(clip.prompt),
             meta={},
-            latents=codec.encode(teacher.frames(clip, FORM)),
+            latents=encode_frames(codec, teacher.frames(clip, FORM)),
             teacher=teacher.name,
             fps=FORM.fps,
         )

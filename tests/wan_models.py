@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from afd_scale.data.torchvision_ops import define_torchvision_ops
+from afd_scale.torchvision_ops import define_torchvision_ops
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,&<>'-"
 WORDS = ["a", "the", "ball", "cat", "falls", "red", "blue", "on", "of", "under", "moon", "water"]

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich import filesize
 
+from afd_scale.codecs.choose import codec_of
+from afd_scale.codecs.conversions import to_uint8
 from afd_scale.config import ConfigError, one_line
 from afd_scale.config.command_line import Parser, progress_bar
-from afd_scale.data.codecs.choose import codec_of
 from afd_scale.data.inspection import describe, samples_at, validate
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
@@ -111,7 +113,7 @@ def draw(options: argparse.Namespace, location: Location) -> None:
     count = min(options.samples, facts.num_samples)
     positions = np.linspace(0, facts.num_samples - 1, count).round().astype(int).tolist()
     rows = samples_at(location, positions)
-    frames = np.stack([codec.decode(row["latents"]) for row in rows])
+    frames = np.concatenate([to_uint8(codec.decode(torch.tensor(row["latents"])[None])) for row in rows])
     frames = frames[..., 0] if frames.shape[-1] == 1 else frames
     captions = [row["prompt"] for row in rows]
     name = facts.teacher

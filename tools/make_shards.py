@@ -31,12 +31,13 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import ValidationError
 
+from afd_scale.codecs.codec import Codec, VideoForm
+from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
+from afd_scale.codecs.wan import TEXT_LENGTH, WanCodec
 from afd_scale.config import ConfigError, one_line
 from afd_scale.config.command_line import Parser, progress_bar
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.clips import Codec, Teacher, VideoForm
-from afd_scale.data.codecs.identity import TEXT_SHAPE, IdentityCodec
-from afd_scale.data.codecs.wan import TEXT_LENGTH, WanCodec
+from afd_scale.data.clips import Teacher
 from afd_scale.data.make_prompts import make_prompt_shards
 from afd_scale.data.make_shards import Alone, Processes, ShardJob, make_shards
 from afd_scale.data.schema import REJECTS_FILE, DatasetFacts

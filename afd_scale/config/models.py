@@ -132,8 +132,8 @@ class ConvDiscriminatorConfig(Section):
     """Tag of this variant."""
     channels: PositiveInt = 64
     """Width of the convolutions."""
-    unpack: tuple[PositiveInt, PositiveInt] = (3, 4)
-    """(frames, pixels) that the codec folded into the latent channels; undone before the convolutions."""
+    identity_patch: tuple[PositiveInt, PositiveInt] = (3, 4)
+    """(frames, pixels) of the identity codec's patch in the latent channels; undone before the convolutions."""
 
 
 class LatentDiscriminatorConfig(WanConfig):

@@ -257,9 +257,9 @@ class RunConfig(Section):
                     raise ValueError(f"{role.section}.{field} ({ours}) must equal student.{field} ({students}): it "
                                      "reads the student's latents and text")  # fmt: skip
         elif isinstance(network, ConvDiscriminatorConfig):
-            frames, pixels = network.unpack
+            frames, pixels = network.identity_patch
             if student.latent_channels % (frames * pixels**2):
-                raise ValueError(f"{role.section}.unpack ({frames}, {pixels}) must fit student.latent_channels "
+                raise ValueError(f"{role.section}.identity_patch ({frames}, {pixels}) must fit student.latent_channels "
                                  f"({student.latent_channels}): frames x pixels^2 values are folded into each position"
                                  )  # fmt: skip
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import DataConfig
-from afd_scale.data.codecs.identity import IdentityCodec
 from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, PROMPTS_FILE, DatasetFacts, load_prompts
 from afd_scale.data.storage import Location, extra_prompts, fetch_facts, is_remote, locations, teacher_data

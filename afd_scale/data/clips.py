@@ -1,19 +1,15 @@
-"""What a teacher gives and what becomes of it: clips of prompts, the form that all are brought into, codecs."""
+"""What a teacher gives and what becomes of it: clips of prompts, and what cannot be used of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from afd_scale.config import ConfigError
+from afd_scale.codecs.codec import VideoForm
 
 Frames = NDArray[np.uint8]
-
-
-class RejectedError(ValueError):
-    """This clip cannot be used; the others can. The reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +38,6 @@ class Reject:
     video: str
     prompt: str
     reason: str
-
-
-@dataclass(frozen=True)
-class VideoForm:
-    """What every video is brought to before it is encoded.
-
-    Attributes:
-        frames: from the start of the video.
-        fps: frames a second.
-        height, width: pixels.
-        aspect: how another aspect ratio is met: cut the middle out, add black bars, or stretch.
-        colour: channels of a frame, 1 or 3.
-    """
-
-    frames: int
-    fps: float
-    height: int
-    width: int
-    aspect: Literal["crop", "pad", "stretch"] = "crop"
-    colour: Literal["gray", "rgb24"] = "rgb24"
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "fps", "height", "width"):
-            value = getattr(self, name)
-            if not 0 < value < 1e6:
-                raise ConfigError(f"{name} ({value}) must be positive: it is of the videos that are written")
 
 
 class Teacher(Protocol):
@@ -100,49 +70,5 @@ class Teacher(Protocol):
 
         Raises:
             RejectedError: the clip cannot be used.
-        """
-        ...
-
-
-class Codec(Protocol):
-    """Turns frames into latents and prompts into embeddings.
-
-    Attributes:
-        name: of the latents it makes, in the dataset's facts.
-        colour: of the frames it takes.
-        text_shape: (T, E) of an embedding with its padding.
-        provenance: what the latents and embeddings follow from, JSON.
-    """
-
-    name: str
-    provenance: dict[str, Any]
-    colour: Literal["gray", "rgb24"]
-    text_shape: tuple[int, int]
-
-    def latent_shape(self, form: VideoForm) -> tuple[int, int, int, int]:
-        """(F, C, H, W) of a video's latents.
-
-        Raises:
-            ConfigError: videos of this form cannot be encoded.
-        """
-        ...
-
-    def encode(self, frames: Frames) -> NDArray[np.float16]:
-        """(T, H, W, C) frames to (F, C, H, W) latents.
-
-        Raises:
-            RejectedError: float16 cannot hold them.
-        """
-        ...
-
-    def decode(self, latents: NDArray[np.float16]) -> Frames:
-        """(F, C, H, W) latents to (T, H, W, C) frames."""
-        ...
-
-    def embed(self, prompt: str) -> NDArray[np.float16]:
-        """(n, E) embedding of a prompt without its padding, n at most T.
-
-        Raises:
-            RejectedError: the prompt cannot be embedded.
         """
         ...

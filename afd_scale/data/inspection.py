@@ -13,8 +13,8 @@ import xxhash
 from afd_scale.config import ConfigError, one_line
 from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, DatasetFacts, load_prompts
 from afd_scale.data.storage import Location, fetch_facts
-from afd_scale.data.torchvision_ops import define_torchvision_ops
 from afd_scale.data.validate import load_index
+from afd_scale.torchvision_ops import define_torchvision_ops
 
 
 def describe(location: Location) -> dict[str, Any]:

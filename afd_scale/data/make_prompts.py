@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from afd_scale.codecs.codec import Codec, RejectedError
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Codec, Reject, RejectedError
+from afd_scale.data.clips import Reject
 from afd_scale.data.schema import DatasetFacts, PromptSample
 from afd_scale.data.teachers.prompts import PromptRow, read_prompts
 from afd_scale.data.writer import full_disk_explained, write_dataset

@@ -19,14 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
+from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
+from afd_scale.codecs.conversions import to_float16, to_unit
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Clip, Codec, Frames, Reject, RejectedError, Teacher, VideoForm
+from afd_scale.data.clips import Clip, Frames, Reject, Teacher
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.writer import (
     Shard,
-    check_finite,
     check_new_folder,
     clips_of_shard,
     finish_dataset,
@@ -240,11 +243,18 @@ def _make_part(job: ShardJob, facts: DatasetFacts, number: int, part: Clips, on_
         log.warning("rejected %s: %s", reject.video, reject.reason)
 
 
+def encode_frames(codec: Codec, frames: Frames) -> NDArray[np.float16]:
+    """(F, C, H, W) latents of a video, as shards hold them.
+
+    Raises:
+        RejectedError: float16 cannot hold them.
+    """
+    return to_float16(codec.encode(to_unit(frames)[None])[0], "latents")
+
+
 def _sample(job: ShardJob, clip: Clip, frames: Callable[[], Frames]) -> TeacherSample:
     text = job.codec.embed(clip.prompt)
-    latents = job.codec.encode(frames())
-    check_finite("latents", latents)
-    check_finite("text_embedding", text)
+    latents = encode_frames(job.codec, frames())
     return TeacherSample(
         prompt=clip.prompt,
         prompt_id=clip.prompt_id,

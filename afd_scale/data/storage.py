@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from afd_scale.config import ConfigError, RunConfig, one_line
 from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE
-from afd_scale.data.torchvision_ops import define_torchvision_ops
+from afd_scale.torchvision_ops import define_torchvision_ops
 
 _DOWNLOAD_TIMEOUT_SECONDS = 600.0
 _SHARD_LOCKS = 32  # of a cache

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from afd_scale.config import ConfigError, LostInputError, RunConfig, one_line
 from afd_scale.data.environment import in_environment
 from afd_scale.data.storage import Location, cache_lock
-from afd_scale.data.torchvision_ops import define_torchvision_ops
+from afd_scale.torchvision_ops import define_torchvision_ops
 
 define_torchvision_ops()
 

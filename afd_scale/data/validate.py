@@ -12,7 +12,7 @@ from filelock import FileLock
 from afd_scale.config import ConfigError, one_line
 from afd_scale.data.schema import HASH, INDEX_FILE, DatasetFacts
 from afd_scale.data.storage import Location
-from afd_scale.data.torchvision_ops import define_torchvision_ops
+from afd_scale.torchvision_ops import define_torchvision_ops
 
 log = logging.getLogger(__name__)
 

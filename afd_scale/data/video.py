@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from av.error import FFmpegError
 from av.video.reformatter import Colorspace, ColorTrc
 
-from afd_scale.data.clips import Frames, RejectedError, VideoForm
+from afd_scale.codecs.codec import RejectedError, VideoForm
+from afd_scale.data.clips import Frames
 
 FPS_LIMITS = (1, 240)  # what metadata may say of a video that people watch
 _UNSPECIFIED_COLORSPACE = 2

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from afd_scale.codecs.codec import RejectedError
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Reject, RejectedError
+from afd_scale.data.clips import Reject
 from afd_scale.data.schema import (
     HASH,
     INDEX_FILE,
@@ -29,7 +30,7 @@ from afd_scale.data.schema import (
     TeacherSample,
     save_prompts,
 )
-from afd_scale.data.torchvision_ops import define_torchvision_ops
+from afd_scale.torchvision_ops import define_torchvision_ops
 
 SHARD_BYTES = 1 << 26
 COMPRESSIONS = ("zstd", "none")

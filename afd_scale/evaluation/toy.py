@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from afd_scale.data.codec import SpaceTimeToDepth, to_uint8
+from afd_scale.codecs.conversions import to_uint8
+from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.data.toy_world import parse_prompt, render_clips
 from afd_scale.evaluation.trajectory import score
 
@@ -18,7 +19,7 @@ Frames = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 def decode(latents: Tensor) -> Frames:
     """(N, F, C, H, W) latents to (N, frames, rows, columns) uint8 video."""
-    return to_uint8(SpaceTimeToDepth().decode(latents.float().cpu())).numpy()
+    return to_uint8(IdentityCodec().decode(latents))[..., 0]
 
 
 def check_sentences(sentences: Sequence[str]) -> None:

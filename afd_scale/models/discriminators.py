@@ -30,7 +30,7 @@ class ConvDiscriminator(Network):
         text_dim: int,
     ):  # fmt: skip
         super().__init__()
-        _, self.pixels = config.unpack
+        _, self.pixels = config.identity_patch
         width = config.channels
         images = latent_frames * latent_channels // self.pixels**2
         convolutions = [
@@ -56,7 +56,7 @@ class ConvDiscriminator(Network):
         return self.score(x.flatten(1)).squeeze(1).float()
 
     def _stack_frames(self, latents_BFCHW: Tensor) -> Tensor:
-        """(B, video frames x colours, video rows, video columns): undo the codec's space-to-depth."""
+        """(B, video frames x colours, video rows, video columns): undo the identity codec."""
         x = latents_BFCHW.flatten(1, 2)  # channels are (latent frame, frame, row in patch, column in patch)
         return F.pixel_shuffle(x, self.pixels)
 

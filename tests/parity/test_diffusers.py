@@ -13,8 +13,8 @@ from afd_scale.checkpoint.formats.diffusers import diffusers_config, to_diffuser
 from afd_scale.checkpoint.load_student import load_student_state, read_student
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.models import StudentConfig
-from afd_scale.data.torchvision_ops import define_torchvision_ops
 from afd_scale.models.wan import CausalWan
+from afd_scale.torchvision_ops import define_torchvision_ops
 from tests.tools import load_tool
 
 TOLERANCE = 1e-4

@@ -13,14 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from afd_scale.codecs.choose import codec_of
+from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
+from afd_scale.codecs.conversions import to_uint8, to_unit
+from afd_scale.codecs.wan import WanCodec
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Codec, Frames, RejectedError, VideoForm
-from afd_scale.data.codecs.choose import codec_of
-from afd_scale.data.codecs.wan import WanCodec
+from afd_scale.data.clips import Frames
+from afd_scale.data.make_shards import encode_frames
 from tests.wan_models import save_tiny_wan
 
-FLOAT16 = 2e-3  # values are below 4, where float16 steps by at most 2e-3
 LENGTH = 24
+WAN_2_2: dict[str, Any] = {
+    "patch_size": 2, "in_channels": 12, "out_channels": 12, "is_residual": True, "scale_factor_spatial": 16,
+    "dim_mult": [1, 2, 2, 2],
+}  # fmt: skip
 PROMPTS = [
     "the red ball falls on the moon",
     "  Of  a cat\n&amp;lt; under\twater &amp; ",
@@ -55,9 +61,10 @@ def video(frames: int = 9, height: int = 32, width: int = 48) -> Frames:
     return blocks.repeat(8, axis=1).repeat(8, axis=2)
 
 
-def as_batch(latents: Any) -> Tensor:
-    """Our (F, C, H, W) as diffusers' (1, C, F, H, W)."""
-    return torch.from_numpy(latents).float().transpose(0, 1)[None]
+def videos(frames: int = 9, batch: int = 3) -> Tensor:
+    """(B, T, 3, 32, 48) pixels of the video and, turned over and darkened, two more."""
+    first = to_unit(video(frames))
+    return torch.stack([first, first.flip(3) * 0.9, first.flip(1, 2) * 0.8][:batch])
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -114,13 +121,14 @@ def test_the_same_latents(models: Path, pipeline: Any) -> None:
     expected = theirs.prepare_latents(preprocessed, num_channels_latents=4, height=32, width=48,
                                       dtype=torch.float32, device=torch.device("cpu"))  # fmt: skip
     codec: Codec = WanCodec(models)
-    frames.flags.writeable = False
-    latents = codec.encode(frames)
-    assert latents.dtype == np.float16
-    assert latents.shape == codec.latent_shape(VideoForm(frames=9, fps=16.0, height=32, width=48)) == (3, 4, 4, 6)
+    latents = codec.encode(to_unit(frames)[None])
+    assert latents.dtype == torch.float32
+    assert latents.shape[1:] == codec.latent_shape(VideoForm(frames=9, fps=16.0, height=32, width=48)) == (3, 4, 4, 6)
     assert expected.std() > 0.3
     assert expected.std(dim=(2, 3, 4)).min() > 0.03
-    torch.testing.assert_close(as_batch(latents), expected, atol=FLOAT16, rtol=0)
+    torch.testing.assert_close(latents.transpose(1, 2), expected, atol=1e-5, rtol=0)
+    stored = encode_frames(codec, frames)
+    np.testing.assert_array_equal(stored, latents[0].to(torch.float16).numpy())
 
 
 class _NoNoise:
@@ -135,63 +143,115 @@ class _NoNoise:
 def test_the_same_frames(models: Path, pipeline: Any) -> None:
     """As the last step of WanPipeline decodes latents; there is no denoising step before it."""
     codec = WanCodec(models)
-    latents = codec.encode(video())
-    latents = (latents * np.float16(3)).astype(np.float16)  # a VAE without training answers little to its input
+    latents = codec.encode(videos(batch=1)) * 3  # a VAE without training answers little to its input
     config = pipeline.vae.config
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
-    decoded = pipeline.vae.decode(as_batch(latents) / (1.0 / std) + mean, return_dict=False)[0]
+    decoded = pipeline.vae.decode(latents.transpose(1, 2) / (1.0 / std) + mean, return_dict=False)[0]
     expected = pipeline.video_processor.postprocess_video(decoded, output_type="np")[0] * 255
-    latents.flags.writeable = False
-    frames = codec.decode(latents)
-    assert frames.dtype == np.uint8
+    pixels = codec.decode(latents)
+    assert pixels.dtype == torch.float32
+    frames = to_uint8(pixels[0])
     assert frames.shape == expected.shape == (9, 32, 48, 3)
     assert expected.std() > 5
     assert np.abs(frames - expected).max() < 0.51
 
 
+@pytest.fixture(scope="module", params=[{}, WAN_2_2], ids=["wan-2.1", "wan-2.2"])
+def codec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> WanCodec:
+    folder = tmp_path_factory.mktemp("wan")
+    save_tiny_wan(folder, **request.param)
+    return WanCodec(folder)
+
+
+def test_a_batch_is_its_videos_one_by_one(codec: WanCodec) -> None:
+    pixels = videos()
+    latents = codec.encode(pixels)
+    torch.testing.assert_close(latents, torch.cat([codec.encode(one) for one in pixels.split(1)]), atol=1e-5, rtol=0)
+    assert (latents[0] - latents[1]).abs().max() > 0.1
+    decoded = codec.decode(latents * 3)
+    one_by_one = torch.cat([codec.decode(one * 3) for one in latents.split(1)])
+    torch.testing.assert_close(decoded, one_by_one, atol=1e-5, rtol=0)
+    assert (decoded[0] - decoded[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("chunks", [[1] * 5, [2, 3], [3, 1, 1], [5]], ids=str)
+def test_chunk_by_chunk_is_at_once(codec: WanCodec, chunks: list[int]) -> None:
+    latents = codec.encode(videos(17, batch=2)) * 3
+    decode = codec.decoder()
+    decoded = [decode(chunk) for chunk in latents.split(chunks, dim=1)]
+    frames = [4 * latent_frames for latent_frames in chunks]
+    assert [chunk.shape[1] for chunk in decoded] == [frames[0] - 3, *frames[1:]]
+    assert {chunk.dtype for chunk in decoded} == {torch.float32}
+    whole = codec.decode(latents)
+    assert (whole[:, 1:] - whole[:, :-1]).std() > 0.01, "it moves"
+    torch.testing.assert_close(torch.cat(decoded, dim=1), whole, atol=1e-4, rtol=0)
+
+
+def test_decoders_do_not_disturb_each_other(codec: WanCodec) -> None:
+    """Nor what the codec encodes and decodes at once in between."""
+    latents = codec.encode(videos(9)) * 3
+    expected = codec.decode(latents)
+    first, second = codec.decoder(), codec.decoder()
+    pixels: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for chunk in latents.split(1, dim=1):
+        pixels[0].append(first(chunk[:1]))
+        codec.encode(videos(5, batch=1))
+        pixels[1].append(second(chunk[1:]))
+        codec.decode(latents[:1, :1])
+    torch.testing.assert_close(torch.cat(pixels[0], dim=1), expected[:1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.cat(pixels[1], dim=1), expected[1:], atol=1e-4, rtol=0)
+
+
+def test_frames_that_need_tiles_are_not_decoded_chunk_by_chunk(models: Path) -> None:
+    latents = torch.zeros(1, 1, 4, 4, 6)
+    assert WanCodec(models, whole_frame_pixels=32 * 48).decoder()(latents).shape == (1, 1, 3, 32, 48)
+    decode = WanCodec(models, whole_frame_pixels=32 * 48 - 1).decoder()
+    with pytest.raises(ConfigError, match=r"^whole_frame_pixels \(1535\) must be at least a frame's 1536 [^\n]*$"):
+        decode(latents)
+
+
 def test_tiles_are_blended_into_nearly_the_whole(models: Path) -> None:
     """diffusers cuts tiles 256 wide, 192 apart; the VAE's attention reaches as far as its tile."""
-    frames = video(5, 16, 320)
+    frames = to_unit(video(5, 16, 320))[None]
     whole, tiled = WanCodec(models), WanCodec(models, whole_frame_pixels=16 * 320 - 1)
     latents, in_tiles = whole.encode(frames), tiled.encode(frames)
-    assert in_tiles.shape == latents.shape == (2, 4, 2, 40)
-    error = np.abs(in_tiles.astype(float) - latents)
+    assert in_tiles.shape == latents.shape == (1, 2, 4, 2, 40)
+    error = (in_tiles - latents).abs()
     assert latents.std() > 0.3
     assert error.mean() < 0.01
     assert error[..., :20].max() < 0.03  # before the first seam, at 192 pixels
     assert 0.03 < error.max() < 0.15
     pictures, from_tiles = whole.decode(latents), tiled.decode(latents)
     assert from_tiles.shape == pictures.shape == frames.shape
-    error = np.abs(from_tiles.astype(float) - pictures)
-    assert pictures.std() > 10
+    error = (from_tiles - pictures).abs() * 127.5
+    assert pictures.std() * 127.5 > 10
     assert error.mean() < 0.5
-    assert error[:, :, :160].max() <= 2
+    assert error[..., :160].max() <= 2
 
 
 def test_tiles_only_beyond_the_limit(models: Path) -> None:
-    frames, small = video(1, 8, 264), video(1, 8, 8)
-    expected = WanCodec(models).encode(frames)
-    at_limit, beyond = (WanCodec(models, whole_frame_pixels=pixels) for pixels in (8 * 264, 8 * 264 - 1))
-    np.testing.assert_array_equal(at_limit.encode(frames), expected)
-    in_tiles = beyond.encode(frames)
-    assert not np.array_equal(in_tiles, expected)
-    assert not np.array_equal(beyond.decode(expected), at_limit.decode(expected))
+    pixels, small = to_unit(video(1, 8, 264))[None], to_unit(video(1, 8, 8))[None]
+    expected = WanCodec(models).encode(pixels)
+    at_limit, beyond = (WanCodec(models, whole_frame_pixels=limit) for limit in (8 * 264, 8 * 264 - 1))
+    assert torch.equal(at_limit.encode(pixels), expected)
+    in_tiles = beyond.encode(pixels)
+    assert not torch.equal(in_tiles, expected)
+    assert not torch.equal(beyond.decode(expected), at_limit.decode(expected))
     beyond.encode(small)
     assert not beyond._vae.use_tiling
-    np.testing.assert_array_equal(beyond.encode(frames), in_tiles)
+    assert torch.equal(beyond.encode(pixels), in_tiles)
 
 
 def test_wan_2_2s_factors(tmp_path: Path) -> None:
     """Its VAE folds 2 x 2 pixels before it starts: 16 pixels a latent, all from the folder's config."""
-    save_tiny_wan(tmp_path, patch_size=2, in_channels=12, out_channels=12, is_residual=True, scale_factor_spatial=16,
-                  dim_mult=[1, 2, 2, 2])  # fmt: skip
+    save_tiny_wan(tmp_path, **WAN_2_2)
     codec = WanCodec(tmp_path)
     assert codec.name == "wan:4x16x16"
     form = VideoForm(frames=5, fps=16.0, height=32, width=48)
     assert codec.latent_shape(form) == (2, 4, 2, 3)
-    latents = codec.encode(video(5))
-    assert latents.shape == (2, 4, 2, 3)
-    assert codec.decode(latents).shape == (5, 32, 48, 3)
+    latents = codec.encode(videos(5))
+    assert latents.shape == (3, 2, 4, 2, 3)
+    assert codec.decode(latents).shape == (3, 5, 3, 32, 48)
     with pytest.raises(ConfigError, match=r"^width \(40\) must be a multiple of 16: [^\n]*the nearest: 32 and 48$"):
         codec.latent_shape(VideoForm(frames=5, fps=16.0, height=32, width=40))
 
@@ -210,13 +270,13 @@ def test_sizes_that_the_vae_would_cut_are_refused(models: Path, sizes: tuple[int
     with pytest.raises(ConfigError, match=message):
         codec.latent_shape(VideoForm(frames=frames, fps=16.0, height=height, width=width))
     with pytest.raises(ConfigError, match=message):
-        codec.encode(np.zeros((*sizes, 3), dtype=np.uint8))
+        codec.encode(torch.zeros(1, frames, 3, height, width))
     with pytest.raises(ConfigError, match=r"^colour \(gray\) must be rgb24: [^\n]*$"):
         codec.latent_shape(VideoForm(frames=81, fps=16.0, height=32, width=32, colour="gray"))
 
 
 def test_a_prompt_is_embedded_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("afd_scale.data.codecs.wan._CACHED_PROMPTS", 2)
+    monkeypatch.setattr("afd_scale.codecs.wan._CACHED_PROMPTS", 2)
     codec = WanCodec(models, text_length=LENGTH)
     embedded: list[str] = []
     embed = codec._embed
@@ -234,7 +294,7 @@ def test_decoding_loads_no_text_encoder(models: Path) -> None:
     encoder.embed("a cat")
     assert "_vae" not in vars(encoder)
     codec = codec_of("wan:4x8x8", models=models)
-    codec.decode(np.zeros((1, 4, 4, 4), dtype=np.float16))
+    codec.decode(torch.zeros(1, 1, 4, 4, 4, dtype=torch.float16))
     assert "_vae" in vars(codec)
     assert "_text" not in vars(codec)
 
@@ -246,7 +306,7 @@ def test_values_that_float16_cannot_hold_are_rejected(models: Path, value: float
         codec._vae.quant_conv.bias[1] = value
         codec._text[1].encoder.final_layer_norm.weight[3] = value
     with pytest.raises(RejectedError, match=rf"^latents must [^\n]*{reason}[^\n]*$"):
-        codec.encode(video(5))
+        encode_frames(codec, video(5))
     with pytest.raises(RejectedError, match=rf"^text embedding must [^\n]*{reason}[^\n]*$"):
         codec.embed("a cat")
 
@@ -296,7 +356,7 @@ def test_a_damaged_vae_is_refused_when_loaded(folder: Path, damage: Callable[[Pa
     damage(folder)
     codec = WanCodec(folder)
     with pytest.raises(ConfigError, match=rf"^models \({folder}\) must [^\n]*{message}[^\n]*$"):
-        codec.encode(video(5))
+        codec.encode(videos(5))
 
 
 @pytest.mark.parametrize(

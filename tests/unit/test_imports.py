@@ -15,18 +15,20 @@ PACKAGE = ROOT / "afd_scale"
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "config": set(),
+    "torchvision_ops": set(),
     "protocols": {"types"},
     "flow": {"types"},
     "layers": {"types"},
     "models": {"types", "config", "layers"},
     "rollout": {"types", "protocols", "config", "flow"},
-    "data": {"types", "protocols", "config", "flow"},
+    "codecs": {"types", "config", "torchvision_ops"},
+    "data": {"types", "protocols", "config", "flow", "codecs", "torchvision_ops"},
     "methods": {"types", "protocols", "config", "flow", "rollout"},
     "parallel": {"types", "protocols", "config", "layers"},
     "checkpoint": {"types", "protocols", "config"},
     "planning": {"types", "config", "layers"},
     "benchmarks": {"types", "config", "flow", "layers", "models", "rollout", "methods", "planning", "data"},
-    "evaluation": {"types", "protocols", "config", "flow", "rollout", "data"},
+    "evaluation": {"types", "protocols", "config", "flow", "rollout", "codecs", "data"},
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
 
@@ -40,8 +42,8 @@ LIBRARIES: dict[str, set[str]] = {
     "streaming": {"data"},
     "torchvision": {"data"},
     "openai": {"data"},
-    "diffusers": {"checkpoint", "data"},
-    "transformers": {"models", "data"},
+    "diffusers": {"checkpoint", "codecs"},
+    "transformers": {"models", "codecs"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
 ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton"}

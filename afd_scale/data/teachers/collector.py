@@ -17,8 +17,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from afd_scale.codecs.codec import RejectedError
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import RejectedError
 from afd_scale.data.teachers.exchange import AGAIN, Endpoint, Exchange, NotHadError, StoppedError, folded
 from afd_scale.data.teachers.journal import ASKED, ASKING, HAVE, LOST, NOT_MADE, REFUSED, Asked, Journal
 from afd_scale.data.teachers.prompts import PromptRow

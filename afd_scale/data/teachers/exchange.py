@@ -9,8 +9,8 @@ from functools import partial
 from threading import Event, Lock
 from typing import Any, NamedTuple, TypeVar
 
+from afd_scale.codecs.codec import RejectedError
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.clips import RejectedError
 
 T = TypeVar("T")
 

@@ -5,8 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from afd_scale.codecs.codec import RejectedError, VideoForm
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Clip, Frames, Reject, RejectedError, VideoForm
+from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.teachers.prompts import PromptRow, read_prompts, read_sidecars
 from afd_scale.data.video import file_fingerprint, read_video
 

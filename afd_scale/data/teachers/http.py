@@ -11,8 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from afd_scale.codecs.codec import VideoForm
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Clip, Frames, Reject, VideoForm
+from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.teachers.collector import Collector, Request
 from afd_scale.data.teachers.exchange import Endpoint
 from afd_scale.data.teachers.journal import HAVE, Journal

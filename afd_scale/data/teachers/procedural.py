@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from afd_scale.codecs.codec import VideoForm
 from afd_scale.config import ConfigError
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.clips import Clip, Frames, VideoForm
+from afd_scale.data.clips import Clip, Frames
 from afd_scale.data.toy_world import FRAME_SIZE, NUM_FRAMES, WORLD_VERSION, ToyPrompt, render_clips, toy_prompts
 
 FORM = VideoForm(frames=NUM_FRAMES, fps=8.0, height=FRAME_SIZE, width=FRAME_SIZE, colour="gray")

@@ -194,9 +194,9 @@ MISTAKES = {
         ["method.discriminator={name: latent, latent_channels: 16}"],
         ["method.discriminator.latent_channels", "(16)", "student.latent_channels (48)"],
     ),
-    "discriminator unpack": (
-        ["method.discriminator.unpack=[5, 4]"],
-        ["method.discriminator.unpack", "(5, 4)", "student.latent_channels (48)"],
+    "discriminator identity_patch": (
+        ["method.discriminator.identity_patch=[5, 4]"],
+        ["method.discriminator.identity_patch", "(5, 4)", "student.latent_channels (48)"],
     ),
     "override without a value": (["train.steps"], ["override", "(train.steps)", "section.key=value"]),
     "override without a key": (["=3"], ["override", "(=3)", "section.key=value"]),

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afd_scale.data.clips import Clip, Reject, RejectedError, VideoForm
+from afd_scale.codecs.codec import RejectedError, VideoForm
+from afd_scale.data.clips import Clip, Reject
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.video import read_video
 from tests.videos import moving_bar, write_video

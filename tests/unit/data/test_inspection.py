@@ -20,7 +20,7 @@ from tests.tools import Done, call_tool, load_tool
 from tests.toy_datasets import procedural_samples
 
 FACTS = DatasetFacts(
-    latent_shape=(4, 48, 4, 4), text_shape=(16, 32), codec="space_time_to_depth:3x4x4", teacher="procedural:teacher",
+    latent_shape=(4, 48, 4, 4), text_shape=(16, 32), codec="identity:3x4x4", teacher="procedural:teacher",
     num_samples=0, provenance={},
 )  # fmt: skip
 

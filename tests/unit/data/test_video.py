@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorTrc
 
+from afd_scale.codecs.codec import RejectedError, VideoForm
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import RejectedError, VideoForm
 from afd_scale.data.video import fit, read_video
 from tests.videos import moving_bar, write_video
 

@@ -21,7 +21,7 @@ def make_afd(discriminator=None, micro_batch=None, **fields):
         "name": "afd", "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.0}, "prior_weight": 0.0,
         "discriminator_optimizer": {"learning_rate": 1e-2, "weight_decay": 0.0}, "rollouts_per_prompt": 3,
         "advantage": {"clip": 1.0}, "policy_mix": 1.0, "old_policy_decay": 0.7,
-        "discriminator": {"name": "conv", "channels": 4, "unpack": (2, 1)},
+        "discriminator": {"name": "conv", "channels": 4, "identity_patch": (2, 1)},
     }  # fmt: skip
     replaced = {"discriminator": discriminator} if discriminator else {}
     return build(method | fields, micro_batch=micro_batch, **replaced)

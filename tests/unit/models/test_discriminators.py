@@ -4,15 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig
-from afd_scale.data.codec import SpaceTimeToDepth
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
 
 FRAMES, TEXT = 4, 8
 
 
 def conv(**fields):
-    config = ConvDiscriminatorConfig.model_validate({"channels": 8, "unpack": (3, 4), **fields})
+    config = ConvDiscriminatorConfig.model_validate({"channels": 8, "identity_patch": (3, 4), **fields})
     return ConvDiscriminator(config, FRAMES, 48, (4, 6), TEXT)
 
 
@@ -96,15 +96,14 @@ def test_the_latent_scorer_looks_both_ways():
     assert tokens.min() > 1e-3, "the first frame must see the last"
 
 
-def test_latents_are_unfolded_into_the_video_that_the_codec_folded():
-    codec = SpaceTimeToDepth(frames=3, pixels=4)
-    video = torch.rand(2, 3 * FRAMES, 16, 24, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(build(conv)._stack_frames(codec.encode(video)), video)
+def test_latents_become_the_video_that_the_identity_codec_encoded():
+    video = torch.rand(2, 3 * FRAMES, 1, 16, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(build(conv)._stack_frames(IdentityCodec(3, 4).encode(video)), video[:, :, 0])
 
 
 @pytest.mark.parametrize(("pixels", "size"), [(1, (6, 10)), (2, (3, 5)), (4, (1, 3))], ids=str)
 def test_odd_video_sizes(pixels, size):
     channels = 3 * pixels**2
-    config = ConvDiscriminatorConfig(channels=4, unpack=(3, pixels))
+    config = ConvDiscriminatorConfig(channels=4, identity_patch=(3, pixels))
     model = ConvDiscriminator(config, 2, channels, size, TEXT)
     assert model(torch.randn(2, 2, channels, *size), torch.randn(2, 5, TEXT)).shape == (2,)

@@ -7,9 +7,8 @@ safetensors only. Each is loaded when it is first needed, so whoever only decode
 from __future__ import annotations
 
 import logging
-import math
 import re
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +19,10 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from afd_scale.codecs.codec import ChunkDecoder, VideoForm
+from afd_scale.codecs.conversions import to_float16
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.clips import Frames, RejectedError, VideoForm
-from afd_scale.data.codec import to_uint8, to_unit
-from afd_scale.data.torchvision_ops import define_torchvision_ops
+from afd_scale.torchvision_ops import define_torchvision_ops
 
 NAME = "wan"
 TEXT_LENGTH = 512
@@ -41,10 +40,10 @@ log = logging.getLogger(__name__)
 
 
 class WanCodec:
-    """Turns frames into the latents that Wan's transformer works on, and prompts into the text it attends to.
+    """Turns pixels into the latents that Wan's transformer works on, and prompts into the text it attends to.
 
     Attributes:
-        name, colour, text_shape: as of any `Codec`.
+        name, colour, text_shape, provenance: as of any `Codec`.
     """
 
     colour: Literal["gray", "rgb24"] = "rgb24"
@@ -101,35 +100,52 @@ class WanCodec:
         return self._latent_shape(form.frames, form.height, form.width)
 
     @torch.no_grad()
-    def encode(self, frames: Frames) -> NDArray[np.float16]:
-        """(T, H, W, 3) frames to (F, C, H, W) latents: the mode of the VAE's distribution, normalised.
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, T, 3, H, W) pixels to (B, F, C, H', W') latents: the mode of the VAE's distribution, normalised.
 
         Raises:
             ConfigError: the VAE does not take videos of this size, or its config misstates its factors.
-            RejectedError: a latent is not finite, or beyond float16.
         """
-        num_frames, height, width, _ = frames.shape
+        num_frames, _, height, width = pixels.shape[1:]
         shape = self._latent_shape(num_frames, height, width)
         self._set_tiling(height * width)
-        # A copy: arrays over a decoder's or a shard's bytes are read-only, and torch does not share those.
-        video_CTHW = to_unit(torch.tensor(frames)).permute(3, 0, 1, 2)
-        mode = self._vae.encode(video_CTHW[None].to(self._device, self._vae_dtype)).latent_dist.mode()
+        mode = self._vae.encode(pixels.transpose(1, 2).to(self._device, self._vae_dtype)).latent_dist.mode()
         mean, std = self._statistics
-        latents = ((mode.float() - mean) / std)[0].transpose(0, 1)
-        if tuple(latents.shape) != shape:
-            raise self._wrong(f"have the factors that vae/config.json states: latents are {tuple(latents.shape)}, "
+        latents = ((mode.float() - mean) / std).transpose(1, 2)
+        if latents.shape[1:] != shape:
+            raise self._wrong(f"have the factors that vae/config.json states: latents are {tuple(latents.shape[1:])}, "
                               f"and by its scale_factor_temporal and scale_factor_spatial {shape}")  # fmt: skip
-        return _to_float16(latents, "latents")
+        return latents
 
     @torch.no_grad()
-    def decode(self, latents: NDArray[np.float16]) -> Frames:
-        """(F, C, H, W) latents to (T, H, W, 3) frames, as `encode` saw them but for the VAE's loss."""
-        self._set_tiling(latents.shape[2] * latents.shape[3] * self._spatial**2)
-        mean, std = self._statistics
-        latents_CFHW = torch.tensor(latents).to(self._device, torch.float32).transpose(0, 1)
-        video = self._vae.decode((latents_CFHW[None] * std + mean).to(self._vae_dtype)).sample[0]
-        frames: Frames = to_uint8(video.permute(1, 2, 3, 0)).cpu().numpy()
-        return frames
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, F, C, H', W') latents to (B, T, 3, H, W) pixels, as `encode` saw them but for the VAE's loss."""
+        self._set_tiling(self._frame_pixels(latents))
+        return self._vae.decode(self._denormalised(latents)).sample.float().transpose(1, 2)
+
+    def decoder(self) -> ChunkDecoder:
+        """A decoder of whole frames, which refuses those that are decoded in tiles.
+
+        The first latent frame of a video gives one frame, every other as many as the VAE folds.
+        """
+        # What each convolution keeps of earlier frames, by its number; every call to the VAE resets the VAE's own.
+        memory: dict[int, Any] = defaultdict(lambda: None)
+
+        @torch.no_grad()
+        def decode_chunk(chunk: Tensor) -> Tensor:
+            from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+            if (size := self._frame_pixels(chunk)) > self._whole_frame_pixels:
+                raise ConfigError(f"whole_frame_pixels ({self._whole_frame_pixels}) must be at least a frame's {size} "
+                                  "to decode chunk by chunk: tiles would need a memory each")  # fmt: skip
+            frames = [
+                self._vae.decoder(frame, feat_cache=memory, feat_idx=[0], first_chunk=not memory)
+                for frame in self._vae.post_quant_conv(self._denormalised(chunk)).split(1, dim=2)
+            ]
+            video = unpatchify(torch.cat(frames, dim=2), self._vae_config["patch_size"] or 1)
+            return video.clamp(-1.0, 1.0).float().transpose(1, 2)
+
+        return decode_chunk
 
     def embed(self, prompt: str) -> NDArray[np.float16]:
         """(n, E) UMT5 hidden states of a prompt's n tokens; a prompt of more than T tokens loses its end.
@@ -165,7 +181,7 @@ class WanCodec:
             if needed > length:
                 log.warning("prompt %.60r loses its end: it has %d tokens, an embedding %d", prompt, needed, length)
         hidden = encoder(tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device)).last_hidden_state
-        return _to_float16(hidden[0, :num_tokens], "text embedding")
+        return to_float16(hidden[0, :num_tokens], "text embedding")
 
     @cached_property
     def _vae(self) -> Any:
@@ -207,6 +223,14 @@ class WanCodec:
             raise self._wrong(f"have all {model_class.__name__} weights in {part}/: "
                               f"{len(missing)} are absent, the first is {missing[0]}")  # fmt: skip
         return model.to(self._device).eval().requires_grad_(False)
+
+    def _denormalised(self, latents: Tensor) -> Tensor:
+        """(B, C, F, H', W') as the VAE's decoder takes them."""
+        mean, std = self._statistics
+        return (latents.to(self._device, torch.float32).transpose(1, 2) * std + mean).to(self._vae_dtype)
+
+    def _frame_pixels(self, latents: Tensor) -> int:
+        return latents.shape[-2] * latents.shape[-1] * self._spatial**2
 
     def _set_tiling(self, pixels: int) -> None:
         if pixels > self._whole_frame_pixels:
@@ -283,19 +307,3 @@ class WanCodec:
 
     def _wrong(self, rule_and_reason: str) -> ConfigError:
         return ConfigError(f"models ({self._models}) must {rule_and_reason}")
-
-
-def _to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
-    """Convert what float16 can hold.
-
-    Raises:
-        RejectedError: a value is not finite, or too large.
-    """
-    values = values.float()
-    largest = values.abs().max().item()
-    if not math.isfinite(largest):  # abs and max keep NaN
-        raise RejectedError(f"{what} must be finite: it has NaN or infinity")
-    if largest > torch.finfo(torch.float16).max:
-        raise RejectedError(f"{what} must fit float16: its largest value is {largest:.3g}")
-    array: NDArray[np.float16] = values.to(torch.float16).contiguous().cpu().numpy()
-    return array

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import torch
 
+from afd_scale.codecs.codec import Codec
+from afd_scale.codecs.identity import NAME as IDENTITY
+from afd_scale.codecs.identity import IdentityCodec
+from afd_scale.codecs.wan import NAME as WAN
+from afd_scale.codecs.wan import WanCodec
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Codec
-from afd_scale.data.codec import NAME as FOLD
-from afd_scale.data.codec import SpaceTimeToDepth
-from afd_scale.data.codecs.identity import IdentityCodec
-from afd_scale.data.codecs.wan import NAME as WAN
-from afd_scale.data.codecs.wan import WanCodec
 
 
 def codec_of(name: str, *, models: str | Path | None = None, device: torch.device | str = "cpu") -> Codec:
@@ -24,10 +23,13 @@ def codec_of(name: str, *, models: str | Path | None = None, device: torch.devic
     Raises:
         ConfigError: no codec has this name, or the models are absent or others.
     """
-    if match := re.fullmatch(rf"{FOLD}:([1-9]\d*)x([1-9]\d*)x\2", name):
-        return IdentityCodec(SpaceTimeToDepth(frames=int(match[1]), pixels=int(match[2])))
+    if match := re.fullmatch(rf"{IDENTITY}:([1-9]\d*)x([1-9]\d*)x\2", name):
+        return IdentityCodec(int(match[1]), int(match[2]), device=device)
+    if name.startswith(earlier := "space_time_to_depth:"):
+        raise ConfigError(f"codec ({name}) must be {IDENTITY}:{name.removeprefix(earlier)}: it was renamed; write the "
+                          "new name in dataset.json, or make the dataset again")  # fmt: skip
     if not name.startswith(f"{WAN}:"):
-        raise ConfigError(f"codec ({name}) must be {FOLD}:TxPxP or {WAN}:TxPxP: no other is known")
+        raise ConfigError(f"codec ({name}) must be {IDENTITY}:TxPxP or {WAN}:TxPxP: no other is known")
     if models is None:
         raise ConfigError(f"models must be given: codec {name} decodes with the VAE that encoded")
     codec = WanCodec(models, device=device)
