@@ -126,7 +126,7 @@ class WanCodec:
     def decoder(self) -> ChunkDecoder:
         """A decoder of whole frames, which refuses those that are decoded in tiles.
 
-        The first latent frame of a video gives one frame, every other as many as the VAE folds.
+        The first latent frame of a video gives one frame, every other as many as `scale_factor_temporal`.
         """
         # What each convolution keeps of earlier frames, by its number; every call to the VAE resets the VAE's own.
         memory: dict[int, Any] = defaultdict(lambda: None)
