@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from afd_scale.checkpoint.formats.diffusers import write_diffusers_folder
@@ -23,6 +21,7 @@ from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.command_line import Parser
 from afd_scale.config.models import PolicyConfig
 from afd_scale.config.presets import ARCHITECTURES, FAMILIES
+from afd_scale.progress import progress
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -66,9 +65,10 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def _converted(state: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    console = Console(stderr=True)
-    for name in track(state, "Writing", console=console, transient=True, disable=not console.is_terminal):
-        yield name, state[name] if dtype is None else state[name].to(dtype)
+    with progress("Writing") as on_tensor:
+        for number, (name, tensor) in enumerate(state.items(), 1):
+            yield name, tensor if dtype is None else tensor.to(dtype)
+            on_tensor(number, len(state))
 
 
 def _report(kind: str, path: Path, options: argparse.Namespace, config: PolicyConfig) -> None:

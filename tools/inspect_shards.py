@@ -23,11 +23,12 @@ from rich import filesize
 from afd_scale.codecs.choose import codec_of
 from afd_scale.codecs.conversions import to_uint8
 from afd_scale.config import ConfigError, one_line
-from afd_scale.config.command_line import Parser, progress_bar
+from afd_scale.config.command_line import Parser
 from afd_scale.data.inspection import describe, samples_at, validate
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
+from afd_scale.progress import progress
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,7 +82,7 @@ def check_pictures(options: argparse.Namespace) -> None:
 
 def read_everything(location: Location) -> list[str]:
     """What is wrong, a line each; a bar counts the shards."""
-    with progress_bar("Shards") as on_shard:
+    with progress("Shards") as on_shard:
         return list(validate(location, on_shard))
 
 

@@ -35,7 +35,7 @@ from afd_scale.codecs.codec import Codec, VideoForm
 from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
 from afd_scale.codecs.wan import TEXT_LENGTH, WanCodec
 from afd_scale.config import ConfigError, one_line
-from afd_scale.config.command_line import Parser, progress_bar
+from afd_scale.config.command_line import Parser
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.clips import Teacher
 from afd_scale.data.make_prompts import make_prompt_shards
@@ -48,6 +48,7 @@ from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from afd_scale.data.writer import COMPRESSIONS
 from afd_scale.parallel.launchers import Launched, launched_as
+from afd_scale.progress import progress
 
 KEY = "OPENAI_API_KEY"
 POSITIVE = ("videos_per_prompt", "concurrency", "poll_seconds", "backoff_seconds", "requests_per_minute", "budget",
@@ -158,7 +159,7 @@ def make_videos(options: argparse.Namespace, launched: Launched, processes: Proc
     assert job is not None
     if isinstance(job.teacher, HttpTeacher):
         processes.run_on_main(collect, job.teacher)
-    with progress_bar("Clips", shown=processes.is_main) as on_clips:
+    with progress("Clips", shown=processes.is_main) as on_clips:
         return make_shards(job, processes, on_clips)
 
 
@@ -282,7 +283,7 @@ def request_field(item: str) -> tuple[str, Any]:
 
 def collect(teacher: HttpTeacher) -> None:
     """Ask for the videos; a bar shows how many are settled."""
-    with progress_bar("Videos") as on_video:
+    with progress("Videos") as on_video:
         teacher.collect(on_video)
 
 

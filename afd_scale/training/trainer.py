@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from afd_scale.parallel.ranks import Ranks
 from afd_scale.protocols import Metrics
 from afd_scale.training.build import Run, build_run
 from afd_scale.training.judge import Judge
-from afd_scale.training.metrics import MetricsWriter, Progress
+from afd_scale.training.metrics import recording
 from afd_scale.training.preemption import Preempted, listening
 from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
 from afd_scale.types import Batch
@@ -124,16 +124,15 @@ class Trainer:
 
     def _train(self, first: int, last: int) -> None:
         """Steps of the method; those below 1 are its warm-up, which leaves metrics and no checkpoint."""
-        config, main = self.config, self.ranks.is_main
-        name, zero = (config.name, 0) if first > 0 else (f"{config.name}, warm-up", first - 1)
+        config, steps = self.config, range(first, last + 1)
+        name = config.name if first > 0 else f"{config.name}, warm-up"
         with (
-            closing(MetricsWriter(config.folder, enabled=main, resume_step=first - 1)) as writer,
-            closing(Progress(name, last - zero, main, first - 1 - zero, config.train.log_every)) as progress,
+            recording(name, config.folder, steps, is_main=self.ranks.is_main) as record,
             listening() as stop,
         ):
             last_log, last_time, counter = first - 1, time.monotonic(), self.built.counter
             counter.bytes, self.stream.waited_seconds = 0, 0.0
-            for step in range(first, last + 1):
+            for step in steps:
                 metrics = self.built.method.train_step(self._next_batch(), step)
                 self.step = step
                 if self._is_due(config.train.log_every) or step == last:
@@ -145,10 +144,7 @@ class Trainer:
                     values["system/gathered_gib"] = counter.bytes / 2**30 / (step - last_log)
                     last_log, last_time = step, time.monotonic()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
-                    writer.write(step, values)
-                    progress.update(step - zero, values)
-                else:
-                    progress.update(step - zero)
+                    record(step, values)
                 told_to_stop = self.ranks.any(stop.made)
                 if step < 1:
                     if told_to_stop:

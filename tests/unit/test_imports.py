@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "config": set(),
     "torchvision_ops": set(),
+    "progress": set(),
     "protocols": {"types"},
     "flow": {"types"},
     "layers": {"types"},
