@@ -46,7 +46,8 @@ def progress(
 def _below_the_log(bar: Progress) -> Iterator[None]:
     """Keep a live line standing below what is logged: rich takes over sys.stderr, but handlers hold the old one."""
     stderr = sys.stderr
-    handlers = [handler for handler in logging.getLogger().handlers if getattr(handler, "stream", None) is stderr]
+    to_streams = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
+    handlers = [handler for handler in to_streams if handler.stream is stderr]
     with bar:
         for handler in handlers:
             handler.setStream(sys.stderr)

@@ -28,6 +28,7 @@ from afd_scale.data.inspection import describe, samples_at, validate
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
+from afd_scale.files import system_errors
 from afd_scale.progress import progress
 
 
@@ -55,7 +56,10 @@ def inspect(options: argparse.Namespace, location: Location) -> int:
     found = describe(location)
     if not options.json:
         show(found)
-    corrupt = read_everything(location) if options.validate else []
+    corrupt = []
+    if options.validate:
+        with progress("Shards") as on_shard:
+            corrupt = list(validate(location, on_shard))
     if options.json:
         print(json.dumps(found | {"corrupt": corrupt} if options.validate else found))
     elif options.validate:
@@ -72,18 +76,9 @@ def check_pictures(options: argparse.Namespace) -> None:
     """Before anything is read, which may take hours."""
     if options.samples < 1 or options.videos < 0:
         raise ConfigError(f"samples ({options.samples}) must be positive, and videos ({options.videos}) not negative")
-    try:
+    with system_errors(f"pictures ({options.pictures}) must be a folder that can be written to"):
         options.pictures.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.pictures).close()
-    except OSError as error:
-        raise ConfigError(f"pictures ({options.pictures}) must be a folder that can be written to: {error.strerror}"
-                          ) from error  # fmt: skip
-
-
-def read_everything(location: Location) -> list[str]:
-    """What is wrong, a line each; a bar counts the shards."""
-    with progress("Shards") as on_shard:
-        return list(validate(location, on_shard))
 
 
 def show(found: dict[str, Any], indent: str = "") -> None:

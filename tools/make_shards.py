@@ -24,6 +24,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,7 +39,6 @@ from afd_scale.config import ConfigError, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.clips import Teacher
-from afd_scale.data.make_prompts import make_prompt_shards
 from afd_scale.data.make_shards import Alone, Processes, ShardJob, make_shards
 from afd_scale.data.schema import REJECTS_FILE, DatasetFacts
 from afd_scale.data.storage import is_remote
@@ -46,6 +46,7 @@ from afd_scale.data.teachers.exchange import Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
+from afd_scale.data.teachers.prompts import PromptsAlone
 from afd_scale.data.writer import COMPRESSIONS
 from afd_scale.parallel.launchers import Launched, launched_as
 from afd_scale.progress import progress
@@ -130,37 +131,14 @@ def joined(launched: Launched) -> Iterator[Processes]:
 def run(options: argparse.Namespace, launched: Launched, processes: Processes) -> None:
     """Check, make, say what was made; ValueError in one line for bad input."""
     check_choices(options)
-    if options.teacher == "none":
-        facts = processes.run_on_main(make_prompts, options, launched)
-    else:
-        facts = make_videos(options, launched, processes)
+    job: ShardJob = processes.run_on_all(job_of, options, launched)  # each process sees other files perhaps
+    if isinstance(job.teacher, HttpTeacher):
+        with progress("Videos", shown=processes.is_main) as on_video:
+            processes.run_on_main(job.teacher.collect, on_video)
+    with progress("Clips", shown=processes.is_main) as on_clips:
+        facts = make_shards(job, processes, on_clips)
     if processes.is_main:
         print(summary(options.out, facts))
-
-
-def make_prompts(options: argparse.Namespace, launched: Launched) -> DatasetFacts:
-    if options.prompts is None:
-        raise ConfigError("prompts must be given with teacher none: they are all there is")
-    codec = codec_of(options, FORM, launched)
-    return make_prompt_shards(
-        options.prompts, codec, options.out, max_rejects=options.max_rejects, compression=options.compression
-    )
-
-
-def make_videos(options: argparse.Namespace, launched: Launched, processes: Processes) -> DatasetFacts:
-    job, error = None, None
-    try:
-        job = job_of(options, launched)
-    except Exception as problem:  # of one process, which sees other files perhaps
-        error = problem
-    error = processes.first_error(error)
-    if error is not None:
-        raise error
-    assert job is not None
-    if isinstance(job.teacher, HttpTeacher):
-        processes.run_on_main(collect, job.teacher)
-    with progress("Clips", shown=processes.is_main) as on_clips:
-        return make_shards(job, processes, on_clips)
 
 
 def check_choices(options: argparse.Namespace) -> None:
@@ -180,12 +158,9 @@ def check_choices(options: argparse.Namespace) -> None:
 
 
 def job_of(options: argparse.Namespace, launched: Launched) -> ShardJob:
-    form = form_of(options)
-    codec = codec_of(options, form, launched)
-    return ShardJob(
-        teacher_of(options), codec, form, options.out, max_rejects=options.max_rejects,
-        compression=options.compression,
-    )  # fmt: skip
+    form = None if options.teacher == "none" else form_of(options)
+    codec = codec_of(options, form or FORM, launched)
+    return ShardJob(teacher_of(options), codec, form, options.out, options.max_rejects, options.compression)
 
 
 def form_of(options: argparse.Namespace) -> VideoForm:
@@ -227,6 +202,10 @@ def teacher_of(options: argparse.Namespace) -> Teacher:
             problem = error.errors()[0]
             raise ConfigError(f"{problem['loc'][0]} ({problem['input']}): {problem['msg']}") from error
         return ProceduralTeacher(source)
+    if options.teacher == "none":
+        if options.prompts is None:
+            raise ConfigError("prompts must be given with teacher none: they are all there is")
+        return PromptsAlone(options.prompts)
     if options.source is None:
         raise ConfigError(f"source must be given with teacher {options.teacher}: the folder of its videos")
     if options.teacher == "folder":
@@ -252,13 +231,8 @@ def http_teacher(options: argparse.Namespace) -> HttpTeacher:
     key = os.environ.get(KEY)
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ConfigError(f"{KEY} must be printable ASCII: it goes into a header")
-    endpoint = Endpoint(
-        options.url, options.model, dict(map(request_field, options.request)), concurrency=options.concurrency,
-        requests_per_minute=options.requests_per_minute, price=options.price, budget=options.budget,
-        poll_seconds=options.poll_seconds, backoff_seconds=options.backoff_seconds, attempts=options.attempts,
-        timeout_seconds=options.timeout_seconds, exchange_seconds=options.exchange_seconds,
-        ask_again=options.ask_again,
-    )  # fmt: skip
+    settings = {field.name: getattr(options, field.name) for field in fields(Endpoint)}
+    endpoint = Endpoint(**settings | {"request": dict(map(request_field, options.request))})
     return HttpTeacher(
         endpoint, options.prompts, options.source, videos_per_prompt=options.videos_per_prompt, key=key,
         name=options.name,
@@ -279,12 +253,6 @@ def request_field(item: str) -> tuple[str, Any]:
         raise ConfigError(f"request ({item}) must have a value as JSON has them, a text perhaps in quotes: "
                           f"{one_line(error)}") from error  # fmt: skip
     return name, parsed
-
-
-def collect(teacher: HttpTeacher) -> None:
-    """Ask for the videos; a bar shows how many are settled."""
-    with progress("Videos") as on_video:
-        teacher.collect(on_video)
 
 
 def summary(out: Path, facts: DatasetFacts) -> str:

@@ -49,16 +49,20 @@ def check_dataset(config: RunConfig) -> DatasetFacts:
         ConfigError: names the first thing that is wrong.
     """
     facts = {location: check_files(location) for location in locations(config)}
+    data, student = config.data, config.student
+    text = (student.text_length, student.text_dim)
     for location, found in facts.items():
-        _check_text(found, location, config)
+        _check_shape(location, "text embeddings", "student.text_length, student.text_dim", text, found.text_shape)
     teacher, extra = teacher_data(config), extra_prompts(config)
-    _check_latents(facts[teacher], config)
-    _check_batch("data.global_batch", config.data.global_batch, facts[teacher])
+    names = "data.latent_frames, student.latent_channels, data.latent_height, data.latent_width"
+    latents = (data.latent_frames, student.latent_channels, data.latent_height, data.latent_width)
+    _check_shape(teacher, "latents", names, latents, facts[teacher].latent_shape)
+    _check_batch("data.global_batch", data.global_batch, facts[teacher])
     if extra is not None:
         if extra not in facts or facts[extra].latent_shape is not None:
             raise ConfigError(f"data.prompts ({extra.shards}) must hold prompts alone: it holds videos, which would be "
                               "the teacher's")  # fmt: skip
-        _check_batch("data.prompts_per_step", config.data.prompts_per_step, facts[extra])
+        _check_batch("data.prompts_per_step", data.prompts_per_step, facts[extra])
     return facts[teacher]
 
 
@@ -83,7 +87,8 @@ def check_files(location: Location) -> DatasetFacts:
     fetch_facts(location)
     folder, field = location.folder, location.field
     if not folder.is_dir():
-        raise _absent(location)
+        raise ConfigError(f"{field} ({location.shards}) must be an MDS dataset with {FACTS_FILE}: nothing is there; "
+                          "make it with tools/make_shards.py")  # fmt: skip
     facts = DatasetFacts.load(folder, field)
     prompts, shards = load_prompts(folder, field), load_index(location, facts)
     num_samples = sum(shard["samples"] for shard in shards)
@@ -100,27 +105,12 @@ def check_files(location: Location) -> DatasetFacts:
     return facts
 
 
-def _absent(location: Location) -> ConfigError:
-    return ConfigError(f"{location.field} ({location.shards}) must be an MDS dataset with {FACTS_FILE}: nothing is "
-                       "there; make it with tools/make_shards.py")  # fmt: skip
-
-
-def _check_latents(facts: DatasetFacts, config: RunConfig) -> None:
-    data, student = config.data, config.student
-    latent_shape = (data.latent_frames, student.latent_channels, data.latent_height, data.latent_width)
-    if facts.latent_shape != latent_shape:
-        there = "prompts alone" if facts.latent_shape is None else facts.latent_shape
-        raise ConfigError(f"data.shards ({data.shards}) must hold latents of shape {latent_shape} "
-                          "(data.latent_frames, student.latent_channels, data.latent_height, data.latent_width): "
-                          f"its {FACTS_FILE} says {there}")  # fmt: skip
-
-
-def _check_text(facts: DatasetFacts, location: Location, config: RunConfig) -> None:
-    text_shape = (config.student.text_length, config.student.text_dim)
-    if facts.text_shape != text_shape:
-        raise ConfigError(f"{location.field} ({location.shards}) must hold text embeddings of shape {text_shape} "
-                          "(student.text_length, student.text_dim): "
-                          f"its {FACTS_FILE} says {facts.text_shape}")  # fmt: skip
+def _check_shape(
+    location: Location, what: str, fields: str, expected: tuple[int, ...], there: tuple[int, ...] | None
+) -> None:
+    if there != expected:
+        raise ConfigError(f"{location.field} ({location.shards}) must hold {what} of shape {expected} ({fields}): "
+                          f"its {FACTS_FILE} says {'prompts alone' if there is None else there}")  # fmt: skip
 
 
 def _check_batch(field: str, batch: int, facts: DatasetFacts) -> None:

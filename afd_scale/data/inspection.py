@@ -4,16 +4,16 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, DatasetFacts, load_prompts
-from afd_scale.data.storage import Location, fetch_facts
-from afd_scale.data.validate import load_index
+from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, DatasetFacts, load_prompts, problems
+from afd_scale.data.storage import Location, download, fetch_facts
+from afd_scale.data.validate import hash_of, load_index, name_of
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 
@@ -65,11 +65,14 @@ def validate(location: Location, on_shard: Callable[[int, int], None] = lambda d
     begin = 0
     shards = load_index(location, facts)
     for number, shard in enumerate(shards, 1):
-        name = (shard["zip_data"] or shard["raw_data"])["basename"]
+        name = name_of(shard)
         try:
             for position, sample in enumerate(read_shard(location, shard), begin):
-                for problem in _problems(sample, facts, prompts):
+                for problem in problems(sample, facts):
                     yield f"{name}: sample {position}: {problem}"
+                if prompts.get(sample["prompt_id"]) != sample["prompt"]:
+                    yield (f"{name}: sample {position}: prompt_id ({sample['prompt_id']}) must be listed in "
+                           "prompts.jsonl with its prompt")  # fmt: skip
                 seen.add(sample["prompt_id"])
         except Exception as error:  # damage takes any form, and the other shards are to be read
             yield f"{name}: {_reason(error)}"
@@ -97,8 +100,7 @@ def samples_at(location: Location, positions: Sequence[int]) -> list[dict[str, A
             try:
                 rows += [row for at, row in enumerate(read_shard(location, shard), begin) if at in wanted]
             except Exception as error:  # damage takes any form
-                name = (shard["zip_data"] or shard["raw_data"])["basename"]
-                raise ConfigError(f"{location.field} ({name}) cannot be shown: {_reason(error)}") from error
+                raise ConfigError(f"{location.field} ({name_of(shard)}) cannot be shown: {_reason(error)}") from error
         begin = end
     return rows
 
@@ -113,17 +115,15 @@ def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, 
     from streaming.base.compression import decompress
     from streaming.base.format import reader_from_json
 
-    stored = shard["zip_data"] or shard["raw_data"]
-    content = _stored(location, stored["basename"])
-    _check_file(content, stored)
-    if shard["zip_data"]:
-        content = decompress(shard["compression"], content)
-        _check_file(content, shard["raw_data"])
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / shard["raw_data"]["basename"]).write_bytes(content)
-        # reader_from_json takes entries apart.
-        reader = reader_from_json(folder, None, json.loads(json.dumps(shard)))
-        held = int(np.frombuffer(content, np.uint32, 1)[0])  # MDS begins with it
+        path = _file(location, name_of(shard), Path(folder))
+        _check_file(path, shard["zip_data"] or shard["raw_data"])
+        if shard["zip_data"]:
+            packed, path = path, Path(folder) / shard["raw_data"]["basename"]
+            path.write_bytes(decompress(shard["compression"], packed.read_bytes()))
+            _check_file(path, shard["raw_data"])
+        reader = reader_from_json(str(path.parent), None, deepcopy(shard))  # it takes entries apart
+        held = int(np.fromfile(path, np.uint32, 1)[0])  # MDS begins with it
         if held != shard["samples"]:
             raise ValueError(f"must have the {shard['samples']} samples of {INDEX_FILE}, it has {held}")
         if len(shard["column_sizes"]) != len(shard["column_names"]):
@@ -132,25 +132,21 @@ def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, 
             yield reader[position]
 
 
-def _stored(location: Location, name: str) -> bytes:
+def _file(location: Location, name: str, copies: Path) -> Path:
+    """A file of a dataset; of a remote one a copy."""
     if not location.is_remote:
-        return (location.folder / name).read_bytes()
-    from streaming.base.storage import CloudDownloader
-
-    remote = location.opening()["remote"].rstrip("/")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        try:
-            CloudDownloader.get(remote).download(f"{remote}/{name}", str(path), 600.0)
-        except Exception as error:  # every storage has its own
-            raise ValueError(f"cannot be downloaded: {error}") from error
-        return path.read_bytes()
+        return location.folder / name
+    try:
+        download(location, name, copies / name)
+    except Exception as error:  # every storage has its own
+        raise ValueError(f"cannot be downloaded: {error}") from error
+    return copies / name
 
 
-def _check_file(content: bytes, part: dict[str, Any]) -> None:
-    if len(content) != part["bytes"]:
-        raise ValueError(f"must have the {part['bytes']} bytes of {INDEX_FILE}, it has {len(content)}")
-    digest = xxhash.xxh64(content).hexdigest()
+def _check_file(path: Path, part: dict[str, Any]) -> None:
+    size, digest = path.stat().st_size, hash_of(path)
+    if size != part["bytes"]:
+        raise ValueError(f"must have the {part['bytes']} bytes of {INDEX_FILE}, it has {size}")
     if digest != part["hashes"][HASH]:
         raise ValueError(f"must have {HASH} {part['hashes'][HASH]}, it has {digest}: corrupt")
 
@@ -158,24 +154,6 @@ def _check_file(content: bytes, part: dict[str, Any]) -> None:
 def _reason(error: Exception) -> str:
     """In one line; ours and the system's say what is wrong, others hardly without their type."""
     return one_line(error if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}")
-
-
-def _problems(sample: dict[str, Any], facts: DatasetFacts, prompts: dict[str, str]) -> Iterator[str]:
-    text = sample["text_embedding"]
-    if text.ndim != 2 or len(text) > facts.text_shape[0] or text.shape[1] != facts.text_shape[1]:
-        yield f"text_embedding ({text.shape}) must be at most {facts.text_shape}"
-    if prompts.get(sample["prompt_id"]) != sample["prompt"]:
-        yield f"prompt_id ({sample['prompt_id']}) must be listed in prompts.jsonl with its prompt"
-    arrays = {"text_embedding": text}
-    if facts.latent_shape is not None:
-        arrays["latents"] = sample["latents"]
-        if sample["latents"].shape != facts.latent_shape:
-            yield f"latents ({sample['latents'].shape}) must be {facts.latent_shape}"
-        if sample["teacher"] != facts.teacher:
-            yield f"teacher ({sample['teacher']}) must be {facts.teacher}"
-    for name, values in arrays.items():
-        if not np.isfinite(values).all():
-            yield f"{name} must be finite"
 
 
 def _spread(counts: Sequence[int]) -> dict[str, float] | None:
@@ -191,10 +169,11 @@ def _bytes(parts: Iterable[dict[str, Any]]) -> int | None:
 
 def _reject_reasons(location: Location) -> list[str] | None:
     """Why clips were left out; None without the file, which datasets that were written by other means may lack."""
-    try:
-        content = _stored(location, REJECTS_FILE)
-    except (ValueError, OSError):  # storages say in many ways that it is absent, and gave the index a moment ago
-        return None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            content = _file(location, REJECTS_FILE, Path(folder)).read_bytes()
+        except (ValueError, OSError):  # storages say in many ways that it is absent, and gave the index a moment ago
+            return None
     reasons = []
     try:
         for line in content.decode().splitlines():

@@ -13,31 +13,28 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
 from afd_scale.codecs.conversions import to_float16, to_unit
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject, Teacher
-from afd_scale.data.schema import DatasetFacts, TeacherSample
+from afd_scale.data.schema import DatasetFacts, PromptSample, TeacherSample
 from afd_scale.data.writer import (
     Shard,
     check_new_folder,
     clips_of_shard,
     finish_dataset,
-    full_disk_explained,
     make_folder,
-    sync,
     write_shard,
 )
+from afd_scale.files import full_disk_explained, only_one, write_text
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +47,7 @@ class ShardJob:
     """What is made of what.
 
     Attributes:
-        teacher, codec, form: of the clips.
+        teacher, codec, form: of the clips; without a form, of their prompts alone.
         out: folder of the dataset.
         max_rejects: clips that may be unusable; one more stops the job.
         compression: of the shards.
@@ -60,7 +57,7 @@ class ShardJob:
 
     teacher: Teacher
     codec: Codec
-    form: VideoForm
+    form: VideoForm | None
     out: Path
     max_rejects: int = 100
     compression: str = "zstd"
@@ -80,13 +77,13 @@ class ShardJob:
     def facts(self, clips: Clips) -> DatasetFacts:
         """Those of its dataset, the number of samples aside."""
         return DatasetFacts(
-            latent_shape=self.codec.latent_shape(self.form),
+            latent_shape=self.form and self.codec.latent_shape(self.form),
             text_shape=self.codec.text_shape,
             codec=self.codec.name,
             teacher=self.teacher.name,
             num_samples=0,
-            provenance={"source": self.teacher.provenance, "codec": self.codec.provenance, "form": asdict(self.form),
-                        "clips": _digest(clips)},
+            provenance={"source": self.teacher.provenance, "codec": self.codec.provenance,
+                        "form": self.form and asdict(self.form), "clips": _digest(clips)},
         )  # fmt: skip
 
 
@@ -104,7 +101,7 @@ class Processes(Protocol):
 
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
 
-    def first_error(self, error: Exception | None) -> Exception | None: ...
+    def run_on_all(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -118,8 +115,7 @@ class Alone:
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return work(*arguments)
 
-    def first_error(self, error: Exception | None) -> Exception | None:
-        return error
+    run_on_all = run_on_main
 
 
 ALONE = Alone()
@@ -140,8 +136,8 @@ def make_shards(
     done: DatasetFacts | None = processes.run_on_main(_complete, job, clips)
     if done is not None:
         return done
-    with _one_job_at_a_time(job, processes):
-        processes.run_on_main(_prepare, job, clips)
+    with ExitStack() as alone:
+        processes.run_on_main(_prepare, job, clips, alone)
         _make_parts(job, clips, processes, on_clips or (lambda done, total: None))
         facts: DatasetFacts = processes.run_on_main(_finish, job, clips)
     return facts
@@ -162,17 +158,22 @@ def _complete(job: ShardJob, clips: Clips) -> DatasetFacts | None:
     return there
 
 
-def _prepare(job: ShardJob, clips: Clips) -> None:
-    """Begin, or check that what is there was begun by the same job, and drop parts that are there no more."""
+def _prepare(job: ShardJob, clips: Clips, alone: ExitStack) -> None:
+    """Begin, or check that what is there was begun by the same job, and drop parts that are there no more.
+
+    Args:
+        alone: keeps other jobs out until it ends.
+    """
     make_folder(job.growing, job.out, job.field)
     make_folder(job.records, job.out, job.field)
+    alone.enter_context(only_one(job.records / "lock", f"{job.field} ({job.out}) must be made by one job at a time"))
     facts = job.facts(clips)
     del facts.provenance["clips"]  # a part knows its own
     begun = {**json.loads(json.dumps(asdict(facts))), "compression": job.compression}
     record = job.records / "job.json"
     if not record.exists():
         with full_disk_explained(job.out, job.field):
-            _write(record, json.dumps(begun, indent=1))
+            write_text(record, json.dumps(begun, indent=1))
     earlier = json.loads(record.read_text())
     different = sorted(name for name in begun if begun[name] != earlier.get(name))
     if different:
@@ -191,24 +192,18 @@ def _make_parts(job: ShardJob, clips: Clips, processes: Processes, on_clips: Cal
     """In rounds of a part for each process, so that all hear of an error, and of too many rejects, at the next."""
     parts, facts, rejects, done = _parts(job, clips), job.facts(clips), 0, 0
     total = sum(map(len, parts[processes.rank :: processes.size]))
+
+    def make(number: int) -> int:
+        if number >= len(parts):
+            return 0
+        _make_part(job, facts, number, parts[number], lambda clips: on_clips(done + clips, total))
+        return len(parts[number])
+
     for begin in range(0, len(parts), processes.size):
-        number, error = begin + processes.rank, None
-        if number < len(parts):
-            try:
-                _make_part(job, facts, number, parts[number], partial(_report, on_clips, done, total))
-            except Exception as problem:  # the others must not wait for ever
-                error = problem
-            done += len(parts[number])
-            on_clips(done, total)
-        error = processes.first_error(error)
-        if error is not None:
-            raise error
         this_round = range(begin, min(begin + processes.size, len(parts)))
+        done += processes.run_on_all(make, begin + processes.rank)
+        on_clips(done, total)
         rejects = processes.run_on_main(_count_rejects, job, this_round, rejects)
-
-
-def _report(on_clips: Callable[[int, int], None], before: int, total: int, clips: int) -> None:
-    on_clips(before + clips, total)
 
 
 def _parts(job: ShardJob, clips: Clips) -> list[Clips]:
@@ -225,7 +220,7 @@ def _make_part(job: ShardJob, facts: DatasetFacts, number: int, part: Clips, on_
     _drop(job, number)
     rejects: list[Reject] = []
 
-    def samples() -> Iterator[TeacherSample]:
+    def samples() -> Iterator[PromptSample]:
         for position, (clip, frames) in enumerate(_read_ahead(job, part), start=1):
             try:
                 if isinstance(clip, Reject):
@@ -238,7 +233,7 @@ def _make_part(job: ShardJob, facts: DatasetFacts, number: int, part: Clips, on_
 
     with full_disk_explained(job.out, job.field):
         shard = replace(write_shard(samples(), facts, job.growing, number, job.compression), rejects=tuple(rejects))
-        _write(_record(job, number), json.dumps({"digest": digest, "shard": asdict(shard)}))
+        write_text(_record(job, number), json.dumps({"digest": digest, "shard": asdict(shard)}))
     for reject in rejects:
         log.warning("rejected %s: %s", reject.video, reject.reason)
 
@@ -252,40 +247,32 @@ def encode_frames(codec: Codec, frames: Frames) -> NDArray[np.float16]:
     return to_float16(codec.encode(to_unit(frames)[None])[0], "latents")
 
 
-def _sample(job: ShardJob, clip: Clip, frames: Callable[[], Frames]) -> TeacherSample:
-    text = job.codec.embed(clip.prompt)
+def _sample(job: ShardJob, clip: Clip, frames: Callable[[], Frames]) -> PromptSample:
+    meta = {"video": clip.video, "index": clip.index, "split": clip.split}
+    sample = PromptSample(clip.prompt, clip.prompt_id, job.codec.embed(clip.prompt), meta)
+    if job.form is None:
+        return sample
     latents = encode_frames(job.codec, frames())
-    return TeacherSample(
-        prompt=clip.prompt,
-        prompt_id=clip.prompt_id,
-        text_embedding=text,
-        meta={"video": clip.video, "index": clip.index, "split": clip.split},
-        latents=latents,
-        teacher=job.teacher.name,
-        fps=job.form.fps,
-    )
+    return TeacherSample(**vars(sample), latents=latents, teacher=job.teacher.name, fps=job.form.fps)
 
 
 def _read_ahead(job: ShardJob, part: Clips) -> Iterator[tuple[Clip | Reject, Callable[[], Frames]]]:
     """The clips in their order with a function that waits for their frames, while threads read the next."""
     with ThreadPoolExecutor(job.decoders) as pool:
-        waiting: deque[tuple[Clip | Reject, Future[Frames] | None]] = deque()
+        waiting: deque[tuple[Clip | Reject, Future[Frames]]] = deque()
         coming = iter(part)
         try:
             while True:
                 while len(waiting) <= job.decoders and (clip := next(coming, None)) is not None:
-                    read = None if isinstance(clip, Reject) else pool.submit(job.teacher.frames, clip, job.form)
+                    has_frames = isinstance(clip, Clip) and job.form is not None
+                    read = pool.submit(job.teacher.frames, clip, job.form) if has_frames else Future()
                     waiting.append((clip, read))
                 if not waiting:
                     return
                 clip, read = waiting.popleft()
-                yield clip, read.result if read is not None else _no_frames
+                yield clip, read.result
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _no_frames() -> Frames:
-    raise AssertionError("a reject has no frames")
 
 
 def _count_rejects(job: ShardJob, numbers: range, before: int) -> int:
@@ -334,30 +321,3 @@ def _drop(job: ShardJob, number: int) -> None:
     _record(job, number).unlink(missing_ok=True)
     for file in job.growing.glob(f"shard.{number:05d}.*"):
         file.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    sync(partial)
-    partial.replace(path)
-
-
-@contextmanager
-def _one_job_at_a_time(job: ShardJob, processes: Processes) -> Iterator[None]:
-    lock = FileLock(job.records.with_suffix(".lock"))
-    processes.run_on_main(_acquire, job, lock)  # all processes hear of a refusal
-    try:
-        yield
-    finally:
-        if processes.is_main:
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
-
-
-def _acquire(job: ShardJob, lock: FileLock) -> None:
-    make_folder(job.records, job.out, job.field)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(f"{job.field} ({job.out}) must be made by one job at a time: another one is at it") from None

@@ -9,6 +9,7 @@ process.
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -256,7 +257,7 @@ def read_videos(location: Location, samples: Sequence[int], text_length: int) ->
 
 
 def read_rows(location: Location, samples: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Samples by their position, as columns and `sample`, the position.
+    """Samples by their position, as columns and `sample`, the position, one by one.
 
     Raises:
         LostInputError: a shard is not as it was written.
@@ -264,15 +265,13 @@ def read_rows(location: Location, samples: Sequence[int]) -> Iterator[dict[str, 
     from afd_scale.data.streams import open_shards
 
     stream, shards = open_shards(location)
+    prepare = cache(stream.prepare_shard)  # once each
     ends = np.cumsum([shard.samples for shard in shards])
-    prepared = set()
     for sample in samples:
         assert 0 <= sample < ends[-1], "check_files refuses other positions"
         number = int(np.searchsorted(ends, sample, side="right"))
         shard = shards[number]
-        if number not in prepared:
-            stream.prepare_shard(shard)
-            prepared.add(number)
+        prepare(shard)
         yield {**shard[sample - int(ends[number]) + shard.samples], "sample": sample}
 
 

@@ -6,7 +6,7 @@ A folder is `shard.*.mds[.zstd]` and `index.json` (MosaicML Streaming), `prompts
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afd_scale.config import ConfigError, one_line
+from afd_scale.files import system_errors
 
 SCHEMA_VERSION = 2
 INDEX_FILE = "index.json"
@@ -109,35 +110,54 @@ class DatasetFacts:
             ConfigError: the file is absent, no JSON, of another schema version, or lacks a fact.
         """
         path = folder / FACTS_FILE
+        where = f"{field} ({path}) must"
+        with system_errors(f"{field} ({folder}) must hold {FACTS_FILE}, which is written last",
+                           "; the dataset is not complete, make it again"):  # fmt: skip
+            content = path.read_bytes()
         try:
-            facts = json.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"{field} ({folder}) must hold {FACTS_FILE}, which is written last: {error.strerror}; "
-                              "the dataset is not complete, make it again") from error  # fmt: skip
+            facts = json.loads(content)
         except ValueError as error:
-            raise ConfigError(f"{field} ({path}) must be JSON: {one_line(error)}") from error
-        _check_version(facts.get("schema_version") if isinstance(facts, dict) else None, f"{field} ({path})")
+            raise ConfigError(f"{where} be JSON: {one_line(error)}") from error
+        version = facts.get("schema_version") if isinstance(facts, dict) else None
+        if version != SCHEMA_VERSION:
+            newer = isinstance(version, int) and version > SCHEMA_VERSION
+            remedy = "a newer version of afd_scale wrote it, update this one" if newer else "make the dataset again"
+            raise ConfigError(f"{where} have schema_version {SCHEMA_VERSION}: it has {version}; {remedy}")
         names = {item.name for item in fields(cls)}
         if set(facts) != names:
-            raise ConfigError(f"{field} ({path}) must have exactly the keys {sorted(names)}: "
-                              f"{sorted(names ^ set(facts))} differ")  # fmt: skip
-        for name in ("latent_shape", "text_shape"):
-            if facts[name] is not None or name == "text_shape":
-                facts[name] = _shape(facts[name], f"{field} ({path})", name)
-        for name in ("codec", "teacher"):
-            if not isinstance(facts[name], str):
-                raise ConfigError(f"{field} ({path}) must have a text as {name}: it has {facts[name]}")
-        if not isinstance(facts["num_samples"], int) or facts["num_samples"] < 1:
-            raise ConfigError(f"{field} ({path}) must have a positive num_samples: it has {facts['num_samples']}")
-        return cls(**facts)
+            raise ConfigError(f"{where} have exactly the keys {sorted(names)}: {sorted(names ^ set(facts))} differ")
+        for name, fits, kind in (
+            ("latent_shape", lambda value: value is None or _is_shape(value), "a list of integers"),
+            ("text_shape", _is_shape, "a list of integers"),
+            ("codec", lambda value: isinstance(value, str), "a text"),
+            ("teacher", lambda value: isinstance(value, str), "a text"),
+            ("num_samples", lambda value: isinstance(value, int) and value > 0, "a positive integer"),
+        ):
+            if not fits(facts[name]):
+                raise ConfigError(f"{where} have {kind} as {name}: it has {facts[name]}")
+        shapes = {name: facts[name] and tuple(facts[name]) for name in ("latent_shape", "text_shape")}
+        return cls(**facts | shapes)
 
 
-def _check_version(version: Any, where: str) -> None:
-    if version == SCHEMA_VERSION:
-        return
-    newer = isinstance(version, int) and version > SCHEMA_VERSION
-    remedy = "a newer version of afd_scale wrote it, update this one" if newer else "make the dataset again"
-    raise ConfigError(f"{where} must have schema_version {SCHEMA_VERSION}: it has {version}; {remedy}")
+def problems(sample: Mapping[str, Any], facts: DatasetFacts) -> Iterator[str]:
+    """What a sample, by its columns, has that contradicts the facts of its dataset."""
+    text, (length, width) = sample["text_embedding"], facts.text_shape
+    if text.ndim != 2 or len(text) > length or text.shape[1] != width:
+        yield f"text_embedding ({text.shape}) must be at most {length} rows of {width} as in the dataset's facts"
+    if facts.latent_shape is not None:
+        has = {"latents": sample["latents"].shape, "teacher": sample["teacher"]}
+        for name, expected in (("latents", facts.latent_shape), ("teacher", facts.teacher)):
+            if has[name] != expected:
+                yield f"{name} ({has[name]}) must be {expected} as in the dataset's facts"
+    yield from not_finite(sample)
+
+
+def not_finite(sample: Mapping[str, Any]) -> Iterator[str]:
+    """Arrays of a sample with numbers that training would never get rid of."""
+    for name in ("latents", "text_embedding"):
+        values = sample.get(name)
+        if values is not None and not np.isfinite(values).all():
+            yield f"{name} must be finite: {int((~np.isfinite(values)).sum())} of {values.size} are not"
 
 
 @dataclass(frozen=True)
@@ -180,7 +200,5 @@ def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
     return tuple(sorted(entries, key=lambda entry: entry.prompt_id))
 
 
-def _shape(value: Any, where: str, name: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(isinstance(size, int) for size in value):
-        raise ConfigError(f"{where} must have a list of integers as {name}: it has {value}")
-    return tuple(value)
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(size, int) for size in value)

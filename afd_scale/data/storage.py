@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from afd_scale.config import ConfigError, RunConfig, one_line
 from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE
+from afd_scale.files import replacing, system_errors
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 _DOWNLOAD_TIMEOUT_SECONDS = 600.0
@@ -49,16 +50,20 @@ class Location:
         """The files on this machine."""
         return self.cache / self.digest if self.is_remote else Path(self.shards)
 
+    @property
+    def remote(self) -> str | None:
+        """What `streaming` calls a remote dataset."""
+        return self.shards.removeprefix("file://") if self.is_remote else None
+
     def opening(self) -> dict[str, Any]:
         """What `streaming` is told."""
-        remote = self.shards.removeprefix("file://") if self.is_remote else None
         return {
-            "remote": remote,
+            "remote": self.remote,
             "local": str(self.folder),
             "download_retry": 2,
             "download_timeout": _DOWNLOAD_TIMEOUT_SECONDS,
-            "validate_hash": HASH if remote else None,
-            "keep_zip": remote is None,
+            "validate_hash": HASH if self.is_remote else None,
+            "keep_zip": not self.is_remote,
         }
 
 
@@ -105,25 +110,27 @@ def fetch_facts(location: Location, *, again: bool = True) -> None:
     """
     if not location.is_remote:
         return
+    with cache_lock(location):
+        for name in (INDEX_FILE, PROMPTS_FILE, FACTS_FILE):
+            path = location.folder / name
+            if again or not path.exists():
+                try:  # another job of this machine may be reading the present one
+                    with replacing(path) as partial:
+                        download(location, name, partial)
+                except Exception as error:  # every storage has its own
+                    reason = one_line(f"{type(error).__name__}: {error}")
+                    raise ConfigError(f"{location.field} ({location.remote}) must be a readable MDS dataset with "
+                                      f"{FACTS_FILE}: {reason}") from error  # fmt: skip
+
+
+def download(location: Location, name: str, path: Path) -> None:
+    """Copy a file of a remote dataset; every storage has exceptions of its own."""
     define_torchvision_ops()
     from streaming.base.storage import CloudDownloader
 
-    remote, folder = location.opening()["remote"], location.folder
-    try:
-        with cache_lock(location):
-            downloader = CloudDownloader.get(remote)
-            for name in (INDEX_FILE, PROMPTS_FILE, FACTS_FILE):
-                if again or not (folder / name).exists():
-                    partial = folder / f".{name}.partial"  # another job of this machine may be reading the present one
-                    partial.unlink(missing_ok=True)
-                    downloader.download(f"{remote.rstrip('/')}/{name}", str(partial), _DOWNLOAD_TIMEOUT_SECONDS)
-                    partial.replace(folder / name)
-    except ConfigError:
-        raise
-    except Exception as error:  # every storage has its own
-        reason = one_line(f"{type(error).__name__}: {error}")
-        raise ConfigError(f"{location.field} ({remote}) must be a readable MDS dataset with {FACTS_FILE}: {reason}"
-                          ) from error  # fmt: skip
+    assert location.remote is not None
+    source = f"{location.remote.rstrip('/')}/{name}"
+    CloudDownloader.get(source).download(source, str(path), _DOWNLOAD_TIMEOUT_SECONDS)
 
 
 @contextmanager
@@ -135,11 +142,8 @@ def cache_lock(location: Location, file: str | None = None) -> Iterator[None]:
     Raises:
         ConfigError: the cache cannot be written to.
     """
-    try:
+    with system_errors(f"data.cache ({location.cache}) must be a folder that can be written to"):
         location.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"data.cache ({location.cache}) must be a folder that can be written to: {error.strerror}"
-                          ) from error  # fmt: skip
     number = "" if file is None else f".{zlib.crc32(file.encode()) % _SHARD_LOCKS}"
     with FileLock(location.folder / f".lock{number}"):
         yield

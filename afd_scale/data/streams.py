@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +46,17 @@ class SharedStream(Stream):
         Raises:
             LostInputError: it cannot be read, or is not what was written.
         """
-        location, (raw, packed) = self._location, shard.file_pairs[0]
-        if not location.is_remote:
-            return self._prepared(shard, raw.basename)
-        with cache_lock(location, raw.basename):
+        location, files = self._location, [part.basename for part in shard.file_pairs[0] if part is not None]
+        with cache_lock(location, files[0]) if location.is_remote else nullcontext():
             try:
-                return self._prepared(shard, raw.basename)
-            except LostInputError:
-                for part in (raw, packed):
-                    if part is not None:
-                        (location.folder / part.basename).unlink(missing_ok=True)
-                raise
-
-    def _prepared(self, shard: Reader, name: str) -> int:
-        try:
-            size: int = super().prepare_shard(shard)
-        except Exception as error:  # every storage has its own
-            reason = one_line(f"{type(error).__name__}: {error}")
-            raise LostInputError(f"{self._location.field} ({self._location.shards}) must have its shard {name} as it "
-                                 f"was written: {reason}") from error  # fmt: skip
-        return size
+                size: int = super().prepare_shard(shard)
+            except Exception as error:  # every storage has its own
+                for name in files if location.is_remote else ():
+                    (location.folder / name).unlink(missing_ok=True)
+                reason = one_line(f"{type(error).__name__}: {error}")
+                raise LostInputError(f"{location.field} ({location.shards}) must have its shard {files[0]} as it was "
+                                     f"written: {reason}") from error  # fmt: skip
+            return size
 
 
 class NumberedDataset(StreamingDataset):

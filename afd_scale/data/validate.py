@@ -2,7 +2,6 @@
 
 import json
 import logging
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from filelock import FileLock
 from afd_scale.config import ConfigError, one_line
 from afd_scale.data.schema import HASH, INDEX_FILE, DatasetFacts
 from afd_scale.data.storage import Location
+from afd_scale.files import replacing, system_errors, write_text
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,9 @@ class KnownGood:
     def __exit__(self, *error: object) -> None:
         if not self._changed:
             return
-        partial = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(self._files))
-            partial.replace(self._path)
+            write_text(self._path, json.dumps(self._files))
         except OSError as problem:  # the next start reads everything again
             log.warning("data.cache (%s) cannot be written to, %s: shards are hashed at every start",
                         self._path.parent, problem.strerror)  # fmt: skip
@@ -66,8 +64,10 @@ def load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
         ConfigError: the index cannot be read, or is not of such a dataset.
     """
     path = location.folder / INDEX_FILE
+    with system_errors(f"{location.field} ({path}) must be readable", "; make the dataset again"):
+        content = path.read_bytes()
     try:
-        shards: list[dict[str, Any]] = json.loads(path.read_text())["shards"]
+        shards: list[dict[str, Any]] = json.loads(content)["shards"]
         for shard in shards:
             columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
             if columns != facts.columns:  # encodings too: streaming would unpickle a column that says it is one
@@ -79,13 +79,16 @@ def load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
                     raise ValueError(f"{part['basename']} has no {HASH}")
                 if part and Path(part["basename"]).name != part["basename"]:
                     raise ValueError(f"{part['basename']} leads out of the folder")
-    except OSError as error:
-        raise ConfigError(f"{location.field} ({path}) must be readable: {error.strerror}; make the dataset again"
-                          ) from error  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{location.field} ({path}) must be an MDS index of prompts and videos: "
                           f"{one_line(error)}; make the dataset again") from error  # fmt: skip
     return shards
+
+
+def name_of(shard: dict[str, Any]) -> str:
+    """Of the file of a shard as it was written."""
+    name: str = (shard["zip_data"] or shard["raw_data"])["basename"]
+    return name
 
 
 def shards_digest(location: Location) -> str:
@@ -129,34 +132,28 @@ def _unpack(location: Location, packed: Path, path: Path, compression: str) -> N
     define_torchvision_ops()
     from streaming.base.compression import decompress
 
-    growing = path.with_name(f".{path.name}.incomplete")
-    try:
-        with FileLock(path.with_name(_UNPACKING)):
-            if not path.exists():
+    rule = f"{location.field} ({path.parent}) must be writable, for shards are unpacked in their folder"
+    remedy = f"; as file://{path.parent.absolute()} it is copied to data.cache"
+    with system_errors(rule, remedy), FileLock(path.with_name(_UNPACKING)):
+        if not path.exists():
+            with replacing(path) as growing:
                 growing.write_bytes(decompress(compression, packed.read_bytes()))
-                growing.rename(path)
-    except OSError as error:
-        growing.unlink(missing_ok=True)
-        raise ConfigError(f"{location.field} ({path.parent}) must be writable, for shards are unpacked in their "
-                          f"folder: {error.strerror}; as file://{path.parent.absolute()} it is copied to data.cache"
-                          ) from error  # fmt: skip
 
 
 def _check_file(location: Location, path: Path, part: dict[str, Any], remedy: str, known_good: KnownGood) -> None:
     expected = part["hashes"][HASH]
     if known_good.has(path, expected):
         return
-    try:
-        found = _hash(path)
-    except OSError as error:
-        raise ConfigError(f"{location.field} ({path}) must be readable: {error.strerror}; {remedy}") from error
+    with system_errors(f"{location.field} ({path}) must be readable", f"; {remedy}"):
+        found = hash_of(path)
     if found != expected:
         raise ConfigError(f"{location.field} ({path}) must have {HASH} {expected}, it has {found}: "
                           f"the file is corrupt or truncated; {remedy}")  # fmt: skip
     known_good.add(path, expected)
 
 
-def _hash(path: Path) -> str:
+def hash_of(path: Path) -> str:
+    """What a shard's file is known by, in the index."""
     digest = xxhash.xxh64()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):

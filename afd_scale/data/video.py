@@ -1,6 +1,7 @@
 """Read a video file into the form of a dataset: which frames, of which size, in which colours."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,27 +35,40 @@ def read_video(path: Path, form: VideoForm) -> Frames:
         RejectedError: it cannot be read, is damaged in a way that the decoder notices (flipped bits may decode to
             wrong pixels instead), too short, HDR, or contradicts itself.
     """
+    with _opened(path) as (container, stream):
+        rate = _frame_rate(stream)
+        stream.thread_type = "AUTO"
+        return np.stack([_pixels(frame, stream, form) for frame in _sampled(container, stream, rate, form)])
+
+
+def check_video(path: Path) -> None:
+    """Check that a file is a video as far as its index and its first frame tell.
+
+    Raises:
+        RejectedError: it is not, or not all of it is there.
+    """
+    with _opened(path) as (container, stream):
+        if next(container.decode(stream), None) is None:
+            raise RejectedError("must hold frames: it has none")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A container and its video stream, which is all there as far as its index tells."""
     try:
         with av.open(f"file:{path}") as container:  # without the prefix, 12:30.mp4 is taken for a URL
             if not container.streams.video:
                 raise RejectedError("must be a whole video: no video stream is found in it")
             stream = container.streams.video[0]
-            _check_whole(stream, path.stat().st_size)
-            rate = _frame_rate(stream)
-            stream.thread_type = "AUTO"
-            frames = [_pixels(frame, stream, form) for frame in _sampled(container, stream, rate, form)]
+            # Containers with an index say where their last packet ends; the file must go as far.
+            end, size = max((entry.pos + entry.size for entry in stream.index_entries), default=0), path.stat().st_size
+            if end > size:
+                raise RejectedError(f"must be whole: it is truncated, {size} of at least {end} bytes are there")
+            yield container, stream
     except FFmpegError as error:
         raise RejectedError(f"must be a readable video: {error.strerror}") from error
     except OSError as error:
         raise RejectedError(f"must be a readable file: {error.strerror}") from error
-    return np.stack(frames)
-
-
-def _check_whole(stream: Any, size: int) -> None:
-    """Containers with an index say where their last packet ends; the file must go as far."""
-    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    if end > size:
-        raise RejectedError(f"must be whole: it is truncated, {size} of at least {end} bytes are there")
 
 
 def _frame_rate(stream: Any) -> Fraction:
@@ -165,24 +179,6 @@ def _resize(pixels: Frames, height: int, width: int) -> Frames:
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float()
     image = F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
     return image.round_().clamp_(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
-
-
-def check_video(path: Path) -> None:
-    """Check that a file is a video as far as its index and its first frame tell.
-
-    Raises:
-        RejectedError: it is not, or not all of it is there.
-    """
-    try:
-        with av.open(f"file:{path}") as container:
-            if not container.streams.video:
-                raise RejectedError("must be a whole video: no video stream is found in it")
-            stream = container.streams.video[0]
-            _check_whole(stream, path.stat().st_size)
-            if next(container.decode(stream), None) is None:
-                raise RejectedError("must hold frames: it has none")
-    except FFmpegError as error:
-        raise RejectedError(f"must be a readable video: {error.strerror}") from error
 
 
 def file_fingerprint(path: Path) -> str:

@@ -4,20 +4,17 @@ A dataset grows in a hidden folder beside its place and is renamed when it is co
 one, so that several processes can share them, and a job that was killed goes on with the next.
 """
 
-import errno
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from afd_scale.codecs.codec import RejectedError
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Reject
 from afd_scale.data.schema import (
@@ -27,9 +24,10 @@ from afd_scale.data.schema import (
     DatasetFacts,
     PromptEntry,
     PromptSample,
-    TeacherSample,
+    problems,
     save_prompts,
 )
+from afd_scale.files import sync, system_errors
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 SHARD_BYTES = 1 << 26
@@ -84,8 +82,9 @@ def write_shard(
             compression=None if compression == "none" else compression,
         ) as writer:  # fmt: skip
             for position, sample in enumerate(samples):
-                _check_sample(sample, facts, position)
-                _note_prompt(prompts, sample, position)
+                for problem in problems(vars(sample), facts):
+                    raise ValueError(f"sample {position}: {problem}")
+                _note(prompts, PromptEntry(sample.prompt_id, sample.prompt, position, sample.meta.get("split")))
                 writer.write(vars(sample))
         shards = json.loads((growing / INDEX_FILE).read_text())["shards"]
         entry = _named(shards[0], number) if shards else None
@@ -120,8 +119,7 @@ def finish_dataset(
     begin = 0
     for shard in shards:
         for prompt in shard.prompts:
-            first = prompts.setdefault(prompt.prompt_id, replace(prompt, sample=begin + prompt.sample))
-            _check_same(first, prompt.prompt)
+            _note(prompts, replace(prompt, sample=begin + prompt.sample))
         begin += shard.samples
     if not begin:
         raise ValueError("samples must not be empty: a dataset of nothing trains nothing")
@@ -145,7 +143,6 @@ def write_dataset(
     field: str = "out",
     shard_bytes: int = SHARD_BYTES,
     compression: str = "zstd",
-    rejects: Sequence[Reject] = (),
 ) -> DatasetFacts:
     """Write samples that are at hand.
 
@@ -156,7 +153,6 @@ def write_dataset(
         field: the user's setting that names the folder, for errors.
         shard_bytes: of latents and text, before compression.
         compression: `zstd` or `none`.
-        rejects: what is missing among the samples; it may grow while they are drawn.
     Returns:
         The facts as written.
     Raises:
@@ -168,9 +164,8 @@ def write_dataset(
     make_folder(growing, folder, field)
     try:
         source, shards = iter(samples), list[Shard]()
-        while block := _block(source, clips_of_shard(facts, shard_bytes)):
+        while block := list(islice(source, clips_of_shard(facts, shard_bytes))):
             shards.append(write_shard(block, facts, growing, len(shards), compression))
-        shards.append(Shard(None, (), tuple(rejects)))
         return finish_dataset(shards, facts, growing, folder, field)
     except BaseException:
         shutil.rmtree(growing, ignore_errors=True)
@@ -193,38 +188,8 @@ def check_new_folder(folder: Path, field: str) -> None:
 
 def make_folder(folder: Path, out: Path, field: str) -> None:
     """Make a folder beside `out` and those above it; ConfigError where that cannot be."""
-    try:
+    with system_errors(f"{field} ({out}) must be in a writable folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{field} ({out}) must be in a writable folder: {error.strerror}") from error
-
-
-def sync(path: Path) -> None:
-    """Bring a file to the disk: a record of it must not outlive it when the machine goes down."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def full_disk_explained(out: Path, field: str) -> Iterator[None]:
-    """Turn what a full or failing disk raises into ConfigError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-            raise
-        raise ConfigError(f"{field} ({out}) must have room: {error.strerror}; what is finished stays, the same "
-                          "command goes on from there") from error  # fmt: skip
-
-
-def check_finite(name: str, values: np.ndarray[Any, Any]) -> None:
-    """Raise RejectedError for numbers that training would never get rid of."""
-    if not np.isfinite(values).all():
-        raise RejectedError(f"{name} must be finite: {int((~np.isfinite(values)).sum())} of {values.size} are not")
-
-
-def _block(source: Any, size: int) -> list[PromptSample]:
-    return [sample for _, sample in zip(range(size), source)]
 
 
 def _named(entry: dict[str, Any], number: int) -> dict[str, Any]:
@@ -238,30 +203,8 @@ def _parts(entry: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [] if entry is None else [part for part in (entry["raw_data"], entry["zip_data"]) if part]
 
 
-def _note_prompt(prompts: dict[str, PromptEntry], sample: PromptSample, position: int) -> None:
-    entry = PromptEntry(sample.prompt_id, sample.prompt, position, sample.meta.get("split"))
-    _check_same(prompts.setdefault(sample.prompt_id, entry), sample.prompt)
-
-
-def _check_same(first: PromptEntry, prompt: str) -> None:
-    if first.prompt != prompt:
+def _note(prompts: dict[str, PromptEntry], entry: PromptEntry) -> None:
+    first = prompts.setdefault(entry.prompt_id, entry)
+    if first.prompt != entry.prompt:
         raise ValueError(f"sample {first.sample}: prompt_id ({first.prompt_id}) must name one prompt: "
-                         f"it names {first.prompt!r} and {prompt!r}")  # fmt: skip
-
-
-def _check_sample(sample: PromptSample, facts: DatasetFacts, position: int) -> None:
-    length, width = facts.text_shape
-    text = sample.text_embedding.shape
-    if len(text) != 2 or text[0] > length or text[1] != width:
-        raise ValueError(f"sample {position}: text_embedding ({text}) must be at most {length} rows of {width} as in "
-                         "the dataset's facts")  # fmt: skip
-    check_finite(f"sample {position}: text_embedding", sample.text_embedding)
-    if not isinstance(sample, TeacherSample):
-        return
-    for name, found, expected in (
-        ("latents", sample.latents.shape, facts.latent_shape),
-        ("teacher", sample.teacher, facts.teacher),
-    ):
-        if found != expected:
-            raise ValueError(f"sample {position}: {name} ({found}) must be {expected} as in the dataset's facts")
-    check_finite(f"sample {position}: latents", sample.latents)
+                         f"it names {first.prompt!r} and {entry.prompt!r}")  # fmt: skip

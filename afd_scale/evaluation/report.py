@@ -22,6 +22,7 @@ import yaml
 from markupsafe import Markup
 
 from afd_scale.evaluation.video import read_title
+from afd_scale.files import write_text
 
 Better = Literal["lower", "higher", "teacher"]
 
@@ -150,9 +151,7 @@ def write_report(run_folder: Path) -> Path:
         versions=facts,
     )
     report = run_folder / REPORT_NAME
-    partial = report.with_name(f".{REPORT_NAME}.partial")
-    partial.write_text(html)
-    partial.replace(report)
+    write_text(report, html)
     return report
 
 

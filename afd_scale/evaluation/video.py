@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from afd_scale.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def write_mp4(frames: FrameArray, path: Path, fps: float, scale: int = 1, title:
     """
     video = _even(_scaled(_rgb(frames, 4), scale, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _complete(path) as partial, av.open(partial, "w", format="mp4") as container:
+    with replacing(path) as partial, av.open(partial, "w", format="mp4") as container:
         container.metadata["title"] = title
         rate = Fraction(fps).limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate, options={"crf": CRF})
@@ -91,7 +92,7 @@ def write_grid(columns: Mapping[str, FrameArray], captions: Sequence[str], path:
         left = MARGIN + column * (strip_width + COLUMN_GAP)
         labels.append((left, MARGIN + 14, name, 13, TITLE_COLOUR))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _complete(path) as partial:
+    with replacing(path) as partial:
         _figure(canvas, labels).savefig(partial, format="png")
 
 
@@ -124,17 +125,6 @@ def write_comparison_mp4(
         paths.append(folder / f"{row:02d}_{name}.mp4")
         write_mp4(video, paths[-1], fps, title=caption)
     return paths
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` that takes its name when the block ends well."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _rgb(frames: FrameArray, ndim: int) -> FrameArray:

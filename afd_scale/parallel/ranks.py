@@ -93,23 +93,23 @@ class Ranks:
         dist.all_gather(rows, x.contiguous())
         return torch.cat(rows[:: self.sequence])
 
-    def first_error(self, error: Exception | None) -> Exception | None:
-        """The error of the first rank that has one, the same on all."""
+    def run_on_all(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function on every rank; where one fails, all raise the exception of the first that did."""
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = work(*arguments)
+        except Exception as problem:  # whatever it is, the others must not wait for ever
+            error = problem
         errors: list[Exception | None] = [None] * self.size
         dist.all_gather_object(errors, error)
-        return next((found for found in errors if found is not None), None)
+        for error in filter(None, errors):
+            raise error
+        return result
 
     def run_on_each_machine(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Run a function on the first rank of each machine; all ranks raise the first exception."""
-        error: Exception | None = None
-        if self.local_rank == 0:
-            try:
-                work(*arguments)
-            except Exception as problem:  # whatever it is, the others must not wait for ever
-                error = problem
-        error = self.first_error(error)
-        if error is not None:
-            raise error
+        self.run_on_all(lambda: work(*arguments) if self.local_rank == 0 else None)
 
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on the main rank only; all ranks get its result, or raise its exception."""

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from afd_scale.evaluation.report import read_metrics
+from afd_scale.files import write_text
 from afd_scale.progress import progress
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,4 @@ def _drop_later_steps(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["step"] <= last_step]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    partial.replace(path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -11,6 +11,7 @@ from afd_scale.checkpoint.run_state import newest_checkpoint, remove_checkpoint
 from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError, RunConfig, resolved_yaml
 from afd_scale.evaluation.report import provenance_header
+from afd_scale.files import system_errors, write_text
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
@@ -56,13 +57,9 @@ def write_config(config: RunConfig, num_ranks: int) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    try:
+    with system_errors(f"out ({config.out}) must be a folder that can be written to"):
         config.folder.mkdir(parents=True, exist_ok=True)
-        partial = config.folder / ".config.partial"
-        partial.write_text(provenance_header(num_ranks) + resolved_yaml(config))
-        partial.replace(config.folder / CONFIG)
-    except OSError as error:
-        raise ConfigError(f"out ({config.out}) must be a folder that can be written to: {error.strerror}") from error
+        write_text(config.folder / CONFIG, provenance_header(num_ranks) + resolved_yaml(config))
 
 
 def _refuse_another_config(path: Path, config: RunConfig) -> None:

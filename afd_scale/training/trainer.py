@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.evaluation.report import metric_table, write_report
+from afd_scale.files import write_text
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.protocols import Metrics
@@ -111,14 +111,8 @@ class Trainer:
         if checkpoint is None:
             return
         log.info("%s resumes after step %d from %s", self.config.name, checkpoint["step"], checkpoint["folder"])
-        error: Exception | None = None
-        try:
-            self.checkpoints.load(checkpoint["folder"], self.built.networks)
-        except ValueError as damage:  # perhaps of a file that this rank alone reads
-            error = damage
-        error = self.ranks.first_error(error)
-        if error is not None:
-            raise error
+        # What is damaged is perhaps a file that one rank alone reads.
+        self.ranks.run_on_all(self.checkpoints.load, checkpoint["folder"], self.built.networks)
         self.stream.load_state_dict(checkpoint["data"])
         self.step = checkpoint["step"]
 
@@ -194,10 +188,7 @@ class Trainer:
             "metrics": metrics,
             "seconds": {name: round(seconds, 2) for name, seconds in self.clock.seconds.items()},
         }
-        path = _summary(self.config)
-        partial = path.with_name(".summary.partial")
-        partial.write_text(json.dumps(summary, indent=1) + "\n")
-        os.replace(partial, path)
+        write_text(_summary(self.config), json.dumps(summary, indent=1) + "\n")
         report = write_report(self.config.folder)
         if metrics:
             log.info("%s\n%s", self.config.name, metric_table(summary))

@@ -17,19 +17,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "torchvision_ops": set(),
     "progress": set(),
+    "files": {"config"},
     "protocols": {"types"},
     "flow": {"types"},
     "layers": {"types"},
     "models": {"types", "config", "layers"},
     "rollout": {"types", "protocols", "config", "flow"},
     "codecs": {"types", "config", "torchvision_ops"},
-    "data": {"types", "protocols", "config", "flow", "codecs", "torchvision_ops"},
+    "data": {"types", "protocols", "config", "files", "flow", "codecs", "torchvision_ops"},
     "methods": {"types", "protocols", "config", "flow", "rollout"},
     "parallel": {"types", "protocols", "config", "layers"},
     "checkpoint": {"types", "protocols", "config"},
     "planning": {"types", "config", "layers"},
     "benchmarks": {"types", "config", "flow", "layers", "models", "rollout", "methods", "planning", "data"},
-    "evaluation": {"types", "protocols", "config", "flow", "rollout", "codecs", "data"},
+    "evaluation": {"types", "protocols", "config", "files", "flow", "rollout", "codecs", "data"},
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
 

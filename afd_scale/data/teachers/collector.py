@@ -7,11 +7,10 @@ of videos is searched; where that cannot tell either, the video is given up rath
 import hashlib
 import json
 import logging
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -23,6 +22,7 @@ from afd_scale.data.teachers.exchange import AGAIN, Endpoint, Exchange, NotHadEr
 from afd_scale.data.teachers.journal import ASKED, ASKING, HAVE, LOST, NOT_MADE, REFUSED, Asked, Journal
 from afd_scale.data.teachers.prompts import PromptRow
 from afd_scale.data.video import check_video
+from afd_scale.files import replacing, system_errors
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +79,11 @@ class Collector:
         states = (HAVE,) if self._endpoint.ask_again else (HAVE, REFUSED, LOST)
         todo = [request for request in requests if self._state(request) not in states]
         with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
-            waiting: set[Future[None]] = {pool.submit(self._obtain, request) for request in todo}
+            obtained = [pool.submit(self._obtain, request) for request in todo]
             try:
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-                    on_video(len(requests) - len(waiting), len(requests))
+                for settled, future in enumerate(as_completed(obtained), len(requests) - len(todo) + 1):
+                    future.result()
+                    on_video(settled, len(requests))
             except BaseException:
                 self._exchange.stop.set()
                 pool.shutdown(cancel_futures=True)
@@ -161,7 +159,7 @@ class Collector:
                 if not self._spend(request):
                     return None
                 try:
-                    return self._accepted(request, self._create(request))
+                    return self._create(request)
                 except self._exchange.failures as error:
                     problem = error
                     self._settle(request, error)
@@ -171,20 +169,19 @@ class Collector:
         assert problem is not None, "there is at least one attempt"
         raise self._exchange.gave_up(problem)
 
-    def _create(self, request: Request) -> Any:
+    def _create(self, request: Request) -> str:
+        """Ask once; the id of what was accepted."""
         more = {name: _filled(value, request.index) for name, value in self._endpoint.request.items()}
         # A server that honours the key gives the video of an earlier request again, unless that one is settled.
         key = f"{request.row.prompt_id}-{request.index}-{self._asks(request)}-{self._journal.accepted[request.asked]}"
         try:
-            return self._exchange.videos.create(
+            video: Any = self._exchange.videos.create(
                 prompt=request.row.prompt, model=self._endpoint.model, extra_body=more or None,
                 # A connection kept open may break just as a request leaves; nobody could tell whether it arrived.
                 extra_headers={"Idempotency-Key": key, "Connection": "close"},
             )  # fmt: skip
         except ValueError:  # it says that it is JSON, and is not
-            return None
-
-    def _accepted(self, request: Request, video: Any) -> str:
+            video = None
         video_id = getattr(video, "id", None)
         if not isinstance(video_id, str):
             self._journal.write(request.asked, NOT_MADE)
@@ -215,26 +212,9 @@ class Collector:
             raise RejectedError(f"the teacher refused the prompt: {self._exchange.text(error)}")
 
     def _find(self, request: Request, if_nobody_knows: str) -> None:
-        """Look for an accepted request in the server's list, and write into the journal what is there.
-
-        A list is believed where it shows prompts as we sent them: in none of ours altered, and in at least one unless
-        all it has is known. The journal says that the request is being asked.
-        """
+        """Look for an accepted request in the server's list, and write into the journal what is there."""
         try:
-            listed, ours = self._exchange.listed(), self._journal.ids
-            mine = folded(request.row.prompt)
-            since = self._journal.last(request.asked)["at"] - _CLOCKS_APART_SECONDS
-            new = [video for video in listed if video.prompt == mine and video.id not in ours]
-            for video in new:
-                if video.created is None or video.created >= since:
-                    self._journal.write(request.asked, ASKED, id=video.id)
-                    return
-            if new:
-                raise ValueError("it shows an earlier video of this prompt, or its clock is far behind")
-            if any(video.id in ours and video.prompt not in self._prompts for video in listed):
-                raise ValueError("it shows other prompts than were sent")
-            if not any(video.prompt in self._prompts for video in listed) and any(v.id not in ours for v in listed):
-                raise ValueError("it shows videos, and none of a prompt of ours")
+            video_id = self._listed(request)
         except (ConfigError, StoppedError):  # no answer now: the journal keeps the question for the next start
             raise
         except Exception as error:  # whatever a server without a list answers
@@ -242,8 +222,31 @@ class Collector:
             reason = "the teacher was asked and no answer came: it may have been paid for; --ask-again asks once more"
             more = {"reason": reason} if if_nobody_knows == LOST else {}
             self._journal.write(request.asked, if_nobody_knows, **more)
-            return
-        self._journal.write(request.asked, NOT_MADE)
+        else:
+            more = {} if video_id is None else {"id": video_id}
+            self._journal.write(request.asked, ASKED if more else NOT_MADE, **more)
+
+    def _listed(self, request: Request) -> str | None:
+        """The id of a request without an answer, from the server's list; None where it was not accepted.
+
+        A list is believed where it shows all our videos with prompts as we sent them, and one while we have none.
+
+        Raises:
+            ValueError: it cannot tell.
+        """
+        listed, mine = self._exchange.listed(), folded(request.row.prompt)
+        since = self._journal.last(request.asked)["at"] - _CLOCKS_APART_SECONDS
+        known = [video for video in listed if video.id in self._journal.ids]
+        new = [video for video in listed if video.prompt == mine and video not in known]
+        for video in new:
+            if video.created is None or video.created >= since:
+                return video.id
+        if new:
+            raise ValueError("it shows an earlier video of this prompt, or its clock is far behind")
+        as_sent = [video.prompt in self._prompts for video in known or listed]
+        if not (all(as_sent) if known else any(as_sent) or not listed):
+            raise ValueError("it shows other prompts than were sent")
+        return None
 
     # --- what was accepted
 
@@ -275,29 +278,19 @@ class Collector:
             self._exchange.pause(self._endpoint.poll_seconds)
 
     def _download(self, request: Request, video_id: str) -> None:
-        partial = self._folder / f".{request.video}.partial"
+        remedy = "; what was paid for is downloaded when the same command is given again"
 
         def download() -> None:
             content: bytes = self._exchange.videos.download_content(video_id).read()
-            self._write(partial, content)
-            check_video(partial)
+            with (
+                system_errors(f"source ({self._folder}) must have room", remedy),
+                replacing(self._folder / request.video) as partial,
+            ):
+                partial.write_bytes(content)
+                check_video(partial)
 
-        try:
-            self._exchange.patiently(download)
-            partial.replace(self._folder / request.video)
-        finally:
-            partial.unlink(missing_ok=True)
+        self._exchange.patiently(download)
         self._journal.write(request.asked, HAVE, id=video_id)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        try:
-            with path.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ConfigError(f"source ({self._folder}) must have room: {error.strerror}; what was paid for is "
-                              "downloaded when the same command is given again") from error  # fmt: skip
 
     def _spend(self, request: Request) -> bool:
         """Whether the budget has room for one more; then it is in the journal."""

@@ -34,19 +34,17 @@ class FolderTeacher:
     def clips(self) -> list[Clip | Reject]:
         rows = read_sidecars(self.folder) if self.prompts is None else read_prompts(self.prompts)
         videos_of: Counter[str] = Counter()
-        clips: list[Clip | Reject] = []
-        for row in rows:
-            if isinstance(row, PromptRow):
-                reason = self._reason_against(row)
-                if reason is not None:
-                    clips.append(Reject(row.video or row.prompt_id, row.prompt, reason))
-                else:
-                    assert row.video is not None
-                    clips.append(Clip(row.video, row.prompt, row.prompt_id, videos_of[row.prompt_id], row.split))
-                    videos_of[row.prompt_id] += 1
-            else:
-                clips.append(row)
-        return clips
+        return [row if isinstance(row, Reject) else self._clip(row, videos_of) for row in rows]
+
+    def _clip(self, row: PromptRow, videos_of: Counter[str]) -> Clip | Reject:
+        """The next video of a prompt; how many it has is counted."""
+        if row.video is None:
+            return Reject(row.prompt_id, row.prompt, "video must be given: the row names none")
+        source = Path(os.path.normpath(self.folder.absolute()))  # not resolved: links in the source may lead anywhere
+        if not Path(os.path.normpath(source / row.video)).is_relative_to(source):
+            return Reject(row.video, row.prompt, "video must lie below the source: it leads out of it")
+        videos_of[row.prompt_id] += 1
+        return Clip(row.video, row.prompt, row.prompt_id, videos_of[row.prompt_id] - 1, row.split)
 
     def fingerprint(self, clip: Clip) -> str:
         return file_fingerprint(self.folder / clip.video)
@@ -60,11 +58,3 @@ class FolderTeacher:
         if not is_file:
             raise RejectedError("must be a file of the source: it is not there")
         return read_video(path, form)
-
-    def _reason_against(self, row: PromptRow) -> str | None:
-        if row.video is None:
-            return "video must be given: the row names none"
-        source = Path(os.path.normpath(self.folder.absolute()))  # not resolved: links in the source may lead anywhere
-        if not Path(os.path.normpath(source / row.video)).is_relative_to(source):
-            return "video must lie below the source: it leads out of it"
-        return None

@@ -9,16 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from afd_scale.codecs.codec import VideoForm
-from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.teachers.collector import Collector, Request
 from afd_scale.data.teachers.exchange import Endpoint
 from afd_scale.data.teachers.journal import HAVE, Journal
-from afd_scale.data.teachers.prompts import PromptRow, read_prompts
+from afd_scale.data.teachers.prompts import read_prompts
 from afd_scale.data.video import file_fingerprint, read_video
+from afd_scale.files import only_one, system_errors, write_text
 
 JOURNAL = "journal.jsonl"
 LISTED = "videos.jsonl"  # of the folder, with their prompts
@@ -55,49 +53,33 @@ class HttpTeacher:
             ConfigError: the endpoint cannot be used, the budget is spent, or another process collects into the folder.
         """
         requests = [request for request in self._requests() if isinstance(request, Request)]
-        try:
+        with system_errors(f"source ({self.folder}) must be a folder to keep videos in"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"source ({self.folder}) must be a folder to keep videos in: {error.strerror}") from error
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(f"source ({self.folder}) must be filled by one process at a time: another one is at it"
-                              ) from None  # fmt: skip
-        try:
-            journal = Journal(self.folder / JOURNAL)
-            Collector(self.endpoint, self.folder, journal, self._key).collect(requests, on_video)
-        finally:
+        with only_one(self.folder / ".lock", f"source ({self.folder}) must be filled by one process at a time"):
             try:
-                self._list_videos()
+                journal = Journal(self.folder / JOURNAL)
+                Collector(self.endpoint, self.folder, journal, self._key).collect(requests, on_video)
             finally:
-                lock.release()
+                self._list_videos()
 
     def _list_videos(self) -> None:
         """Prompts of what is there, as the folder teacher reads them."""
         rows = [{"video": clip.video, "prompt": clip.prompt, "prompt_id": clip.prompt_id, "split": clip.split}
                 for clip in self.clips() if isinstance(clip, Clip)]  # fmt: skip
-        partial = self.folder / f".{LISTED}.partial"
-        try:
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            partial.replace(self.folder / LISTED)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ConfigError(f"source ({self.folder}) must have room: {error.strerror}") from error
+        with system_errors(f"source ({self.folder}) must have room"):
+            write_text(self.folder / LISTED, "".join(json.dumps(row) + "\n" for row in rows))
 
     def clips(self) -> list[Clip | Reject]:
         journal = Journal(self.folder / JOURNAL)
-        clips: list[Clip | Reject] = []
-        for request in self._requests():
-            if isinstance(request, Reject):
-                clips.append(request)
-            elif journal.last(request.asked).get("state") == HAVE:
-                clips.append(Clip(request.video, request.row.prompt, *request.asked, request.row.split))
-            else:
-                reason = journal.last(request.asked).get("reason", "there is no video yet; the same command asks again")
-                clips.append(Reject(request.video, request.row.prompt, reason))
-        return clips
+
+        def clip(request: Request) -> Clip | Reject:
+            last = journal.last(request.asked)
+            if last.get("state") == HAVE:
+                return Clip(request.video, request.row.prompt, *request.asked, request.row.split)
+            reason = last.get("reason", "there is no video yet; the same command asks again")
+            return Reject(request.video, request.row.prompt, reason)
+
+        return [request if isinstance(request, Reject) else clip(request) for request in self._requests()]
 
     def fingerprint(self, clip: Clip) -> str:
         return file_fingerprint(self.folder / clip.video)
@@ -107,14 +89,10 @@ class HttpTeacher:
 
     def _requests(self) -> list[Request | Reject]:
         """A prompt's videos follow one another."""
-        seen: set[str] = set()
         requests: list[Request | Reject] = []
-        for row in read_prompts(self.prompts):
-            if isinstance(row, PromptRow) and row.prompt_id in seen:
-                requests.append(Reject(row.prompt_id, row.prompt, "prompt must occur once: an earlier row has it"))
-            elif isinstance(row, PromptRow):
-                seen.add(row.prompt_id)
-                requests += [Request(row, index) for index in range(self.videos_per_prompt)]
-            else:
+        for row in read_prompts(self.prompts, once=True):
+            if isinstance(row, Reject):
                 requests.append(row)
+            else:
+                requests += [Request(row, index) for index in range(self.videos_per_prompt)]
         return requests

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any
 
 from afd_scale.config import ConfigError
+from afd_scale.files import system_errors
 
 Asked = tuple[str, int]  # prompt_id, and the number of the video among those of the prompt
 
@@ -67,10 +68,8 @@ class Journal:
             kept = {name: value for name, value in self.last(asked).items() if name == "asks"}
             entry = {"prompt_id": asked[0], "index": asked[1], "state": state, "at": time.time(), **kept, **more}
             line = json.dumps(entry).encode() + b"\n"
-            try:
+            with system_errors(f"journal ({self._path}) must have room"):
                 self._append(line)
-            except OSError as error:
-                raise ConfigError(f"journal ({self._path}) must have room: {error.strerror}") from error
             self._size += len(line)
             self._take(entry)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Reject
+from afd_scale.data.clips import Clip, Frames, Reject, VideoForm
+from afd_scale.files import system_errors
 
 Row = dict[str, Any] | str  # fields of a row, or why there are none
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".m4v", ".avi")
@@ -38,12 +39,35 @@ class PromptRow:
     split: str | None = None
 
 
-def read_prompts(path: Path) -> list[PromptRow | Reject]:
+class PromptsAlone:
+    """No teacher: prompts to roll out beside a teacher's, or held out for evaluation in named splits."""
+
+    name = "none"
+    clips_at_once = 1 << 30  # embedding again costs little
+
+    def __init__(self, prompts: Path):
+        self.prompts = prompts
+        self.provenance: dict[str, Any] = {"name": self.name, "prompts": prompts.name}
+
+    def clips(self) -> list[Clip | Reject]:
+        rows = read_prompts(self.prompts, once=True)
+        return [row if isinstance(row, Reject) else Clip(row.prompt_id, row.prompt, row.prompt_id, 0, row.split)
+                for row in rows]  # fmt: skip
+
+    def fingerprint(self, clip: Clip) -> str:
+        return ""
+
+    def frames(self, clip: Clip, form: VideoForm) -> Frames:
+        raise AssertionError("there are none")
+
+
+def read_prompts(path: Path, *, once: bool = False) -> list[PromptRow | Reject]:
     """Read a prompts file; a row that cannot be used is a Reject in its place.
 
     Args:
         path: `.jsonl` of objects or `.csv` with a header, with the columns prompt, video, prompt_id and split; only
             prompt must be there. `.txt` of one prompt a line.
+        once: each prompt; a row that repeats one is a Reject.
     Raises:
         ConfigError: the file cannot be read or is none of these.
     """
@@ -51,15 +75,14 @@ def read_prompts(path: Path) -> list[PromptRow | Reject]:
     if path.suffix not in readers:
         raise ConfigError(f"prompts ({path}) must be one of {', '.join(readers)}: the suffix says how it is read")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"prompts ({path}) must be a readable file: {error.strerror}") from error
+        with system_errors(f"prompts ({path}) must be a readable file"):
+            text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"prompts ({path}) must be UTF-8: byte {error.start} is not") from error
     rows = [_checked(row, f"{path.name}:{line}") for line, row in readers[path.suffix](text, path)]
     if not rows:
         raise ConfigError(f"prompts ({path}) must have at least one row: it is empty")
-    return _consistent(rows)
+    return _consistent(rows, once)
 
 
 def read_sidecars(folder: Path) -> list[PromptRow | Reject]:
@@ -141,18 +164,23 @@ def _checked(row: Row, place: str) -> PromptRow | Reject:
     return PromptRow(prompt, prompt_id, video, fields["split"] or None)
 
 
-def _consistent(rows: list[PromptRow | Reject]) -> list[PromptRow | Reject]:
+def _consistent(rows: list[PromptRow | Reject], once: bool = False) -> list[PromptRow | Reject]:
     """Refuse what contradicts or repeats an earlier row."""
     prompts: dict[str, str] = {}
     videos: set[str] = set()
     kept: list[PromptRow | Reject] = []
     for row in rows:
         if isinstance(row, PromptRow):
-            if prompts.setdefault(row.prompt_id, row.prompt) != row.prompt:
+            reason = None
+            if prompts.get(row.prompt_id, row.prompt) != row.prompt:
                 reason = f"prompt_id ({row.prompt_id}) must name one prompt: an earlier row has another"
-                row = Reject(row.video or row.prompt_id, row.prompt, reason)
+            elif once and row.prompt_id in prompts:
+                reason = "prompt must occur once: an earlier row has it"
             elif row.video in videos:
-                row = Reject(row.video, row.prompt, "video must occur once: an earlier row has it")
+                reason = "video must occur once: an earlier row has it"
+            prompts.setdefault(row.prompt_id, row.prompt)
+            if reason is not None:
+                row = Reject(row.video or row.prompt_id, row.prompt, reason)
             elif row.video is not None:
                 videos.add(row.video)
         kept.append(row)

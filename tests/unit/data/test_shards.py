@@ -272,8 +272,8 @@ def test_prompts_that_name_samples_which_are_not_there(dataset: Path) -> None:
 
 def test_files_known_to_be_good_are_not_hashed_again(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    check = validate._hash
-    monkeypatch.setattr(validate, "_hash", lambda path: hashed.append(path.name) or check(path))
+    check = validate.hash_of
+    monkeypatch.setattr(validate, "hash_of", lambda path: hashed.append(path.name) or check(path))
     check_dataset(run_config(dataset))
     assert len(hashed) == 2 * len(list(dataset.glob("*.zstd"))), "packed and unpacked"
     hashed.clear()
@@ -609,7 +609,7 @@ def test_jobs_that_start_at_once_unpack_once(dataset: Path, monkeypatch: pytest.
         facts = list(pool.map(check_dataset, [config] * 6))
     assert facts == [facts[0]] * 6
     assert len(unpacked) == len(list(dataset.glob("*.zstd")))
-    assert not list(dataset.glob("*.incomplete"))
+    assert not list(dataset.glob("*.partial"))
 
 
 @leaves_files_open

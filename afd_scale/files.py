@@ -1,0 +1,73 @@
+"""Files that are there whole or not at all, and what goes wrong with them in one line."""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from afd_scale.config import ConfigError
+
+_FULL_OR_FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+@contextmanager
+def system_errors(rule: str, remedy: str = "", only: tuple[int, ...] | None = None) -> Iterator[None]:
+    """Turn what the system refuses into ConfigError: the rule, the system's reason, the remedy.
+
+    Args:
+        only: error numbers that are the user's to mend; None is all.
+    """
+    try:
+        yield
+    except OSError as error:
+        if only is not None and error.errno not in only:
+            raise
+        raise ConfigError(f"{rule}: {error.strerror}{remedy}") from error
+
+
+def full_disk_explained(out: Path, field: str) -> AbstractContextManager[None]:
+    """Turn what a full or failing disk raises into ConfigError."""
+    remedy = "; what is finished stays, the same command goes on from there"
+    return system_errors(f"{field} ({out}) must have room", remedy, _FULL_OR_FAILING)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A neighbour of `path` to write, which takes its name when the block ends well and all of it is on the disk."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")  # another process may write the same
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file whole."""
+    with replacing(path) as partial:
+        partial.write_text(content)
+
+
+def sync(path: Path) -> None:
+    """Bring a file to the disk: a record of it must not outlive it when the machine goes down."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def only_one(lock: Path, rule: str) -> Iterator[None]:
+    """Let one process at a time in; ConfigError, the rule, for another."""
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{rule}: another one is at it") from None
+    try:
+        yield
+    finally:
+        held.release()
