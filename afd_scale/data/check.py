@@ -6,10 +6,10 @@ from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import DataConfig
 from afd_scale.data.make_shards import ShardJob, make_shards
-from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, PROMPTS_FILE, DatasetFacts, load_prompts
-from afd_scale.data.storage import Location, extra_prompts, fetch_facts, is_remote, locations, teacher_data
+from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, PROMPTS_FILE, DatasetFacts
+from afd_scale.data.storage import Location, extra_prompts, is_remote, locations, teacher_data
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
-from afd_scale.data.validate import KnownGood, check_shard, load_index
+from afd_scale.data.validate import KnownGood, check_shard, load_beside
 
 
 def ensure_dataset(config: DataConfig) -> None:
@@ -84,13 +84,8 @@ def check_files(location: Location) -> DatasetFacts:
     Raises:
         ConfigError: names the first thing that is wrong.
     """
-    fetch_facts(location)
+    facts, prompts, shards = load_beside(location)
     folder, field = location.folder, location.field
-    if not folder.is_dir():
-        raise ConfigError(f"{field} ({location.shards}) must be an MDS dataset with {FACTS_FILE}: nothing is there; "
-                          "make it with tools/make_shards.py")  # fmt: skip
-    facts = DatasetFacts.load(folder, field)
-    prompts, shards = load_prompts(folder, field), load_index(location, facts)
     num_samples = sum(shard["samples"] for shard in shards)
     if num_samples != facts.num_samples:
         raise ConfigError(f"{field} ({folder}) must have the {facts.num_samples} samples of {FACTS_FILE}: "

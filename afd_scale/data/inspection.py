@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, DatasetFacts, load_prompts, problems
-from afd_scale.data.storage import Location, download, fetch_facts
-from afd_scale.data.validate import hash_of, load_index, name_of
+from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, problems
+from afd_scale.data.storage import Location, download
+from afd_scale.data.validate import hash_of, load_beside, name_of
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 
@@ -23,10 +23,7 @@ def describe(location: Location) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read.
     """
-    fetch_facts(location)
-    facts = DatasetFacts.load(location.folder, location.field)
-    prompts = load_prompts(location.folder, location.field)
-    shards = load_index(location, facts)
+    facts, prompts, shards = load_beside(location)
     reasons = _reject_reasons(location)
     return {
         "samples": facts.num_samples,
@@ -58,12 +55,10 @@ def validate(location: Location, on_shard: Callable[[int, int], None] = lambda d
     Raises:
         ConfigError: what lies beside the shards cannot be read.
     """
-    fetch_facts(location)
-    facts = DatasetFacts.load(location.folder, location.field)
-    prompts = {prompt.prompt_id: prompt.prompt for prompt in load_prompts(location.folder, location.field)}
+    facts, listed, shards = load_beside(location)
+    prompts = {prompt.prompt_id: prompt.prompt for prompt in listed}
     seen: set[str] = set()
     begin = 0
-    shards = load_index(location, facts)
     for number, shard in enumerate(shards, 1):
         name = name_of(shard)
         try:
@@ -91,9 +86,8 @@ def samples_at(location: Location, positions: Sequence[int]) -> list[dict[str, A
     Raises:
         ConfigError: a shard that holds one is not as it was written.
     """
-    facts = DatasetFacts.load(location.folder, location.field)
     begin, rows = 0, []
-    for shard in load_index(location, facts):
+    for shard in load_beside(location)[2]:
         end = begin + shard["samples"]
         wanted = {position for position in positions if begin <= position < end}
         if wanted:

@@ -77,7 +77,7 @@ class ShardJob:
     def facts(self, clips: Clips) -> DatasetFacts:
         """Those of its dataset, the number of samples aside."""
         return DatasetFacts(
-            latent_shape=self.form and self.codec.latent_shape(self.form),
+            latent_shape=None if self.form is None else self.codec.latent_shape(self.form),
             text_shape=self.codec.text_shape,
             codec=self.codec.name,
             teacher=self.teacher.name,
@@ -264,9 +264,10 @@ def _read_ahead(job: ShardJob, part: Clips) -> Iterator[tuple[Clip | Reject, Cal
         try:
             while True:
                 while len(waiting) <= job.decoders and (clip := next(coming, None)) is not None:
-                    has_frames = isinstance(clip, Clip) and job.form is not None
-                    read = pool.submit(job.teacher.frames, clip, job.form) if has_frames else Future()
-                    waiting.append((clip, read))
+                    if isinstance(clip, Clip) and job.form is not None:
+                        waiting.append((clip, pool.submit(job.teacher.frames, clip, job.form)))
+                    else:
+                        waiting.append((clip, Future()))  # nobody waits for it
                 if not waiting:
                     return
                 clip, read = waiting.popleft()

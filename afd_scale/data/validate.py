@@ -9,8 +9,8 @@ import xxhash
 from filelock import FileLock
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.schema import HASH, INDEX_FILE, DatasetFacts
-from afd_scale.data.storage import Location
+from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, DatasetFacts, PromptEntry, load_prompts
+from afd_scale.data.storage import Location, fetch_facts
 from afd_scale.files import replacing, system_errors, write_text
 from afd_scale.torchvision_ops import define_torchvision_ops
 
@@ -57,12 +57,21 @@ class KnownGood:
                         self._path.parent, problem.strerror)  # fmt: skip
 
 
-def load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
-    """Entries of a dataset's shards.
+def load_beside(location: Location) -> tuple[DatasetFacts, tuple[PromptEntry, ...], list[dict[str, Any]]]:
+    """What lies beside a dataset's shards: its facts, its prompts, the entries of its shards.
 
     Raises:
-        ConfigError: the index cannot be read, or is not of such a dataset.
+        ConfigError: it is not there, or cannot be used.
     """
+    fetch_facts(location)
+    if not location.folder.is_dir():
+        raise ConfigError(f"{location.field} ({location.shards}) must be an MDS dataset with {FACTS_FILE}: nothing is "
+                          "there; make it with tools/make_shards.py")  # fmt: skip
+    facts = DatasetFacts.load(location.folder, location.field)
+    return facts, load_prompts(location.folder, location.field), _load_index(location, facts)
+
+
+def _load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
     path = location.folder / INDEX_FILE
     with system_errors(f"{location.field} ({path}) must be readable", "; make the dataset again"):
         content = path.read_bytes()

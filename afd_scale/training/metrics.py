@@ -32,13 +32,13 @@ def recording(
     if not is_main:
         yield lambda step, metrics: None
         return
-    done = steps.start - 1
-    with closing(MetricsWriter(folder, done)) as writer, progress(name, begun=done, say=log.info) as show:
+    done, zero = steps.start - 1, min(steps.start - 1, 0)  # a warm-up's steps are numbered up to 0
+    with closing(MetricsWriter(folder, done)) as writer, progress(name, begun=done - zero, say=log.info) as show:
 
         def record(step: int, metrics: Mapping[str, float]) -> None:
             writer.write(step, metrics)
             shown = [f"{key} {metrics[key]:.3g}" for key in SHOWN_METRICS if key in metrics]
-            show(step, steps.stop - 1, "  ".join(shown))
+            show(step - zero, steps.stop - 1 - zero, "  ".join(shown))
 
         yield record
 
