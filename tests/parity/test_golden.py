@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from afd_scale.rollout.causal import rollout
 from safetensors import safe_open
 from torch import Tensor
 
-from afd_scale.config.models import StudentConfig
-from afd_scale.flow.schedule import denoising_sigmas
 from afd_scale.models.wan import CausalWan
+from afd_scale.rollout.sampler import Noise, Sampler
+from tests.networks import make_policy
 
 TOLERANCE = 2e-4
 
@@ -35,7 +34,7 @@ def load_golden(path: Path) -> Golden:
     with safe_open(path, framework="pt") as file:
         shape = json.loads(file.metadata()["config"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    config = StudentConfig.model_validate(
+    model = make_policy(
         {
             "dim": shape["dim"], "ffn_dim": shape["ffn_dim"], "freq_dim": shape["freq_dim"],
             "text_dim": shape["text_dim"], "text_length": shape["text_len"], "latent_channels": shape["in_dim"],
@@ -45,7 +44,6 @@ def load_golden(path: Path) -> Golden:
             "timesteps": [1000, 750, 500, 250], "timestep_shift": shape["timestep_shift"],
         }
     )  # fmt: skip
-    model = CausalWan(config)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     return Golden(model, {k.removeprefix("io."): v for k, v in tensors.items() if k.startswith("io.")})
 
@@ -75,10 +73,9 @@ def test_teacher_forcing_pass(golden_file: Path) -> None:
 
 def test_cached_rollout(golden_file: Path) -> None:
     golden = load_golden(golden_file)
-    io, config = golden.io, golden.model.config
-    sigmas = denoising_sigmas(config.timesteps, config.timestep_shift)
-    assert (sigmas * 1000 - io["rollout_timesteps"]).abs().max().item() < 1e-3
-    latents = rollout(golden.model, io["text"], io["rollout_noise"], io["rollout_renoise"], sigmas)
+    io, sampler = golden.io, Sampler(golden.model.sampler)
+    assert (sampler.sigmas * 1000 - io["rollout_timesteps"]).abs().max().item() < 1e-3
+    latents = sampler.rollout(golden.model, io["text"], Noise(io["rollout_noise"], io["rollout_renoise"]))
     assert_close(latents, io["rollout_latents"])
 
 
