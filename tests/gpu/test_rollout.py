@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from afd_scale.config.models import StudentConfig
 from afd_scale.layers.attention import choose_backend
 from afd_scale.layers.ops import ModelOps
-from afd_scale.models.wan import CausalWan
+from tests.networks import make_policy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -20,10 +19,9 @@ FRAMES, ROWS, COLUMNS = 12, 26, 30
 @pytest.mark.parametrize("window", [{}, {"window_frames": 6, "sink_frames": 3}], ids=["whole past", "window"])
 def test_cached_chunks_are_those_of_the_full_pass(dtype: torch.dtype, tolerance: float, window: dict[str, int]) -> None:
     device = torch.device("cuda")
-    config = StudentConfig.model_validate({**SHAPE, **window})
-    backend = choose_backend("auto", device=device, dtype=dtype, head_dim=config.dim // config.num_heads)
+    backend = choose_backend("auto", device=device, dtype=dtype, head_dim=SHAPE["dim"] // SHAPE["num_heads"])
     torch.manual_seed(0)
-    model = CausalWan(config, ModelOps(attend=backend.attend))
+    model = make_policy({**SHAPE, **window}, ModelOps(attend=backend.attend))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.05)
     model = model.to(device, dtype)

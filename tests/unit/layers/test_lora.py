@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from afd_scale.config.models import StudentConfig
 from afd_scale.engines.shards import merged_weights
 from afd_scale.layers.lora import Adapters, adapted, adapter_of
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import CausalWan
+from tests.networks import make_policy
 
 TINY = {"dim": 16, "ffn_dim": 32, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 4, "text_length": 2,
         "latent_channels": 2, "prediction": "velocity"}  # fmt: skip
@@ -50,21 +50,21 @@ def test_names_tell_the_base_from_adapters() -> None:
 def make_student() -> CausalWan:
     torch.manual_seed(0)
     adapters = Adapters(("student", "old_policy"), rank=3, scale=0.5)
-    model = CausalWan(StudentConfig.model_validate(TINY), ModelOps(adapters=adapters))
+    model = make_policy(TINY, ModelOps(adapters=adapters))
     for parameter in model.parameters():
         nn.init.normal_(parameter, 0, 0.2)
     return model
 
 
 def test_the_base_has_the_keys_of_a_plain_student() -> None:
-    plain = CausalWan(StudentConfig.model_validate(TINY)).state_dict()
+    plain = make_policy(TINY).state_dict()
     assert {name for name in make_student().state_dict() if adapter_of(name) is None} == plain.keys()
 
 
 @pytest.mark.parametrize("adapter", ["student", "old_policy", None])
 @pytest.mark.parametrize("clean_gradient", [True, False])
 def test_merged_weights_compute_what_base_and_adapter_do(adapter: str | None, clean_gradient: bool) -> None:
-    model, plain = make_student(), CausalWan(StudentConfig.model_validate(TINY))
+    model, plain = make_student(), make_policy(TINY)
     plain.load_state_dict(dict(merged_weights(model, adapter, lambda name, parameter: parameter.detach().clone())))
     noisy, clean = torch.randn(2, 1, 3, 2, 4, 4).expand(2, 2, 3, 2, 4, 4)
     timestep, text = torch.full((2, 3), 400.0), torch.randn(2, 2, 4)

@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from afd_scale.rollout.causal import rollout
 
 from afd_scale.config.models import StudentConfig
-from afd_scale.flow.schedule import denoising_sigmas
+from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import CausalWan, PatchEmbedding
+from afd_scale.rollout.sampler import Noise, Sampler
+from tests.networks import make_policy
 
 CHANNELS, HEIGHT, WIDTH, TEXT = 3, 4, 6, 8
 TINY = {
@@ -26,7 +27,7 @@ every_window = pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS.k
 
 def build(seed=0, **fields):
     """A tiny student with random numbers in every parameter (an untrained one predicts zero)."""
-    model = CausalWan(StudentConfig.model_validate(TINY | fields))
+    model = make_policy(TINY | fields)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -69,7 +70,7 @@ def assert_same_gradients(ours, reference, tolerance):
 @torch.no_grad()
 def cached_velocities(model, noisy, clean, timestep, prompt):
     """Chunk by chunk: the velocity given the cache, then the clean chunk into the cache."""
-    frames, chunk = noisy.shape[1], model.config.chunk_frames
+    frames, chunk = noisy.shape[1], model.sampler.chunk_frames
     cache = model.new_cache(frames)
     velocities = []
     for start in range(0, frames, chunk):
@@ -186,7 +187,7 @@ class ConstantPast(ModelOps):
 def test_without_gradient_the_clean_past_is_a_constant(window):
     model, noisy, clean, timestep = build(**window), video(8), video(8, seed=2), chunkwise_timestep(8)
     stopped = gradients(model, model(noisy, timestep, text(), clean=clean, clean_gradient=False))
-    cut = CausalWan(model.config, ConstantPast())
+    cut = CausalWan(model.config, model.sampler, ConstantPast())
     cut.load_state_dict(model.state_dict())
     assert_same_gradients(stopped, gradients(cut, cut(noisy, timestep, text(), clean=clean)), 1e-4)
 
@@ -213,7 +214,7 @@ def test_activation_checkpointing_changes_no_gradient(mode):
 
 
 def test_an_untrained_student_predicts_nothing():
-    model = CausalWan(StudentConfig.model_validate(TINY))
+    model = make_policy(TINY)
     assert model(video(), chunkwise_timestep(), text()).abs().max() == 0
 
 
@@ -291,8 +292,7 @@ def test_any_size(frames, height, width, fields):
     model = build(**fields)
     noisy, clean = (video(frames, seed=seed, height=height, width=width) for seed in (1, 2))
     timestep = chunkwise_timestep(frames, chunk_frames=fields["chunk_frames"])
-    sigmas = denoising_sigmas(model.config.timesteps, model.config.timestep_shift)
-    videos = rollout(model, text(), noisy, clean[None], sigmas)
+    videos = Sampler(model.sampler).rollout(model, text(), Noise(noisy, clean[None]))
     assert videos.shape == noisy.shape
     assert videos.isfinite().all()
     cached = cached_velocities(model, noisy, clean, timestep, text())
@@ -313,7 +313,7 @@ def test_no_pass_waits_for_the_device(fields):
         velocity.sum().backward()
         assert velocity.shape == noisy.shape
     assert all(p.grad is not None for p in model.parameters())
-    assert rollout(model, prompt, noisy, noisy[None], torch.tensor([1.0, 0.5])).shape == noisy.shape
+    assert Sampler(model.sampler).rollout(model, prompt, Noise(noisy, noisy[None])).shape == noisy.shape
 
 
 class RecordingOps(ModelOps):
@@ -334,7 +334,7 @@ class RecordingOps(ModelOps):
 
 def test_linears_and_attention_go_through_the_ops():
     ops = RecordingOps()
-    model = CausalWan(StudentConfig.model_validate(TINY), ops)
+    model = make_policy(TINY, ops)
     assert ops.calls == ["linear"] * 3 * 10
     ops.calls.clear()
     model(video(), chunkwise_timestep(), text())
@@ -361,7 +361,7 @@ def num_parameters(*, dim, ffn, layers, channels=16, text=4096, freq=256):
 )
 def test_presets_have_the_published_size(architecture, expected, published):
     with torch.device("meta"):
-        model = CausalWan(StudentConfig(architecture=architecture, family="self-forcing"))
+        model = CausalWan(StudentConfig(architecture=architecture), SamplerConfig(family="self-forcing"))
     assert sum(p.numel() for p in model.parameters()) == expected == pytest.approx(published, rel=2e-3)
 
 
