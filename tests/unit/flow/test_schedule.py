@@ -7,12 +7,24 @@ from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import SigmaDraw, denoising_sigmas, warp
 
 STEPS = denoising_sigmas([1000, 750, 500, 250], shift=5.0)
+FIRST_STEPS = denoising_sigmas([1000, 900, 800, 700, 600], shift=1.0)  # of which none but 1 is of the others
 
 
-def draw(name, *, samples=range(4), num_chunks=3, step=1, shift=5.0, mean=0.0, deviation=1.0, chunk_frames=1):
+def draw(
+    name,
+    *,
+    samples=range(4),
+    num_chunks=3,
+    step=1,
+    shift=5.0,
+    mean=0.0,
+    deviation=1.0,
+    chunk_frames=1,
+    first_steps=STEPS,
+):
     samples = list(samples)
     latents = torch.empty(len(samples), num_chunks * chunk_frames, 1, 1, 1)
-    sigma_draw = SigmaDraw(name, STEPS, shift, mean, deviation, chunk_frames)
+    sigma_draw = SigmaDraw(name, STEPS, first_steps, shift, mean, deviation, chunk_frames)
     return sigma_draw(Randomness(0), "sigma", step, samples, latents)
 
 
@@ -38,6 +50,16 @@ def test_steps_are_drawn_equally_often():
     counts = [(sigma == step).sum().item() for step in STEPS]
     assert sum(counts) == 4000
     assert all(900 < count < 1100 for count in counts)  # 1000 +- 3.6 standard deviations
+
+
+def test_the_first_chunk_is_drawn_from_its_own_steps():
+    sigma = draw("steps", samples=range(1000), num_chunks=3, chunk_frames=2, first_steps=FIRST_STEPS)
+    counts = [(sigma[:, 0] == step).sum().item() for step in FIRST_STEPS]
+    assert sum(counts) == 1000
+    assert all(150 < count < 250 for count in counts)  # 200 +- 4 standard deviations
+    assert torch.equal(sigma[:, 1], sigma[:, 0]), "both frames of the first chunk"
+    plain = draw("steps", samples=range(1000), num_chunks=3, chunk_frames=2)
+    assert torch.equal(sigma[:, 2:], plain[:, 2:]), "other chunks draw as without"
 
 
 def test_uniform_is_the_uniform_stream():
