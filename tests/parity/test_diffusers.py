@@ -12,9 +12,10 @@ from torch import Tensor
 from afd_scale.checkpoint.formats.diffusers import diffusers_config, to_diffusers
 from afd_scale.checkpoint.load_student import load_student_state, read_student
 from afd_scale.checkpoint.weights import save_weights
-from afd_scale.config.models import StudentConfig
+from afd_scale.config.models import PolicyConfig, StudentConfig, WanConfig
+from afd_scale.data.torchvision_ops import define_torchvision_ops
 from afd_scale.models.wan import CausalWan
-from afd_scale.torchvision_ops import define_torchvision_ops
+from tests.networks import make_policy
 from tests.tools import load_tool
 
 TOLERANCE = 1e-4
@@ -32,14 +33,18 @@ def student(sizes: str, **fields: Any) -> CausalWan:
     """A student with every parameter random, so that none may be lost or exchanged unseen."""
     config = {"family": "self-forcing", "prediction": "velocity", **SIZES[sizes], **fields}
     torch.manual_seed(3)
-    model = CausalWan(StudentConfig.model_validate(config))
+    model = make_policy(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * (0.5 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5))
     return model.eval()
 
 
-def inputs(config: StudentConfig, frames: int = 3) -> tuple[Tensor, Tensor]:
+def policy_config(model: CausalWan) -> PolicyConfig:
+    return PolicyConfig(student=model.config, sampler=model.sampler)
+
+
+def inputs(config: WanConfig, frames: int = 3) -> tuple[Tensor, Tensor]:
     """(B, F, C, H, W) noisy latents, H other than W, and text padded to its full length."""
     noisy = torch.randn(2, frames, config.latent_channels, 6, 8)
     text = torch.randn(2, config.text_length, config.text_dim)
@@ -59,7 +64,7 @@ def wan_transformer() -> Any:
 
 
 def export(model: CausalWan, folder: Path, tool: ModuleType) -> Path:
-    save_weights(model.state_dict().items(), folder / "student", model.config)
+    save_weights(model.state_dict().items(), folder / "student", policy_config(model))
     assert tool.main([str(folder / "student"), str(folder / "exported"), "--to", "diffusers"]) == 0
     return folder / "exported"
 
@@ -129,7 +134,7 @@ def test_the_way_back_is_exact(prediction: str, tmp_path: Path, tool: ModuleType
     assert tool.main([str(exported), str(tmp_path / "back"), "--to", "afd"]) == 0
     assert (tmp_path / "back" / "student.json").read_text() == (tmp_path / "student" / "student.json").read_text()
     source = read_student(tmp_path / "back")
-    assert source.config() == model.config
+    assert source.config() == policy_config(model)
     state = load_student_state(exported, model.config)
     for key, tensor in model.state_dict().items():
         assert torch.equal(source.state[key], tensor)
@@ -148,17 +153,18 @@ def test_weights_saved_by_diffusers(tmp_path: Path, wan_transformer: Any) -> Non
     assert (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.json").is_file()
     source = read_student(tmp_path)
     config = source.config()
-    assert (config.family, config.chunk_frames, config.text_length, config.num_heads) == ("self-forcing", 3, 512, 2)
-    model = CausalWan(config)
+    assert (config.sampler.family, config.sampler.chunk_frames) == ("self-forcing", 3)
+    assert (config.student.text_length, config.student.num_heads) == (512, 2)
+    model = CausalWan(config.student, config.sampler)
     model.load_state_dict(source.state)
-    noisy, text = inputs(config)
+    noisy, text = inputs(config.student)
     ours = model(noisy, torch.full((2, 3), 625.0), text, bidirectional=True)
     assert difference(ours, theirs(noisy.transpose(1, 2), torch.full((2,), 625.0), text).sample) < TOLERANCE
 
 
 def test_the_config_is_diffusers_own(wan_transformer: Any) -> None:
     """Every field that the class registers, none else."""
-    config = StudentConfig(architecture="wan-14b", family="self-forcing")
+    config = StudentConfig(architecture="wan-14b")
     with torch.device("meta"):
         own = dict(wan_transformer(**{k: v for k, v in diffusers_config(config).items() if k[0] != "_"}).config)
         defaults = dict(wan_transformer().config)  # the class's defaults are the 14B's

@@ -5,19 +5,27 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.diffusers import diffusers_config, diffusers_key, from_diffusers, to_diffusers
-from afd_scale.checkpoint.formats.wan import WanSizes, strip_wrappers, weight_shapes
+from afd_scale.checkpoint.formats.diffusers import (
+    SIDECAR_NAME,
+    diffusers_config,
+    diffusers_key,
+    from_diffusers,
+    to_diffusers,
+)
+from afd_scale.checkpoint.formats.wan import METADATA_KEY, WanSizes, strip_wrappers, weight_shapes
 from afd_scale.checkpoint.load_student import load_student_state, read_student
 from afd_scale.checkpoint.weights import save_weights
-from afd_scale.config.models import StudentConfig
-from afd_scale.models.wan import CausalWan
+from afd_scale.config.models import PolicyConfig, StudentConfig, WanConfig
+from afd_scale.config.sampler import SamplerConfig
+from tests.networks import make_policy
 from tests.tools import load_tool
 
 TOOL = Path(__file__).parents[3] / "tools" / "convert_checkpoint.py"
-CONFIG = StudentConfig.model_validate(
+CONFIG = PolicyConfig.model_validate(
     {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 8, "text_length": 4,
      "latent_channels": 4, "prediction": "velocity", "family": "causal-forcing", "timestep_shift": 6.0}
 )  # fmt: skip
@@ -33,10 +41,10 @@ def convert() -> Tool:
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    return random_state(CONFIG)
+    return random_state(CONFIG.student)
 
 
-def random_state(config: StudentConfig) -> dict[str, Tensor]:
+def random_state(config: WanConfig) -> dict[str, Tensor]:
     torch.manual_seed(0)
     return {name: torch.randn(shape) for name, shape in weight_shapes(WanSizes.of_config(config)).items()}
 
@@ -48,9 +56,9 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"num_layers": 1, "patch": (1, 3, 2), "latent_channels": 5}])
 def test_weight_shapes_are_those_of_the_student(fields: dict[str, Any]) -> None:
-    config = StudentConfig.model_validate({**CONFIG.model_dump(), **fields})
-    own = {name: tuple(tensor.shape) for name, tensor in CausalWan(config).state_dict().items()}
-    assert weight_shapes(WanSizes.of_config(config)) == own
+    model = make_policy({**CONFIG.student.model_dump(), **fields})
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert weight_shapes(WanSizes.of_config(model.config)) == own
 
 
 @pytest.mark.parametrize("architecture", ["wan-1.3b", "wan-14b"])
@@ -87,7 +95,7 @@ def test_diffusers_names(ours: str, theirs: str) -> None:
 
 
 def test_every_name_has_one_name_there(state: dict[str, Tensor]) -> None:
-    theirs = to_diffusers(state, CONFIG)
+    theirs = to_diffusers(state, CONFIG.student)
     assert len(theirs) == len(state)
     assert_equal(from_diffusers(theirs), state)
 
@@ -123,7 +131,7 @@ def test_self_forcing_checkpoint_prefers_the_ema(prefix: str, state: dict[str, T
     torch.save({"generator": raw, "generator_ema": ema, "step": 600}, tmp_path / "both.pt")
     torch.save({"generator": raw}, tmp_path / "raw.pt")
     assert_equal(read_student(tmp_path / "both.pt").state, state)
-    assert_equal(load_student_state(tmp_path / "both.pt", CONFIG), state)
+    assert_equal(load_student_state(tmp_path / "both.pt", CONFIG.student), state)
     one_more = {key: tensor + 1 for key, tensor in state.items()}
     assert_equal(read_student(tmp_path / "both.pt", prefer_ema=False).state, one_more)
     assert_equal(read_student(tmp_path / "raw.pt").state, one_more)
@@ -158,22 +166,24 @@ def test_original_wan_folder(state: dict[str, Tensor], tmp_path: Path) -> None:
     said = {"_class_name": "WanModel", "dim": 24, "num_heads": 2, "eps": 1e-6, "text_len": 4, "model_type": "t2v"}
     (tmp_path / "config.json").write_text(json.dumps(said))
     source = read_student(tmp_path)
-    assert (source.kind, source.config().num_heads, source.config().text_length) == ("Wan folder", 2, 4)
+    student = source.config().student
+    assert (source.kind, student.num_heads, student.text_length) == ("Wan folder", 2, 4)
     assert_equal(source.state, state)
 
 
 def test_a_file_without_config_takes_the_preset_with_its_sizes(tmp_path: Path, convert: Tool) -> None:
-    toy = StudentConfig()
-    save_file(random_state(toy), tmp_path / "toy.safetensors")
+    toy = PolicyConfig(student=StudentConfig())
+    save_file(random_state(toy.student), tmp_path / "toy.safetensors")
     assert convert(tmp_path / "toy.safetensors", tmp_path / "out", "--to", "afd", "--family", "toy") == 0
     assert read_student(tmp_path / "out").config() == toy
 
 
 def test_a_file_without_config_and_preset_has_heads_as_wide_as_wan_s(tmp_path: Path) -> None:
-    config = StudentConfig.model_validate({**CONFIG.model_dump(), "dim": 256})
+    config = StudentConfig.model_validate({**CONFIG.student.model_dump(), "dim": 256})
     save_file(random_state(config), tmp_path / "file.safetensors")
     found = read_student(tmp_path / "file.safetensors").config()
-    assert (found.num_heads, found.text_length, found.prediction, found.family) == (2, 512, "velocity", "self-forcing")
+    assert (found.student.num_heads, found.student.text_length, found.student.prediction) == (2, 512, "velocity")
+    assert found.sampler == SamplerConfig(family="self-forcing")
 
 
 @pytest.mark.parametrize(
@@ -191,16 +201,42 @@ def test_weights_of_another_architecture_are_refused(
     fields: dict[str, Any], rule: str, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     save_weights(state.items(), tmp_path / "student", CONFIG)
-    other = StudentConfig.model_validate({**CONFIG.model_dump(), **fields})
+    other = StudentConfig.model_validate({**CONFIG.student.model_dump(), **fields})
     with pytest.raises(ValueError, match=rule) as error:
         load_student_state(tmp_path, other)
     assert str(error.value).startswith(f"student.weights ({tmp_path})")
 
 
-def test_weights_serve_another_way_of_generating(state: dict[str, Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["diffusers", "wan"])
+def test_older_exports_say_student_and_sampler_in_one(
+    form: str, state: dict[str, Tensor], tmp_path: Path, convert: Tool
+) -> None:
     save_weights(state.items(), tmp_path / "student", CONFIG)
-    other = StudentConfig.model_validate({**CONFIG.model_dump(), "chunk_frames": 1, "timesteps": [1000]})
-    assert_equal(load_student_state(tmp_path, other), state)
+    out = tmp_path / ("out.safetensors" if form == "wan" else "out")
+    assert convert(tmp_path / "student", out, "--to", form) == 0
+    flat = {**CONFIG.student.model_dump(mode="json"), **CONFIG.sampler.model_dump(mode="json")}
+    del flat["first_chunk_timesteps"]  # newer than such files
+    if form == "wan":
+        save_file(load_file(out), out, metadata={METADATA_KEY: json.dumps(flat)})
+    else:
+        (out / SIDECAR_NAME).write_text(json.dumps(flat))
+    source = read_student(out)
+    assert source.stated == CONFIG.model_dump()
+    assert source.config() == CONFIG
+    assert convert(out, tmp_path / "back", "--to", "afd", "--family", "toy") == 2, "it states its own"
+
+
+@pytest.mark.parametrize("form", ["diffusers", "wan"])
+def test_exports_say_both_sections(form: str, state: dict[str, Tensor], tmp_path: Path, convert: Tool) -> None:
+    save_weights(state.items(), tmp_path / "student", CONFIG)
+    out = tmp_path / ("out.safetensors" if form == "wan" else "out")
+    assert convert(tmp_path / "student", out, "--to", form) == 0
+    if form == "wan":
+        with safe_open(out, framework="pt") as file:
+            said = file.metadata()[METADATA_KEY]
+    else:
+        said = (out / SIDECAR_NAME).read_text()
+    assert json.loads(said) == CONFIG.model_dump(mode="json")
 
 
 class NotATensor:
@@ -238,13 +274,13 @@ def spoil(state: dict[str, Tensor], path: Path, how: str) -> Path:
         (path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
         return path
     elif how == "image to video":
-        said = {**diffusers_config(CONFIG), "added_kv_proj_dim": 24}
+        said = {**diffusers_config(CONFIG.student), "added_kv_proj_dim": 24}
         (path / "config.json").write_text(json.dumps(said))
-        save_file(to_diffusers(state, CONFIG), path / "diffusion_pytorch_model.safetensors")
+        save_file(to_diffusers(state, CONFIG.student), path / "diffusion_pytorch_model.safetensors")
         return path
     elif how == "config of another size":
-        (path / "config.json").write_text(json.dumps({**diffusers_config(CONFIG), "ffn_dim": 48}))
-        save_file(to_diffusers(state, CONFIG), path / "diffusion_pytorch_model.safetensors")
+        (path / "config.json").write_text(json.dumps({**diffusers_config(CONFIG.student), "ffn_dim": 48}))
+        save_file(to_diffusers(state, CONFIG.student), path / "diffusion_pytorch_model.safetensors")
         return path
     elif how == "config without a field":
         (path / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')

@@ -8,9 +8,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from afd_scale.checkpoint.weights import find_weights, load_weights, save_weights
-from afd_scale.config.models import StudentConfig
+from afd_scale.config.models import PolicyConfig
 
-CONFIG = StudentConfig(chunk_frames=2, window_frames=6, sink_frames=2, timestep_shift=4.5, weights=Path("some/start"))
+CONFIG = PolicyConfig.model_validate(
+    {"student": {"weights": "some/start"},
+     "sampler": {"chunk_frames": 2, "window_frames": 6, "sink_frames": 2, "timestep_shift": 4.5}}
+)  # fmt: skip
 STATE = {"a.weight": torch.randn(4, 5), "a.bias": torch.randn(4).bfloat16(), "b": torch.randn(3, 4).T}
 
 
@@ -31,6 +34,17 @@ def test_round_trip_in_one_file(tmp_path: Path) -> None:
     for name, tensor in STATE.items():
         assert state[name].dtype == tensor.dtype
         assert torch.equal(state[name], tensor)
+
+
+def test_an_older_folder_has_one_section_for_both(tmp_path: Path) -> None:
+    save_weights(STATE.items(), tmp_path / "student", CONFIG)
+    written = json.loads((tmp_path / "student" / "student.json").read_text())
+    assert written.keys() == {"student", "sampler"}
+    del written["sampler"]["first_chunk_timesteps"]  # newer than such folders
+    flat = {**written["student"], **written["sampler"]}
+    (tmp_path / "student" / "student.json").write_text(json.dumps(flat))
+    config, _ = load_weights(tmp_path / "student")
+    assert config == CONFIG
 
 
 def test_round_trip_in_shards(tmp_path: Path) -> None:
@@ -132,7 +146,7 @@ def damage(folder: Path, how: str) -> None:
         ("shard cut", "model-00001-of-00002.safetensors.* must be a whole safetensors file"),
         ("tensor missing", "must hold every tensor of its index: b is missing"),
         ("index damaged", "must be an index of shards"),
-        ("config unknown", "student.json.* must describe a student: colour"),
+        ("config unknown", "student.json.* must describe a student: student.colour"),
         ("config missing", "student.json.* must be readable"),
     ],
 )
