@@ -21,9 +21,11 @@ from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.codecs.wan import WanCodec
 from afd_scale.config import ConfigError
 from afd_scale.data.check import check_files
-from afd_scale.data.clips import Clip, Frames
-from afd_scale.data.make_shards import ShardJob, encode_frames, make_shards
-from afd_scale.data.reader import distinct_prompts, read_samples
+from afd_scale.data.clips import Clip, Frames, VideoForm
+from afd_scale.data.codecs.identity import IdentityCodec
+from afd_scale.data.codecs.wan import WanCodec
+from afd_scale.data.make_shards import ShardJob, make_shards
+from afd_scale.data.reader import distinct_prompts, read_videos
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.folder import FolderTeacher
@@ -97,14 +99,14 @@ def test_samples_are_the_videos_in_their_order(source: Path, tmp_path: Path) -> 
     facts = make_shards(job(source, tmp_path / "out"))
     assert len(list((tmp_path / "out").glob("shard.*"))) == 5
     check_files(location(tmp_path / "out"))
-    batch = read_samples(location(tmp_path / "out"), range(facts.num_samples), 16)
+    videos = read_videos(location(tmp_path / "out"), range(facts.num_samples), 16)
     codec = IdentityCodec.of_form(FORM)
     kept = [number for number in range(20) if f"v{number:02d}.mp4" not in BROKEN]
     for row, number in enumerate(kept):
-        assert batch.prompts[row] == f"bar number {number // 2}"
-        expected = encode_frames(codec, read_video(source / f"v{number:02d}.mp4", FORM))
-        np.testing.assert_array_equal(batch.latents[row].numpy(), expected.astype(np.float32))
-    assert batch.prompt_ids[0] == batch.prompt_ids[1], "two videos of one prompt"
+        assert videos.prompts.texts[row] == f"bar number {number // 2}"
+        expected = codec.encode(read_video(source / f"v{number:02d}.mp4", FORM))
+        np.testing.assert_array_equal(videos.latents[row].numpy(), expected.astype(np.float32))
+    assert videos.prompts.ids[0] == videos.prompts.ids[1], "two videos of one prompt"
     assert len(distinct_prompts(location(tmp_path / "out"), 16)) == 10
 
 
@@ -357,10 +359,9 @@ def test_prompts_alone_keep_their_splits(tmp_path: Path) -> None:
     where = location(tmp_path / "out")
     check_files(where)
     seen = distinct_prompts(where, 16, "seen")
-    assert sorted(seen.prompts) == ["ball 0", "ball 1"]
-    assert seen.text.shape == (2, 16, 32)
-    assert seen.text[:, :2].abs().sum() == 2 * 2 * 32, "two words each"
-    assert len(seen.latents) == 0
+    assert sorted(seen.texts) == ["ball 0", "ball 1"]
+    assert seen.embeddings.shape == (2, 16, 32)
+    assert seen.embeddings[:, :2].abs().sum() == 2 * 2 * 32, "two words each"
     assert len(distinct_prompts(where, 16)) == 4
     with pytest.raises(ConfigError, match=r"evaluation\.split \(other\) must be one of \['longer', 'seen', 'unseen'\]"):
         distinct_prompts(where, 16, "other")
@@ -375,7 +376,7 @@ def test_videos_keep_the_splits_of_their_prompts(source: Path, tmp_path: Path) -
     teacher = FolderTeacher(source, prompts)
     make_shards(ShardJob(teacher, IdentityCodec.of_form(FORM), FORM, tmp_path / "out"))
     check_files(location(tmp_path / "out"))
-    assert sorted(distinct_prompts(location(tmp_path / "out"), 16, "seen").prompts) == ["bar number 0", "bar number 1"]
+    assert sorted(distinct_prompts(location(tmp_path / "out"), 16, "seen").texts) == ["bar number 0", "bar number 1"]
 
 
 def test_wan_codec_from_end_to_end(source: Path, tmp_path: Path) -> None:
@@ -391,12 +392,12 @@ def test_wan_codec_from_end_to_end(source: Path, tmp_path: Path) -> None:
     form = VideoForm(9, 8.0, 32, 48)
     assert facts.latent_shape == codec.latent_shape(form)
     assert facts.text_shape == codec.text_shape
-    batch = read_samples(location(out), [0], facts.text_shape[0])
-    embedding = codec.embed("bar number 0")
-    np.testing.assert_array_equal(batch.text[0, : len(embedding)].numpy(), embedding.astype(np.float32))
-    assert not batch.text[0, len(embedding) :].any()
-    expected = encode_frames(codec, read_video(source / "v00.mp4", form))
-    np.testing.assert_allclose(batch.latents[0].numpy(), expected.astype(np.float32), atol=2e-3)
+    video = read_videos(location(out), [0], facts.text_shape[0])
+    (text,), embedding = video.prompts.embeddings, codec.embed("bar number 0")
+    np.testing.assert_array_equal(text[: len(embedding)].numpy(), embedding.astype(np.float32))
+    assert not text[len(embedding) :].any()
+    expected = codec.encode(read_video(source / "v00.mp4", form))
+    np.testing.assert_allclose(video.latents[0].numpy(), expected.astype(np.float32), atol=2e-3)
 
 
 def test_wan_codec_takes_1_plus_4k_frames(source: Path, tmp_path: Path) -> None:

@@ -43,12 +43,13 @@ def test_remote_shards_read_as_local_ones(s3: dict[str, str], tmp_path: Path) ->
     remote = run_config(url, tmp_path / "remote")
     assert check_dataset(remote) == check_dataset(local)
     for one, other in zip(islice(TeacherStream(local), 7), islice(TeacherStream(remote), 7), strict=True):
-        assert one.samples == other.samples
-        assert one.latents.equal(other.latents)
-        assert one.text.equal(other.text)
+        assert one.prompts.keys == other.prompts.keys
+        assert one.teacher.latents.equal(other.teacher.latents)
+        assert one.prompts.embeddings.equal(other.prompts.embeddings)
     length = local.student.text_length
     prompts = [distinct_prompts(teacher_data(config), length) for config in (local, remote)]
-    assert prompts[0].prompts == prompts[1].prompts
+    assert prompts[0].texts == prompts[1].texts
+    assert prompts[0].embeddings.equal(prompts[1].embeddings)
 
 
 def test_damaged_remote_shard_does_not_read(s3: dict[str, str], tmp_path: Path) -> None:

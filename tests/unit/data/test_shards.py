@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,8 +28,7 @@ from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.storage import teacher_data
 from afd_scale.data.writer import write_dataset
-from afd_scale.torchvision_ops import define_torchvision_ops
-from afd_scale.types import Batch
+from afd_scale.types import Prompts, Videos
 from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards, procedural_samples
 
@@ -53,11 +53,11 @@ def run_config(shards: Path | str, **data: Any) -> RunConfig:
     return RunConfig.model_validate({"method": "sft", "data": section})
 
 
-def read_samples(config: RunConfig, samples: Sequence[int]) -> Batch:
-    return reader.read_samples(teacher_data(config), samples, config.student.text_length)
+def read_videos(config: RunConfig, samples: Sequence[int]) -> Videos:
+    return reader.read_videos(teacher_data(config), samples, config.student.text_length)
 
 
-def distinct_prompts(config: RunConfig) -> Batch:
+def distinct_prompts(config: RunConfig) -> Prompts:
     return reader.distinct_prompts(teacher_data(config), config.student.text_length)
 
 
@@ -351,30 +351,53 @@ def test_absent_dataset_without_source(tmp_path: Path) -> None:
 def test_samples_read_back_as_written(checked: Path) -> None:
     written = list(procedural_samples(SOURCE))
     backwards = tuple(reversed(range(100)))
-    batch = read_samples(run_config(checked), backwards)
-    assert batch.samples == backwards
-    for row, sample in enumerate(batch.samples):
-        assert batch.prompts[row] == written[sample].prompt
+    videos = read_videos(run_config(checked), backwards)
+    assert videos.prompts.keys == backwards
+    for row, sample in enumerate(backwards):
+        assert videos.prompts.texts[row] == written[sample].prompt
         text = written[sample].text_embedding
-        np.testing.assert_array_equal(batch.text[row, : len(text)].numpy(), text)
-        assert not batch.text[row, len(text) :].any(), "padding is zero"
-        np.testing.assert_array_equal(batch.latents[row].numpy(), written[sample].latents)
+        np.testing.assert_array_equal(videos.prompts.embeddings[row, : len(text)].numpy(), text)
+        assert not videos.prompts.embeddings[row, len(text) :].any(), "padding is zero"
+        np.testing.assert_array_equal(videos.latents[row].numpy(), written[sample].latents)
 
 
-def test_distinct_prompts_are_sorted_and_take_the_first_video(checked: Path) -> None:
+def test_distinct_prompts_are_sorted_and_under_their_first_position(checked: Path) -> None:
     written = list(procedural_samples(SOURCE))
-    batch = distinct_prompts(run_config(checked))
-    assert batch.prompt_ids == tuple(sorted({sample.prompt_id for sample in written}))
-    first = [next(i for i, s in enumerate(written) if s.prompt_id == prompt_id) for prompt_id in batch.prompt_ids]
-    assert list(batch.samples) == first
-    assert batch.text.shape == (96, 16, 32)
+    prompts = distinct_prompts(run_config(checked))
+    assert prompts.ids == tuple(sorted({sample.prompt_id for sample in written}))
+    first = [next(i for i, s in enumerate(written) if s.prompt_id == prompt_id) for prompt_id in prompts.ids]
+    assert list(prompts.keys) == first
+    assert prompts.texts == tuple(written[sample].prompt for sample in first)
+    assert prompts.embeddings.equal(read_videos(run_config(checked), first).prompts.embeddings)
+    assert prompts.embeddings.shape == (96, 16, 32)
+
+
+def test_distinct_prompts_keep_no_video(checked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in what is returned nor until all rows are read."""
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def followed(location: Any, samples: Sequence[int]) -> Iterator[dict[str, Any]]:
+        nonlocal most
+        for row in read_rows(location, samples):
+            alive.append(weakref.ref(row["latents"]))
+            most = max(most, sum(video() is not None for video in alive))
+            yield row
+            del row
+
+    read_rows = reader.read_rows
+    monkeypatch.setattr(reader, "read_rows", followed)
+    prompts = distinct_prompts(run_config(checked))
+    assert (len(alive), len(prompts)) == (96, 96)
+    assert most <= 2, "the one that is read, and the one before it"
+    assert all(video() is None for video in alive)
 
 
 # --- the stream in one process; tests/distributed has more
 
 
 def draw(stream: TeacherStream, steps: int) -> list[tuple[int, ...]]:
-    return [batch.samples for batch in islice(stream, steps)]
+    return [batch.prompts.keys for batch in islice(stream, steps)]
 
 
 def test_epochs_hold_each_sample_once_and_drop_the_rest(checked: Path) -> None:
@@ -392,11 +415,12 @@ def test_batches_hold_what_their_samples_hold(checked: Path) -> None:
     config = run_config(checked)
     stream = TeacherStream(config)
     for batch in islice(stream, 3):
-        looked_up = read_samples(config, batch.samples)
-        assert batch.prompts == looked_up.prompts
-        assert batch.prompt_ids == looked_up.prompt_ids
-        assert batch.latents.equal(looked_up.latents)
-        assert batch.text.equal(looked_up.text)
+        looked_up = read_videos(config, batch.prompts.keys)
+        assert len(batch.extra) == 0
+        assert batch.prompts.texts == looked_up.prompts.texts
+        assert batch.prompts.ids == looked_up.prompts.ids
+        assert batch.teacher.latents.equal(looked_up.latents)
+        assert batch.prompts.embeddings.equal(looked_up.prompts.embeddings)
 
 
 @pytest.mark.parametrize("at", [0, 4, 6, 9, 12])
@@ -437,19 +461,19 @@ def test_two_datasets_in_turn(checked: Path, tmp_path: Path) -> None:
     one, other = TeacherStream(run_config(checked)), TeacherStream(run_config(tmp_path / "second"))
     for _ in range(8):
         a, b = next(one), next(other)
-        assert a.samples == b.samples
-        assert a.prompts != b.prompts
+        assert a.prompts.keys == b.prompts.keys
+        assert a.prompts.texts != b.prompts.texts
 
 
 def test_drawing_ahead_changes_no_batch_and_no_position(checked: Path) -> None:
     expected = draw(TeacherStream(run_config(checked)), 9)
     ahead = Ahead(TeacherStream(run_config(checked)), pinned=False)
-    assert [next(ahead).samples for _ in range(5)] == expected[:5]
+    assert [next(ahead).prompts.keys for _ in range(5)] == expected[:5]
     state = json.loads(json.dumps(ahead.state_dict()))
     assert state["step_in_epoch"] == 5, "of the last batch that was handed out, not of the last one drawn"
-    assert next(ahead).samples == expected[5]
+    assert next(ahead).prompts.keys == expected[5]
     ahead.load_state_dict(state)
-    assert [next(ahead).samples for _ in range(4)] == expected[5:]
+    assert [next(ahead).prompts.keys for _ in range(4)] == expected[5:]
     ahead.close()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("data")]
 
@@ -464,7 +488,8 @@ def test_remote_dataset_reads_as_the_local_one(dataset: Path, tmp_path: Path) ->
     expected = draw(TeacherStream(local), 8)
     assert draw(TeacherStream(remote), 8) == expected
     assert draw(TeacherStream(remote), 8) == expected  # the first stream's claim on the cache is released
-    assert distinct_prompts(remote).latents.equal(distinct_prompts(local).latents)
+    assert distinct_prompts(remote).embeddings.equal(distinct_prompts(local).embeddings)
+    assert read_videos(remote, range(100)).latents.equal(read_videos(local, range(100)).latents)
     (cached,) = (tmp_path / "cache").glob("*/shard.00001.mds")
     flip_byte(cached)
     check_dataset(remote)
@@ -539,7 +564,7 @@ def test_damaged_remote_shard_never_reads(tmp_path: Path, how: str) -> None:
     check_dataset(config)
     for _ in range(2):  # the first time must not leave it where it passes for good
         with pytest.raises(LostInputError, match=line):
-            read_samples(config, range(100))
+            read_videos(config, range(100))
         stream = TeacherStream(config)
         for _ in range(2):
             with pytest.raises(LostInputError, match=line):
@@ -617,14 +642,14 @@ def test_copies_of_a_remote_dataset_that_was_made_anew_are_replaced(dataset: Pat
     """On a machine whose first rank is not the run's."""
     config = run_config(f"file://{dataset}", cache=tmp_path / "cache")
     check_copies(config)
-    old = read_samples(config, range(100))
+    old = read_videos(config, range(100))
     shutil.rmtree(dataset)
     other = SOURCE.model_copy(update={"seed": 7})
     write_dataset(procedural_samples(other), FACTS, dataset, shard_bytes=SHARD_BYTES)
     check_copies(config)
-    new = read_samples(config, range(100))
+    new = read_videos(config, range(100))
     assert not new.latents.equal(old.latents)
-    assert new.latents.equal(read_samples(run_config(f"file://{dataset}", cache=tmp_path / "new"), range(100)).latents)
+    assert new.latents.equal(read_videos(run_config(f"file://{dataset}", cache=tmp_path / "new"), range(100)).latents)
 
 
 # --- importing

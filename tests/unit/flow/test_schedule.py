@@ -11,17 +11,9 @@ FIRST_STEPS = denoising_sigmas([1000, 900, 800, 700, 600], shift=1.0)  # of whic
 
 
 def draw(
-    name,
-    *,
-    samples=range(4),
-    num_chunks=3,
-    step=1,
-    shift=5.0,
-    mean=0.0,
-    deviation=1.0,
-    chunk_frames=1,
+    name, *, samples=range(4), num_chunks=3, step=1, shift=5.0, mean=0.0, deviation=1.0, chunk_frames=1,
     first_steps=STEPS,
-):
+):  # fmt: skip
     samples = list(samples)
     latents = torch.empty(len(samples), num_chunks * chunk_frames, 1, 1, 1)
     sigma_draw = SigmaDraw(name, STEPS, first_steps, shift, mean, deviation, chunk_frames)
