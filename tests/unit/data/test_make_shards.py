@@ -21,9 +21,7 @@ from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.codecs.wan import WanCodec
 from afd_scale.config import ConfigError
 from afd_scale.data.check import check_files
-from afd_scale.data.clips import Clip, Frames, VideoForm
-from afd_scale.data.codecs.identity import IdentityCodec
-from afd_scale.data.codecs.wan import WanCodec
+from afd_scale.data.clips import Clip, Frames
 from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.reader import distinct_prompts, read_videos
 from afd_scale.data.schema import DatasetFacts

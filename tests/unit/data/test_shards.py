@@ -28,6 +28,7 @@ from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.storage import teacher_data
 from afd_scale.data.writer import write_dataset
+from afd_scale.torchvision_ops import define_torchvision_ops
 from afd_scale.types import Prompts, Videos
 from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards, procedural_samples

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from afd_scale.data.codec import SpaceTimeToDepth
 
 from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, StudentConfig
 from afd_scale.config.sampler import SamplerConfig
-from afd_scale.data.codec import SpaceTimeToDepth
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
