@@ -8,7 +8,7 @@ memory-efficient kernel lay their log-sum-exp out in their own way.
 Shape suffixes: B batch, L tokens, N heads, D head width. The operators take (B, N, L, D).
 """
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,7 @@ def _kernel(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> "TorchKernel":
 class TorchKernel(Kernel, Protocol):
     """A kernel that has a name for the log."""
 
-    name: ClassVar[str]
+    name: str
 
 
 class CpuKernel:
