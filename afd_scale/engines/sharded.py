@@ -210,6 +210,7 @@ class TrainedNetwork(ShardedNetwork):
                     part = saved.part(f"{moment}/{name}", parameter.ds_numel, rank, ranks)
                     safe_set_local_optimizer_state(parameter, part, moment)
         self.release()
+        get_accelerator().synchronize()
 
     def _check_nvme(self, folder: Path, facts: dict[str, Any], ranks: int) -> None:
         if facts["nvme"] != self._on_nvme:
@@ -296,7 +297,7 @@ class Sharded:
     def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:
         if not isinstance(network, WanConfig):
             return ModelOps()
-        options = {
+        options: dict[str, Any] = {
             "precision": self.precision,
             "attend": self._attention(network.dim // network.num_heads).attend,
             "adapters": adapters,

@@ -127,6 +127,7 @@ class ShardAverage:
         self.release()
         for name, parameter in self.parameters.items():
             parameter.ds_tensor.copy_(self.shards[name])
+        get_accelerator().synchronize()  # a stream of its own gathers, and does not wait for the new weights
 
     def whole(self, name: str) -> Tensor:
         """The whole float32 average of a parameter; on all ranks together."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from afd_scale.data.torchvision_ops import define_torchvision_ops
 from torch import Tensor
 
 from afd_scale.checkpoint.formats.diffusers import diffusers_config, to_diffusers
@@ -15,6 +14,7 @@ from afd_scale.checkpoint.load_student import load_student_state, read_student
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.models import PolicyConfig, StudentConfig, WanConfig
 from afd_scale.models.wan import CausalWan
+from afd_scale.torchvision_ops import define_torchvision_ops
 from tests.networks import make_policy
 from tests.tools import load_tool
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from afd_scale.codecs.codec import VideoForm
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Clip, Frames, Reject, VideoForm
+from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.files import system_errors
 
 Row = dict[str, Any] | str  # fields of a row, or why there are none

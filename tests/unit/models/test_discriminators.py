@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from afd_scale.data.codec import SpaceTimeToDepth
 
+from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, StudentConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.lora import Adapters, adapter_of
@@ -131,10 +131,9 @@ def test_what_a_wan_has_no_start_weights_for_starts_anew():
     assert {name for name, _ in model.named_parameters() if model.starts_anew(name)} == base - trunk.keys() != set()
 
 
-def test_latents_are_unfolded_into_the_video_that_the_codec_folded():
-    codec = SpaceTimeToDepth(frames=3, pixels=4)
-    video = torch.rand(2, 3 * FRAMES, 16, 24, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(build(conv)._stack_frames(codec.encode(video)), video)
+def test_latents_become_the_video_that_the_identity_codec_encoded():
+    video = torch.rand(2, 3 * FRAMES, 1, 16, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(build(conv)._stack_frames(IdentityCodec(3, 4).encode(video)), video[:, :, 0])
 
 
 @pytest.mark.parametrize(("pixels", "size"), [(1, (6, 10)), (2, (3, 5)), (4, (1, 3))], ids=str)
