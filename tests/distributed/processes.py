@@ -1,6 +1,9 @@
 """Start real gloo processes from a test."""
 
+import atexit
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -8,34 +11,101 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NoReturn
+
+import torch
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
+class Forked:
+    """`python command ...` as subprocess.Popen has it, forked where torch is imported (tests/fork_server.py)."""
+
+    def __init__(self, command: list[str], env: dict[str, str], stdout: int, stderr: int, leads: bool = False) -> None:
+        job = {"command": command, "folder": str(ROOT), "environment": env, "leads": leads}
+        status, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(_server(), [json.dumps(job).encode()], [theirs.fileno(), stdout, stderr])
+        self._status = status.makefile()
+        status.close()
+        self.pid = int(self._status.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("forked process", timeout or 0)
+            self.returncode = int(self._status.readline())
+            self._status.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def fork(
+    command: list[str], env: dict[str, str], stdout: int, stderr: int, leads: bool = False
+) -> Forked | subprocess.Popen[bytes]:
+    """Start `python command ...` at the root of the source tree; a new process where there is a GPU, which does not
+    survive a fork."""
+    if torch.cuda.is_available():
+        return subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=env, stdout=stdout, stderr=stderr, start_new_session=leads
+        )
+    return Forked(command, env, stdout, stderr, leads)
+
+
+@cache
+def _server() -> socket.socket:
+    """The end of a socket whose other end forks; for all tests of a session."""
+    requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        command = [sys.executable, str(ROOT / "tests" / "fork_server.py"), str(theirs.fileno())]
+        server = subprocess.Popen(command, env=environment(), pass_fds=[theirs.fileno()], start_new_session=True)
+    atexit.register(server.wait)
+    atexit.register(requests.close)
+    return requests
+
+
 def torchrun(num_ranks: int, *command: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """Run a script on so many ranks; returns the finished process, whatever its exit code."""
-    return run(sys.executable, *TORCHRUN, str(num_ranks), *command, timeout=timeout)
+    return run_fresh(sys.executable, *TORCHRUN, str(num_ranks), *command, timeout=timeout)
 
 
 def on_ranks(num_ranks: int, *command: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """The same without a launcher, which would import torch for seconds before the ranks start to.
+    """The same without a launcher, forked, so that no rank imports torch.
 
     When a rank fails the others are killed, as launchers do.
     """
-    arguments = [sys.executable, *(str(part) for part in command)]
     world = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1",
              "MASTER_PORT": free_port()}  # fmt: skip
+    ranks = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+    return _side_by_side([str(part) for part in command], ranks, timeout)
+
+
+def _side_by_side(
+    command: list[str], settings: list[dict[str, str]], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """A script under each of these environments: outputs one after the other, code of the first that failed."""
     with ExitStack() as stack:
-        outputs = [[stack.enter_context(TemporaryFile("w+")) for _ in range(2)] for _ in range(num_ranks)]
+        outputs = [[stack.enter_context(TemporaryFile("w+")) for _ in range(2)] for _ in settings]
         ranks = [
-            subprocess.Popen(arguments, cwd=ROOT, env={**environment(), **world, "RANK": str(r), "LOCAL_RANK": str(r)},
-                             stdout=outputs[r][0], stderr=outputs[r][1])
-            for r in range(num_ranks)
-        ]  # fmt: skip
+            fork(command, {**environment(), **setting}, out.fileno(), err.fileno())
+            for setting, (out, err) in zip(settings, outputs)
+        ]
         try:
             code = _wait(ranks, time.monotonic() + timeout)
         finally:
@@ -47,10 +117,10 @@ def on_ranks(num_ranks: int, *command: str | Path, timeout: float = 280) -> subp
             for file in kind:
                 file.seek(0)
             texts.append("".join(file.read() for file in kind))
-    return subprocess.CompletedProcess(arguments, code, *texts)
+    return subprocess.CompletedProcess([sys.executable, *command], code, *texts)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], deadline: float) -> int:
+def _wait(ranks: list[Forked | subprocess.Popen[bytes]], deadline: float) -> int:
     """Until all have ended or one has failed: its code, or 0."""
     while True:
         codes = [process.poll() for process in ranks]
@@ -72,11 +142,23 @@ def free_port() -> str:
 def deepspeed(num_ranks: int, *command: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """The same under DeepSpeed's launcher."""
     launcher = Path(sys.executable).with_name("deepspeed")
-    return run(launcher, "--num_accelerators", str(num_ranks), "--master_port", free_port(), *command, timeout=timeout)
+    return run_fresh(
+        launcher, "--num_accelerators", str(num_ranks), "--master_port", free_port(), *command, timeout=timeout
+    )
 
 
-def run(*command: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Run a command at the root of the source tree, one thread a process."""
+def run(
+    *command: str | Path, timeout: float = 280, settings: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command at the root of the source tree, one thread a process; `python script` is forked."""
+    program, *arguments = [str(part) for part in command]
+    if program == sys.executable and not arguments[0].startswith("-"):
+        return _side_by_side(arguments, [settings or {}], timeout)
+    return run_fresh(*command, timeout=timeout)
+
+
+def run_fresh(*command: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    """The same as a user has it, in a new process."""
     arguments = [str(part) for part in command]
     return subprocess.run(
         arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False

@@ -17,7 +17,7 @@ from afd_scale.checkpoint.load_student import load_student_state
 from afd_scale.checkpoint.weights import load_weights
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
-from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, on_ranks, run, start
+from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, on_ranks, run, run_fresh, start
 from tests.distributed.small_run import SHAPE, write_small_run
 
 TRAIN = ROOT / "launch" / "train.py"
@@ -48,7 +48,7 @@ def succeed(result: CompletedProcess[str]) -> None:
 def one_rank(configs: Path) -> list[dict[str, Any]]:
     """The run that others are compared with, under plain python."""
     succeed(
-        run(
+        run_fresh(
             sys.executable,
             TRAIN,
             "--config",
