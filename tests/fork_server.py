@@ -13,6 +13,7 @@ import runpy
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 
 # The optimizer is what DeepSpeed's engine imports when it starts, and torch's compiler with it.
 MODULES = ("deepspeed", "streaming", "deepspeed.runtime.zero.muon.muon_optimizer", "matplotlib.pyplot",
-           "torch.utils.tensorboard", "afd_scale.training.trainer", "afd_scale.data.make_shards")  # fmt: skip
+           "torch.utils.tensorboard", "openai", "afd_scale.training.trainer", "afd_scale.data.make_shards")  # fmt: skip
 
 
 def preload() -> None:
@@ -77,6 +78,7 @@ def become(command: list[str], folder: str, environment: dict[str, str], leads: 
     beside = "" if command[0] == "-c" else str(Path(command[0]).absolute().parent)
     sys.path[:2] = [beside, *filter(None, environment.get("PYTHONPATH", "").split(":"))]
     sys.argv[:] = command[:1] + command[2:] if command[0] == "-c" else command
+    tempfile.tempdir = None
     torch.seed()
     np.random.seed()
     return command

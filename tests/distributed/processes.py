@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import torch
 
@@ -92,19 +92,23 @@ def on_ranks(num_ranks: int, *command: str | Path, timeout: float = 280) -> subp
     """
     world = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1",
              "MASTER_PORT": free_port()}  # fmt: skip
-    ranks = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
-    return _side_by_side([str(part) for part in command], ranks, timeout)
+    arguments = [str(part) for part in command]
+    return side_by_side(
+        [arguments] * num_ranks,
+        [environment(**world, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(num_ranks)],
+        timeout,
+    )
 
 
-def _side_by_side(
-    command: list[str], settings: list[dict[str, str]], timeout: float
+def side_by_side(
+    commands: list[list[str]], environments: list[dict[str, str]], timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """A script under each of these environments: outputs one after the other, code of the first that failed."""
+    """Scripts at the same time: their outputs one after the other, and the code of the first that failed."""
     with ExitStack() as stack:
-        outputs = [[stack.enter_context(TemporaryFile("w+")) for _ in range(2)] for _ in settings]
+        outputs = [[stack.enter_context(TemporaryFile("w+")) for _ in range(2)] for _ in commands]
         ranks = [
-            fork(command, {**environment(), **setting}, out.fileno(), err.fileno())
-            for setting, (out, err) in zip(settings, outputs)
+            fork(command, env, *(file.fileno() for file in files))
+            for command, env, files in zip(commands, environments, outputs)
         ]
         try:
             code = _wait(ranks, time.monotonic() + timeout)
@@ -117,7 +121,7 @@ def _side_by_side(
             for file in kind:
                 file.seek(0)
             texts.append("".join(file.read() for file in kind))
-    return subprocess.CompletedProcess([sys.executable, *command], code, *texts)
+    return subprocess.CompletedProcess(commands[0], code, *texts)
 
 
 def _wait(ranks: list[Forked | subprocess.Popen[bytes]], deadline: float) -> int:
@@ -147,14 +151,30 @@ def deepspeed(num_ranks: int, *command: str | Path, timeout: float = 280) -> sub
     )
 
 
-def run(
-    *command: str | Path, timeout: float = 280, settings: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a command at the root of the source tree, one thread a process; `python script` is forked."""
+def run(*command: str | Path, timeout: float = 280, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command at the root of the source tree, one thread a process; what python runs is forked."""
     program, *arguments = [str(part) for part in command]
-    if program == sys.executable and not arguments[0].startswith("-"):
-        return _side_by_side(arguments, [settings or {}], timeout)
+    if program == sys.executable and arguments[0] != "-m":
+        return side_by_side([arguments], [environment(**settings)], timeout)
     return run_fresh(*command, timeout=timeout)
+
+
+@contextmanager
+def forking(
+    *command: str | Path, leads: bool = False, **settings: str
+) -> Iterator[tuple[Forked | subprocess.Popen[bytes], BinaryIO]]:
+    """`python command ...` without waiting, and what it prints; killed at the end if it still runs."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as printed:
+        try:
+            process = fork([str(part) for part in command], environment(**settings), writing, 2, leads)
+        finally:
+            os.close(writing)
+        try:
+            yield process, printed
+        finally:
+            process.kill()
+            process.wait()
 
 
 def run_fresh(*command: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
@@ -186,6 +206,6 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def environment() -> dict[str, str]:
+def environment(**settings: str) -> dict[str, str]:
     """Of a process that a test starts: one thread, and `tests` can be imported."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **settings}

@@ -1,9 +1,7 @@
 """Whole runs on data from elsewhere: shards on S3, a folder of mp4, prompts without videos."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,11 +49,8 @@ def embedded(folder: Path) -> list[dict[str, Any]]:
 def test_shards_on_s3(folder: Path, embedded: list[dict[str, Any]]) -> None:
     with object_storage() as environment:
         url = upload(environment, folder / "shards", "toy")
-        command = [sys.executable, TRAIN, "--config", folder / "afd.yaml", "name=s3", f"data.shards={url}"]
-        done = subprocess.run(
-            [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False,
-            env={**os.environ, **environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        done = run(sys.executable, TRAIN, "--config", folder / "afd.yaml", "name=s3", f"data.shards={url}",
+                   **environment)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert metrics(folder / "runs" / "s3") == embedded
 

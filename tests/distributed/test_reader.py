@@ -1,7 +1,6 @@
 """The stream over real gloo processes: the samples of a step and the position do not depend on the number of ranks."""
 
 import json
-import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
@@ -14,7 +13,7 @@ from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.check import check_dataset
 from afd_scale.data.reader import TeacherStream
-from tests.distributed.processes import environment
+from tests.distributed.processes import environment, side_by_side
 from tests.toy_datasets import make_procedural_shards
 
 STEPS = 16
@@ -62,17 +61,9 @@ def run_ranks(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> list[list
     (folder / "jobs.json").write_text(json.dumps(jobs))
     (folder / "store").unlink(missing_ok=True)
     misled = {k: v for k, v in environment().items() if k not in ("LOCAL_WORLD_SIZE", "RANK")} | {"WORLD_SIZE": "7"}
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(ranks), str(folder)], stderr=subprocess.PIPE,
-                         text=True, env=misled)
-        for rank in range(ranks)
-    ]  # fmt: skip
-    try:
-        errors = [process.communicate(timeout=100)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(errors)
+    commands = [[__file__, str(rank), str(ranks), str(folder)] for rank in range(ranks)]
+    done = side_by_side(commands, [misled] * ranks, timeout=100)
+    assert done.returncode == 0, done.stderr
     return json.loads((folder / "out.json").read_text())
 
 

@@ -1,11 +1,9 @@
 """A teacher behind HTTP, against a real server: nothing is asked twice, whatever goes wrong."""
 
 import json
-import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -22,6 +20,7 @@ from afd_scale.data.clips import Clip, Reject
 from afd_scale.data.teachers.exchange import Endpoint, Exchange
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.journal import ASKED, ASKING, Journal
+from tests.distributed.processes import forking, run
 from tests.video_server import VideoServer
 from tests.videos import moving_bar, write_video
 
@@ -364,20 +363,11 @@ COLLECT = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background of a shell does not have
-sys.path.insert(0, sys.argv[3])
 from tests.unit.data.test_http_teacher import teacher
 found = teacher(sys.argv[1], Path(sys.argv[2]), prompts=12, poll_seconds=0.1)
 print("begin", flush=True)
 found.collect()
 """
-
-
-def collecting(server: VideoServer, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", COLLECT, server.url, str(folder), str(TOOL.parents[1])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"begin\n"
-    return process
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -387,7 +377,8 @@ def test_stopped_at_any_moment_it_asks_for_nothing_twice(
     server, moments, stopped = serve(polls=8), random.Random(int(how)), 0
     for _ in range(3):
         before = sum(server.created.values())
-        with collecting(server, tmp_path) as process:
+        with forking("-c", COLLECT, server.url, tmp_path) as (process, printed):
+            assert printed.readline() == b"begin\n"
             deadline = time.monotonic() + 30
             while sum(server.created.values()) == before and before < 12 and time.monotonic() < deadline:
                 time.sleep(0.005)  # importing the client takes its time
@@ -424,9 +415,7 @@ def test_from_the_endpoint_to_shards(serve: Callable[..., VideoServer], tmp_path
     command += ["--poll-seconds", "0.02"]
     command += ["--source", str(tmp_path / "kept"), "--prompts", str(tmp_path / "prompts.jsonl"), "--codec", "identity"]
     command += ["--size", "16x16", "--frames", "12", "--fps", "8", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OPENAI_API_KEY": KEY}
-    )
+    done = run(*command, OPENAI_API_KEY=KEY)
     assert done.returncode == 0, done.stderr
     assert "2 clips of http:m" in done.stdout
     assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 2

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +25,7 @@ from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.video import read_video
+from tests.distributed.processes import forking, on_ranks, run
 from tests.tools import call_tool
 from tests.videos import moving_bar, write_video
 from tests.wan_models import save_tiny_wan
@@ -82,7 +80,7 @@ def rejects(out: Path) -> dict[str, str]:
 
 def test_folder_with_broken_videos(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(TOOL), *folder_of(source), "--out", str(tmp_path / "out"), *FLAGS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(*command)
     assert done.returncode == 0, done.stderr
     assert "17 clips" in done.stdout
     found = rejects(tmp_path / "out")
@@ -123,10 +121,9 @@ def test_a_finished_job_is_left_alone_and_another_is_refused(source: Path, tmp_p
 
 def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
     make_shards(job(source, tmp_path / "whole"))
-    code = f"""
+    code = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
 from tests.unit.data import test_make_shards as tests
 from afd_scale.torchvision_ops import define_torchvision_ops
 define_torchvision_ops()
@@ -144,12 +141,10 @@ tests.make_shards(slow)
     records = out.with_name(".out.records")
     seen_partly_done = False
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", code, str(source), str(out)], stdout=subprocess.PIPE)
-        with process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"begin\n"
+        with forking("-c", code, source, out) as (process, printed):
+            assert printed.readline() == b"begin\n"
             time.sleep(moments.uniform(0.4, 1.0))
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         with pytest.raises(ConfigError):
             DatasetFacts.load(out, "out")
         seen_partly_done |= len(list(records.glob("part.*.json"))) > 0
@@ -161,11 +156,7 @@ tests.make_shards(slow)
 
 def test_several_processes_write_the_same_bytes(source: Path, tmp_path: Path) -> None:
     make_shards(job(source, tmp_path / "whole", clips_at_once=64))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(TOOL), *folder_of(source), "--out", str(tmp_path / "out"), *FLAGS]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = on_ranks(2, TOOL, *folder_of(source), "--out", tmp_path / "out", *FLAGS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("17 clips") == 1
     assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -224,9 +215,8 @@ def test_what_has_changed_since_a_job_was_stopped_is_made_again(source: Path, tm
 
 def test_an_error_of_one_process_ends_all(source: Path, tmp_path: Path) -> None:
     """The second of two processes meets a disk that is full."""
-    code = f"""
+    code = """
 import os, sys
-sys.path.insert(0, {str(ROOT)!r})
 from tests.tools import load_tool
 tool = load_tool("make_shards")
 if os.environ["RANK"] == "1":
@@ -238,11 +228,8 @@ tool.FolderTeacher.clips_at_once = 2
 sys.exit(tool.main(sys.argv[1:]))
 """
     (tmp_path / "run.py").write_text(code)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(tmp_path / "run.py"), *folder_of(source), "--out", str(tmp_path / "out"), *FLAGS]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
-    )
+    command = (tmp_path / "run.py", *folder_of(source), "--out", tmp_path / "out", *FLAGS)
+    done = on_ranks(2, *command, timeout=120)
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: out ({tmp_path / 'out'}) must have room: No space left on device")
@@ -308,10 +295,9 @@ def test_latents_that_are_not_finite_are_rejected(source: Path, tmp_path: Path) 
 
 def test_full_disk(source: Path, tmp_path: Path) -> None:
     """A limit on the size of a file stands for the full disk: the kernel refuses the write in the same way."""
-    code = f"""
+    code = """
 import resource, sys
 from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
 from tests.unit.data import test_make_shards as tests
 limited = tests.job(Path(sys.argv[1]), Path(sys.argv[2]), compression="none")
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -321,9 +307,7 @@ except tests.ConfigError as error:
     sys.exit(str(error))
 """
     out = tmp_path / "out"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(source), str(out)], capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-c", code, source, out)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"out ({out}) must have room: File too large")
     assert not out.exists()

@@ -30,6 +30,7 @@ from afd_scale.data.storage import teacher_data
 from afd_scale.data.writer import write_dataset
 from afd_scale.torchvision_ops import define_torchvision_ops
 from afd_scale.types import Prompts, Videos
+from tests.distributed.processes import forking
 from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards, procedural_samples
 
@@ -142,15 +143,10 @@ write_dataset(slow(), FACTS, Path(sys.argv[1]), shard_bytes=1 << 16)
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "tests_shards.py").symlink_to(__file__)
     folder = tmp_path / "data" / "teacher"
-    writer = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path / 'path'}:{Path(__file__).parents[3]}", "OMP_NUM_THREADS": "1"},
-    )
-    with writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"half\n"
-        writer.send_signal(signal.SIGKILL)
+    paths = f"{tmp_path / 'path'}:{Path(__file__).parents[3]}"
+    with forking("-c", code, folder, PYTHONPATH=paths) as (writer, printed):
+        assert printed.readline() == b"half\n"
+        writer.kill()
     assert not folder.exists()
     (left,) = folder.parent.iterdir()
     assert len(list(left.glob("*.zstd"))) > 1, "it was killed while it wrote"
@@ -518,15 +514,9 @@ time.sleep(60)
         "second",
     ):  # each with its own TMPDIR, as SLURM gives, or streaming's files there hide the claim
         (tmp_path / job).mkdir()
-        reader = subprocess.Popen(
-            [sys.executable, "-c", code, config.model_dump_json()],
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / job)},
-        )
-        with reader:
-            assert reader.stdout is not None
-            assert reader.stdout.readline() == b"reading\n"
+        settings = {"TMPDIR": str(tmp_path / job)}
+        with forking("-c", code, config.model_dump_json(), leads=True, **settings) as (reader, printed):
+            assert printed.readline() == b"reading\n"
             os.killpg(reader.pid, signal.SIGKILL)  # its resource tracker too, or that cleans up
     for claim in Path("/dev/shm").glob("[0-9]*_locals"):
         if str(tmp_path).encode() in claim.read_bytes():

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +15,7 @@ from afd_scale.config.load import load_config
 from afd_scale.evaluation.report import METRICS, metric_table, provenance_header, read_metrics, write_report
 from afd_scale.evaluation.trajectory import score
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
+from tests.distributed import processes
 
 ROOT = Path(__file__).parents[3]
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -223,16 +223,10 @@ def test_only_a_cut_last_line_is_forgiven(tmp_path):
 
 
 def test_the_tool_refuses_a_folder_that_is_no_run(run):
-    def call():
-        command = [sys.executable, ROOT / "tools" / "report.py", run]
-        return subprocess.run(
-            command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-        )
-
-    done = call()
+    done = processes.run(sys.executable, ROOT / "tools" / "report.py", run)
     assert (done.returncode, done.stdout.strip()) == (0, str(run / "report.html"))
     (run / "config.yaml").unlink()
-    done = call()
+    done = processes.run(sys.executable, ROOT / "tools" / "report.py", run)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "must hold config.yaml" in done.stderr
