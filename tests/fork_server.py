@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -59,10 +60,13 @@ def forked(requests: socket.socket) -> list[str]:
 
 
 def keep(child: int, status: int, outputs: list[int]) -> None:
-    """Tell the number of a forked process, and how it ended."""
+    """Tell the number of a forked process, and how it ended; it does not outlive who asked for it."""
     for file in outputs:
         os.close(file)
     os.write(status, b"%d\n" % child)
+    if status in select.select([status, os.pidfd_open(child)], [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+        os._exit(1)
     os.write(status, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     os._exit(0)
 
