@@ -1,7 +1,7 @@
 """The procedural teacher of the toy world: small grey clips of one ball under gravity.
 
 A prompt fixes six attributes; the start and a little of the launch speed are random; from there the motion is
-deterministic. Every attribute can be measured back from the pixels (`afd_scale.evaluation.trajectory`),
+deterministic. Every attribute can be measured back from the pixels (`afd_scale.evaluation.suites.trajectory`),
 except the bounciness of the floor where nothing falls.
 
 Units: pixels and frames. A position is (x, height): x to the right and height upwards from the lower left.

@@ -12,19 +12,18 @@ import math
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import yaml
 from markupsafe import Markup
 
+from afd_scale.evaluation.suites import SUITES
+from afd_scale.evaluation.suites.suite import Better, Metric
 from afd_scale.evaluation.video import read_title
 from afd_scale.files import write_text
-
-Better = Literal["lower", "higher", "teacher"]
 
 REPORT_NAME = "report.html"
 POLICIES = ("base", "student", "teacher")
@@ -44,27 +43,7 @@ CURVE_COLOURS = {"#010203": "currentColor", "#040506": "var(--accent)", "#070809
 INK, LINE, RULE = CURVE_COLOURS
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How to read one evaluation metric."""
-
-    label: str
-    better: Better | None
-    """`teacher`: the closer to the teacher's value, the better; None where that is not known."""
-    meaning: str
-
-
-METRICS = {
-    "trajectory_fd": Metric("Trajectory distance", "lower", "Fréchet distance of paths to the teacher's"),
-    "dynamic_degree": Metric("Dynamic degree", "teacher", "mean speed over the teacher's"),
-    "moving_fraction": Metric("Moving", "higher", "share of clips at 60 % or more of the speed asked for"),
-    "prompt_accuracy": Metric("Prompt right", "higher", "share of clips with every attribute as asked"),
-    "physics_strict": Metric("Strict physics", "higher", "share of clips on a path of the prompt's physics"),
-    "all_in_one": Metric("All in one", "higher", "share of clips moving, prompt right, physics plausible"),
-    "acceleration_residual": Metric("Acceleration residual", "lower", "free flight against the asked gravity"),
-    "mass_error": Metric("Mass error", "lower", "relative change of the ball's summed brightness"),
-    "sharpness": Metric("Sharpness", "teacher", "edge energy over the teacher's; far above is noise"),
-}  # fmt: skip
+METRICS = {name: metric for suite in SUITES.values() for name, metric in suite.metrics.items()}
 
 
 def provenance_header(ranks: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -32,7 +32,6 @@ TITLE_HEIGHT, CAPTION_HEIGHT, LABEL_HEIGHT = 36, 24, 44
 # Dark, so that it suits light and dark pages alike.
 BACKGROUND, TITLE_COLOUR, CAPTION_COLOUR = (33, 37, 45), "#ffffff", "#b6bdc9"
 DOTS_PER_INCH = 100
-CHARACTER_WIDTH = 8.0
 
 _Label = tuple[float, float, str, float, str]  # x, baseline y from the top, text, points, colour
 
@@ -83,7 +82,7 @@ def write_grid(columns: Mapping[str, FrameArray], captions: Sequence[str], path:
     labels: list[_Label] = []
     for row, caption in enumerate(captions):
         top = MARGIN + TITLE_HEIGHT + row * row_height
-        short = textwrap.shorten(caption, int((width - 2 * MARGIN) / CHARACTER_WIDTH), placeholder=" ...")
+        short = _shortened(caption, 10, width - 2 * MARGIN)
         labels.append((MARGIN, top + CAPTION_HEIGHT - 7, short, 10, CAPTION_COLOUR))
         for column, policy_strips in enumerate(strips.values()):
             left = MARGIN + column * (strip_width + COLUMN_GAP)
@@ -208,6 +207,22 @@ def _figure(image: FrameArray, labels: Sequence[_Label]) -> Figure:
         # Prompts are plain text: a "$" in them starts no formula.
         figure.text(x / width, 1 - y / height, text, fontsize=points, color=colour, parse_math=False)
     return figure
+
+
+def _shortened(text: str, points: float, width: float) -> str:
+    """As much of a line as fits into so many pixels."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    def pixels(line: str) -> float:
+        measured = text_to_path.get_text_width_height_descent(line, FontProperties(size=points), ismath=False)
+        return float(measured[0]) * DOTS_PER_INCH / 72
+
+    text = " ".join(text.split())
+    if pixels(text) <= width:
+        return text
+    fits = bisect.bisect(range(len(text)), width, key=lambda end: pixels(f"{text[:end]} ...")) - 1
+    return f"{text[:fits].rstrip()} ..."
 
 
 def _rendered(figure: Figure) -> FrameArray:

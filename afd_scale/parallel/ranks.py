@@ -87,11 +87,23 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gather(self, x: Tensor) -> Tensor:
-        """Rows of all shares in their order, (data_size x B, ...), on all ranks; every rank holds as many."""
-        rows = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(rows, x.contiguous())
-        return torch.cat(rows[:: self.sequence])
+    def gather_to_main(self, x: Tensor) -> Tensor | None:
+        """Rows of all shares in their order, (data_size x B, ...), in the main rank's CPU memory; None elsewhere.
+
+        Every share has as many. They are sent one by one, so that the main rank's device has room for one beside its
+        own; and as a batch of one, for which nccl takes the communicator that is there and makes none for the pair.
+        """
+        x = x.detach().contiguous()
+        if self.is_main:
+            shares = [x.cpu()]
+            for rank in range(self.sequence, self.size, self.sequence):
+                share = torch.empty_like(x)
+                _wait(dist.P2POp(dist.irecv, share, rank))
+                shares.append(share.cpu())
+            return torch.cat(shares)
+        if self.rank % self.sequence == 0:
+            _wait(dist.P2POp(dist.isend, x, 0))
+        return None
 
     def run_on_all(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on every rank; where one fails, all raise the exception of the first that did."""
@@ -123,6 +135,11 @@ class Ranks:
         if isinstance(result, Exception):
             raise result
         return result
+
+
+def _wait(operation: dist.P2POp) -> None:
+    for work in dist.batch_isend_irecv([operation]):
+        work.wait()
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from afd_scale.files import write_text
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.protocols import Metrics
-from afd_scale.training.build import Run, build_run
-from afd_scale.training.judge import Judge
+from afd_scale.training.build import Run, build_run, decoder
+from afd_scale.training.evaluator import Evaluator
 from afd_scale.training.metrics import recording
 from afd_scale.training.preemption import Preempted, listening
 from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
@@ -79,15 +79,15 @@ class Trainer:
                 config.folder / "checkpoints", is_main=ranks.is_main, size=ranks.size, barrier=ranks.barrier,
                 keep=config.train.keep_checkpoints,
             )  # fmt: skip
-            self.judge = Judge(config, ranks)
-            self.judge.check_prompts()
+            self.evaluator = Evaluator(config, ranks, decoder())
+            self.evaluator.check_prompts()
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
         self.step = 0  # the last one finished
 
     def run(self) -> None:
         if self.config.student.weights is not None:
             with self.clock.phase("evaluate"):
-                self.judge.keep_base(self.built.exported)
+                self.evaluator.keep_base(self.built.exported)
         with self.clock.phase("prepare"), _input_errors():
             self._resume()
         if self.step == 0 and self.built.method.warmup_steps:
@@ -99,7 +99,7 @@ class Trainer:
             with self.clock.phase("save"):
                 self._save()
         with self.clock.phase("evaluate"):
-            metrics = self.judge.compare(self.built.exported)
+            metrics = self.evaluator.compare(self.built.exported)
         if self.ranks.is_main:
             self._finish(metrics)
         self.stream.close()
@@ -145,7 +145,7 @@ class Trainer:
                         raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
                     continue
                 if self._is_due(config.train.sample_every):
-                    self.judge.sample(self.built.exported, step)
+                    self.evaluator.sample(self.built.exported, step)
                 if told_to_stop or (self._is_due(config.train.save_every) and step < last):
                     self._check_finite(self._reduce(metrics))
                     self._save()

@@ -33,7 +33,6 @@ def write_small_run(folder: Path, steps: int) -> Path:
     generator = torch.Generator().manual_seed(1)
     for parameter in student.parameters():
         parameter.data.normal_(0, 0.1, generator=generator)
-    save_weights(
-        student.state_dict().items(), folder / "start", PolicyConfig(student=config.student, sampler=config.sampler)
-    )
+    policy = PolicyConfig(student=config.student, sampler=config.sampler)
+    save_weights(student.state_dict().items(), folder / "start", policy)
     return path

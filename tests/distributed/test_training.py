@@ -136,7 +136,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(configs: Path, two_ranks: list[d
     (checkpoints / "latest").unlink()
     config = (folder / "config.yaml").read_text().replace("name: two\n", f"name: {folder.name}\n")
     (folder / "config.yaml").write_text(config)
-    succeed(on_ranks(2, TRAIN, "--config", configs / "afd.yaml", f"name={folder.name}", "train.save_every=2"))
+    resumed = on_ranks(2, TRAIN, "--config", configs / "afd.yaml", f"name={folder.name}", "train.save_every=2")
+    succeed(resumed)
+    assert "has its base's clips from an earlier start" in resumed.stderr
+    evaluated = [json.loads((run / "summary.json").read_text())["metrics"] for run in (folder, folder.with_name("two"))]
+    assert evaluated[0] == evaluated[1]
     assert [without_time(line) for line in metrics(folder)] == [without_time(line) for line in two_ranks]
     assert (checkpoints / "latest").read_text() == f"step_{STEPS:08d}"
     assert not list(checkpoints.glob(".*"))

@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from afd_scale.config.load import load_config
-from afd_scale.evaluation.report import METRICS, metric_table, provenance_header, read_metrics, write_report
-from afd_scale.evaluation.trajectory import score
+from afd_scale.evaluation.report import metric_table, provenance_header, read_metrics, write_report
+from afd_scale.evaluation.suites.toy import ToySuite
+from afd_scale.evaluation.suites.trajectory import score
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
 from tests.distributed import processes
 
@@ -199,7 +200,7 @@ def test_the_plain_table_is_aligned():
 
 def test_descriptors_are_those_of_the_toy_metrics():
     documented = re.findall(r"^ +- (\w+):", score.__doc__, flags=re.MULTILINE)
-    assert list(METRICS) == documented
+    assert list(ToySuite.metrics) == documented
 
 
 def test_provenance_header_leaves_a_loadable_config(run):

@@ -17,7 +17,7 @@ from afd_scale.data.toy_world import (
     simulate,
     toy_prompts,
 )
-from afd_scale.evaluation.trajectory import frechet_distance, judge, score, track
+from afd_scale.evaluation.suites.trajectory import frechet_distance, judge, score, track
 
 PROMPTS = list(toy_prompts()) * 2
 METRICS = {

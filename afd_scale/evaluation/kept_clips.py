@@ -1,0 +1,37 @@
+"""Clips in a file, beside the facts that they follow from."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from afd_scale.evaluation.video import FrameArray, written_whole
+
+log = logging.getLogger(__name__)
+
+
+def write_clips(frames: FrameArray, path: Path, facts: Mapping[str, str]) -> None:
+    """Keep clips; the file appears only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial:
+        save_file({"frames": frames}, partial, dict(facts))
+
+
+def read_clips(path: Path, facts: Mapping[str, str]) -> FrameArray | None:
+    """Clips that were kept; None where there are none, they follow from other facts, or the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            kept = file.metadata() or {}
+            changed = [name for name in facts if facts[name] != kept.get(name)]
+            if not changed:
+                frames: FrameArray = file.get_tensor("frames")
+                return frames
+            reason = f"{', '.join(changed)} changed since"
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+    log.warning("clips in %s are not used: %s", path, reason)
+    return None

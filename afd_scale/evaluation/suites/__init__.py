@@ -1,0 +1,17 @@
+"""What is measured of generated clips: one file a suite, which `evaluation.metrics` names."""
+
+from collections.abc import Mapping
+
+from afd_scale.config import RunConfig
+from afd_scale.evaluation.suites.suite import Metric, Suite
+from afd_scale.evaluation.suites.toy import ToySuite
+
+SUITES: Mapping[str, type[Suite]] = {"toy": ToySuite}
+
+__all__ = ["SUITES", "Metric", "Suite", "make_suite"]
+
+
+def make_suite(config: RunConfig) -> Suite | None:
+    """The suite of a run; None where nothing is evaluated."""
+    name = config.evaluation.metrics
+    return None if name == "none" else SUITES[name](config)

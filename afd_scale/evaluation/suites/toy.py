@@ -1,0 +1,54 @@
+"""The toy world's suite: trajectories of generated clips, read from pixels, against fresh clips of the teacher."""
+
+from collections.abc import Mapping
+
+from afd_scale.config import RunConfig
+from afd_scale.data.toy_world import parse_prompt, render_clips
+from afd_scale.evaluation.suites.suite import Metric
+from afd_scale.evaluation.suites.trajectory import score
+from afd_scale.evaluation.video import FrameArray
+from afd_scale.types import Prompts
+
+REFERENCE_CLIPS = 1536
+REFERENCE_SEED = 1_000_003  # of clips that no shard holds: shards are made with small seeds
+TEACHER_SEED = 1_000_004
+
+
+class ToySuite:
+    """The toy world is the same in every run."""
+
+    metrics = {
+        "trajectory_fd": Metric("Trajectory distance", "lower", "Fréchet distance of paths to the teacher's"),
+        "dynamic_degree": Metric("Dynamic degree", "teacher", "mean speed over the teacher's"),
+        "moving_fraction": Metric("Moving", "higher", "share of clips at 60 % or more of the speed asked for"),
+        "prompt_accuracy": Metric("Prompt right", "higher", "share of clips with every attribute as asked"),
+        "physics_strict": Metric("Strict physics", "higher", "share of clips on a path of the prompt's physics"),
+        "all_in_one": Metric("All in one", "higher", "share of clips moving, prompt right, physics plausible"),
+        "acceleration_residual": Metric("Acceleration residual", "lower", "free flight against the asked gravity"),
+        "mass_error": Metric("Mass error", "lower", "relative change of the ball's summed brightness"),
+        "sharpness": Metric("Sharpness", "teacher", "edge energy over the teacher's; far above is noise"),
+    }
+
+    def __init__(self, config: RunConfig) -> None:
+        pass
+
+    def check(self, prompts: Prompts) -> None:
+        for text in prompts.texts:
+            parse_prompt(text)
+
+    def teacher(self, prompts: Prompts, clips: int) -> FrameArray:
+        """Fresh clips: what a perfect student would score."""
+        return _rendered(prompts, clips, TEACHER_SEED)
+
+    def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts) -> dict[str, dict[str, float]]:
+        asked = [parse_prompt(text) for text in prompts.texts]
+        reference = _rendered(prompts, REFERENCE_CLIPS, REFERENCE_SEED)
+        return {
+            policy: score(frames, [asked[i % len(asked)] for i in range(len(frames))], reference)
+            for policy, frames in clips.items()
+        }
+
+
+def _rendered(prompts: Prompts, clips: int, seed: int) -> FrameArray:
+    asked = [parse_prompt(text) for text in prompts.texts]
+    return render_clips([asked[i % len(asked)] for i in range(clips)], seed=seed, physics="teacher")

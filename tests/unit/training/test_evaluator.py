@@ -1,0 +1,104 @@
+"""What is generated, for whom, and what is kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from afd_scale.parallel.ranks import Ranks
+from tests.toy_evaluation import PROMPTS, make_evaluator, make_policy
+
+CLIPS = 2 * PROMPTS + 1
+
+
+@pytest.fixture
+def alone() -> Iterator[Ranks]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(0, 1, 0, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def counting(policy: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Clips that are asked of a policy, a number a rollout."""
+    made: list[int] = []
+    new_cache = policy.new_cache
+    draw = type(policy).__call__
+
+    def call(self: Any, noisy: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        if made[-1] == 0:
+            made[-1] = len(noisy)
+        return draw(self, noisy, *arguments, **options)
+
+    monkeypatch.setattr(policy, "new_cache", lambda frames: made.append(0) or new_cache(frames))
+    monkeypatch.setattr(type(policy), "__call__", call)
+    return made
+
+
+def test_a_clip_is_the_same_whichever_others_are_asked_for(tmp_path: Path, alone: Ranks) -> None:
+    evaluator = make_evaluator(tmp_path, alone, clips=CLIPS, batch=4)
+    policy = make_policy(evaluator.config)
+    whole = evaluator.frames(policy, range(CLIPS))
+    assert whole is not None
+    assert whole.shape == (CLIPS, 12, 16, 16)
+    some = evaluator.frames(policy, [7, 2, 10])
+    assert some is not None
+    assert np.abs(some.astype(int) - whole[[7, 2, 10]]).max() <= 1, "but for rounding"
+    assert np.abs(whole[7].astype(int) - whole[2]).max() > 20, "one prompt, another noise"
+
+
+def test_in_the_middle_only_what_is_shown_is_generated(
+    tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = make_evaluator(tmp_path, alone, clips=CLIPS, batch=2, samples=3)
+    policy = make_policy(evaluator.config)
+    made = counting(policy, monkeypatch)
+    evaluator.sample(policy, 7)
+    assert made == [2, 1]
+    assert (tmp_path / "run/samples/step_00000007/grid.png").is_file()
+
+
+def test_a_later_start_has_the_bases_clips(
+    tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"clips": CLIPS, "samples": 2}
+    evaluator = make_evaluator(tmp_path, alone, **options)
+    policy = make_policy(evaluator.config)
+    whole = evaluator.frames(policy, range(CLIPS))
+    made = counting(policy, monkeypatch)
+    evaluator.keep_base(policy)
+    assert made == [CLIPS]
+
+    later = make_evaluator(tmp_path, alone, **options)
+    later.keep_base(policy)
+    assert made == [CLIPS], "not again"
+    for parameter in policy.network.parameters():
+        parameter.data.mul_(0.5)
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(later, "_draw", lambda clips, step: shown.update(clips))
+    measured = later.compare(policy)
+    assert list(measured) == ["base", "student", "teacher"]
+    assert np.array_equal(shown["base"], whole[later.shown])
+    assert not np.array_equal(shown["base"], shown["student"])
+
+    made.clear()
+    make_evaluator(tmp_path, alone, clips=CLIPS - 1).keep_base(policy)
+    assert made == [CLIPS - 1], "other settings, other clips"
+    assert "are not used: clips changed since" in caplog.text
+    file = tmp_path / "run/samples/base.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    make_evaluator(tmp_path, alone, clips=CLIPS - 1).keep_base(policy)
+    assert made == [CLIPS - 1, CLIPS - 1], "a damaged file"
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_without_a_suite_nothing_is_generated(tmp_path: Path, alone: Ranks) -> None:
+    evaluator = make_evaluator(tmp_path, alone, metrics="none")
+    evaluator.check_prompts()
+    evaluator.keep_base(None)
+    evaluator.sample(None, 1)
+    assert evaluator.compare(None) == {}
+    assert not (tmp_path / "run").exists()
