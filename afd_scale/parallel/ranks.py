@@ -93,7 +93,7 @@ class Ranks:
         Every share has as many. They are sent one by one, so that the main rank's device has room for one beside its
         own; and as a batch of one, for which nccl takes the communicator that is there and makes none for the pair.
         """
-        x = x.detach().contiguous()
+        x = x.detach().to(self.device).contiguous()
         if self.is_main:
             shares = [x.cpu()]
             for rank in range(self.sequence, self.size, self.sequence):

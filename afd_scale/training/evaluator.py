@@ -124,13 +124,18 @@ class Evaluator:
         return random.Random(0).sample(range(prompts), min(self.config.evaluation.samples, prompts))
 
     def _generate(self, policy: Policy, clips: Sequence[int]) -> Videos:
-        data, device = self.config.data, self.ranks.device
-        shape = (data.latent_frames, self.config.student.latent_channels, data.latent_height, data.latent_width)
+        device = self.ranks.device
         rows = [clip % len(self.prompts) for clip in clips]
         texts, ids = (tuple(column[row] for row in rows) for column in (self.prompts.texts, self.prompts.ids))
         prompts = Prompts(texts, ids, tuple(clips), self.prompts.embeddings[rows].to(device))
-        noise = self.sampler.draw(self.randomness, "evaluation", 0, prompts.keys, shape, device)
+        noise = self.sampler.draw(self.randomness, "evaluation", 0, prompts.keys, self._shape, device)
         return Videos(prompts, self.sampler.rollout(policy, prompts.embeddings, noise), decode=self.decode)
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        """(F, C, H, W) of a clip's latents."""
+        data = self.config.data
+        return data.latent_frames, self.config.student.latent_channels, data.latent_height, data.latent_width
 
     def _draw(self, clips: Mapping[str, FrameArray], step: int) -> None:
         """A grid and an mp4 a prompt: teacher, base and student, as far as they are there."""
@@ -158,6 +163,7 @@ class Evaluator:
             "seed": str(config.seed),
             "clips": str(config.evaluation.clips),
             "prompts": digest.hexdigest(),
+            "shape": str(self._shape),
             "precision": config.precision,
             "student": config.student.model_dump_json(),
             "sampler": config.sampler.model_dump_json(),

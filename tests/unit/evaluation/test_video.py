@@ -125,6 +125,13 @@ def test_grid_of_long_large_clips_stays_small_and_shows_first_and_last(tmp_path)
     assert (middle[-MARGIN - 5] == 250).all()
 
 
+def test_a_caption_is_as_long_as_there_is_room(tmp_path):
+    write_grid({"student": _clips(0, num_clips=1)}, ["ill " * 80], tmp_path / "grid.png")
+    caption = imread(tmp_path / "grid.png")[MARGIN + TITLE_HEIGHT : MARGIN + TITLE_HEIGHT + CAPTION_HEIGHT, :, 0]
+    end = np.flatnonzero(caption.max(axis=0) > 0.5).max()
+    assert -20 < end - (caption.shape[1] - MARGIN) <= 0
+
+
 def test_columns_that_do_not_match_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"columns .* must be of one shape"):
         write_grid({"base": _clips(0), "student": _clips(0)[:1]}, ["one", "two"], tmp_path / "grid.png")

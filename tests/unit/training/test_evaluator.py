@@ -1,6 +1,7 @@
 """What is generated, for whom, and what is kept."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from afd_scale.config import ConfigError
 from afd_scale.parallel.ranks import Ranks
 from tests.toy_evaluation import PROMPTS, make_evaluator, make_policy
 
@@ -93,6 +95,14 @@ def test_a_later_start_has_the_bases_clips(
     make_evaluator(tmp_path, alone, clips=CLIPS - 1).keep_base(policy)
     assert made == [CLIPS - 1, CLIPS - 1], "a damaged file"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_prompts_that_the_suite_cannot_read_are_refused(tmp_path: Path, alone: Ranks) -> None:
+    evaluator = make_evaluator(tmp_path, alone)
+    evaluator.check_prompts()
+    evaluator.prompts = replace(evaluator.prompts, texts=(*evaluator.prompts.texts[1:], "a cat"))
+    with pytest.raises(ConfigError, match=r"evaluation.metrics \(toy\) must be none for prompts .* \('a cat'\)"):
+        evaluator.check_prompts()
 
 
 def test_without_a_suite_nothing_is_generated(tmp_path: Path, alone: Ranks) -> None:
