@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from afd_scale.evaluation.video import FrameArray, written_whole
+from afd_scale.evaluation.video import FrameArray
+from afd_scale.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 def write_clips(frames: FrameArray, path: Path, facts: Mapping[str, str]) -> None:
     """Keep clips; the file appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as partial:
+    with replacing(path) as partial:
         save_file({"frames": frames}, partial, dict(facts))
 
 

@@ -1,6 +1,6 @@
 """From a config to the objects of a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from afd_scale.checkpoint.run_state import Checkpointed
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Role
 from afd_scale.config.models import WanConfig
-from afd_scale.data.codec import SpaceTimeToDepth
 from afd_scale.engines.cast import State, build_cast
 from afd_scale.engines.sharded import Sharded
 from afd_scale.engines.shards import GatherCounter
@@ -54,11 +53,6 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     networks = {role.name: engines[role.name] for role in config.cast if role.changes}
     method = make_method(config, engines, ranks.mean)
     return Run(method, engines, engines[config.method.exported], networks, kind.counter)
-
-
-def decoder() -> Callable[[Tensor], Tensor]:
-    """From latents to pixels, of videos that are evaluated."""
-    return lambda latents: SpaceTimeToDepth().decode(latents).unsqueeze(2)
 
 
 def _start_weights(role: Role, ranks: Ranks) -> State:

@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from afd_scale.codecs.conversions import to_uint8
 from afd_scale.config import ConfigError, RunConfig
-from afd_scale.data.codec import to_uint8
 from afd_scale.data.reader import distinct_prompts
 from afd_scale.data.storage import evaluation_prompts
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
@@ -65,7 +66,8 @@ class Evaluator:
             log.info("%s has its base's clips from an earlier start", self.config.name)
             return
         base = self.frames(policy, range(self.config.evaluation.clips))
-        self.ranks.run_on_main(lambda: write_clips(base, self._base_path, self._base_facts))
+        if base is not None:
+            write_clips(base, self._base_path, self._base_facts)
 
     def sample(self, policy: Policy, step: int) -> None:
         """A grid of the sample prompts in the middle of training."""
@@ -102,8 +104,8 @@ class Evaluator:
         with policy.resident():
             for part in pieces(share, self.config.evaluation.batch):
                 mine = [clips[place % len(clips)] for place in places[self.ranks.data_rank, part]]
-                pixels = self._generate(policy, mine).pixels()
-                rows = self.ranks.gather_to_main(to_uint8(pixels).movedim(2, -1).squeeze(-1))
+                pixels = to_uint8(self._generate(policy, mine).pixels())
+                rows = self.ranks.gather_to_main(torch.from_numpy(pixels).squeeze(-1))
                 if rows is not None:
                     made = places[:, part].flatten()
                     if frames is None:

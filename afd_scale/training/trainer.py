@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
+from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
@@ -22,7 +23,7 @@ from afd_scale.files import write_text
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.protocols import Metrics
-from afd_scale.training.build import Run, build_run, decoder
+from afd_scale.training.build import Run, build_run
 from afd_scale.training.evaluator import Evaluator
 from afd_scale.training.metrics import recording
 from afd_scale.training.preemption import Preempted, listening
@@ -79,7 +80,7 @@ class Trainer:
                 config.folder / "checkpoints", is_main=ranks.is_main, size=ranks.size, barrier=ranks.barrier,
                 keep=config.train.keep_checkpoints,
             )  # fmt: skip
-            self.evaluator = Evaluator(config, ranks, decoder())
+            self.evaluator = Evaluator(config, ranks, IdentityCodec().decode)
             self.evaluator.check_prompts()
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
         self.step = 0  # the last one finished
