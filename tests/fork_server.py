@@ -26,7 +26,7 @@ MODULES = ("deepspeed", "streaming", "deepspeed.runtime.zero.muon.muon_optimizer
 
 
 def preload() -> None:
-    from afd_scale.data.torchvision_ops import define_torchvision_ops
+    from afd_scale.torchvision_ops import define_torchvision_ops
 
     define_torchvision_ops()
     for name in MODULES:

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
+from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import RunConfig
 from afd_scale.data.toy_world import toy_prompts
 from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain
 from afd_scale.parallel.ranks import Ranks
-from afd_scale.training.build import decoder
 from afd_scale.training.evaluator import Evaluator
 from afd_scale.types import Prompts
 
@@ -24,7 +24,7 @@ def make_evaluator(folder: Path, ranks: Ranks, **evaluation: Any) -> Evaluator:
         "method": "sft", "out": folder, "evaluation": evaluation,
         "student": {"dim": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 1, "weights": str(start)},
     })  # fmt: skip
-    evaluator = Evaluator(config, ranks, decoder())
+    evaluator = Evaluator(config, ranks, IdentityCodec().decode)
     student, texts = config.student, tuple(prompt.sentence for prompt in toy_prompts()[::9][:PROMPTS])
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(PROMPTS, student.text_length, student.text_dim, generator=generator)

@@ -1,12 +1,12 @@
 """What is measured of generated clips: one file a suite, which `evaluation.metrics` names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from afd_scale.config import RunConfig
 from afd_scale.evaluation.suites.suite import Metric, Suite
 from afd_scale.evaluation.suites.toy import ToySuite
 
-SUITES: Mapping[str, Callable[[RunConfig], Suite]] = {"toy": ToySuite}
+SUITES: Mapping[str, type[Suite]] = {"toy": ToySuite}
 
 __all__ = ["SUITES", "Metric", "Suite", "make_suite"]
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+from afd_scale.config import RunConfig
 from afd_scale.evaluation.video import FrameArray
 from afd_scale.types import Prompts
 
@@ -28,6 +29,8 @@ class Suite(Protocol):
     """
 
     metrics: ClassVar[Mapping[str, Metric]]
+
+    def __init__(self, config: RunConfig) -> None: ...
 
     def check(self, prompts: Prompts) -> None:
         """Raises ValueError for the first prompt that it cannot read."""

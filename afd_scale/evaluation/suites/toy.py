@@ -1,6 +1,7 @@
 """The toy world's suite: trajectories of generated clips, read from pixels, against fresh clips of the teacher."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from afd_scale.config import RunConfig
 from afd_scale.data.toy_world import parse_prompt, render_clips
@@ -17,7 +18,7 @@ TEACHER_SEED = 1_000_004
 class ToySuite:
     """The toy world is the same in every run."""
 
-    metrics = {
+    metrics: ClassVar[Mapping[str, Metric]] = {
         "trajectory_fd": Metric("Trajectory distance", "lower", "Fréchet distance of paths to the teacher's"),
         "dynamic_degree": Metric("Dynamic degree", "teacher", "mean speed over the teacher's"),
         "moving_fraction": Metric("Moving", "higher", "share of clips at 60 % or more of the speed asked for"),
