@@ -25,10 +25,11 @@ from tests.networks import make_policy
 from tests.tools import load_tool
 
 TOOL = Path(__file__).parents[3] / "tools" / "convert_checkpoint.py"
-CONFIG = PolicyConfig.model_validate(
-    {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 8, "text_length": 4,
-     "latent_channels": 4, "prediction": "velocity", "family": "causal-forcing", "timestep_shift": 6.0}
-)  # fmt: skip
+CONFIG = PolicyConfig.model_validate({
+    "student": {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 8,
+                "text_length": 4, "latent_channels": 4, "prediction": "velocity"},
+    "sampler": {"family": "causal-forcing", "timestep_shift": 6.0},
+})  # fmt: skip
 Tool = Callable[..., int]
 
 
