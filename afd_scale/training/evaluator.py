@@ -66,8 +66,7 @@ class Evaluator:
             log.info("%s has its base's clips from an earlier start", self.config.name)
             return
         base = self.frames(policy, range(self.config.evaluation.clips))
-        if base is not None:
-            write_clips(base, self._base_path, self._base_facts)
+        self.ranks.run_on_main(self._write_base, base)
 
     def sample(self, policy: Policy, step: int) -> None:
         """A grid of the sample prompts in the middle of training."""
@@ -146,6 +145,9 @@ class Evaluator:
         folder = self.samples / f"step_{step:08d}"
         write_grid(columns, captions, folder / "grid.png")
         write_comparison_mp4(columns, captions, folder)
+
+    def _write_base(self, frames: FrameArray) -> None:
+        write_clips(frames, self._base_path, self._base_facts)
 
     def _read_base(self) -> FrameArray | None:
         return read_clips(self._base_path, self._base_facts)

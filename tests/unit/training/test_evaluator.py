@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from afd_scale.config import ConfigError
 from afd_scale.parallel.ranks import Ranks
@@ -19,7 +20,7 @@ CLIPS = 2 * PROMPTS + 1
 
 @pytest.fixture
 def alone() -> Iterator[Ranks]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield Ranks(0, 1, 0, 1, torch.device("cpu"))
     dist.destroy_process_group()
 
@@ -27,15 +28,18 @@ def alone() -> Iterator[Ranks]:
 def counting(policy: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Clips that are asked of a policy, a number a rollout."""
     made: list[int] = []
-    new_cache = policy.new_cache
-    draw = type(policy).__call__
+    new_cache, run = policy.new_cache, type(policy).__call__
 
     def call(self: Any, noisy: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         if made[-1] == 0:
             made[-1] = len(noisy)
-        return draw(self, noisy, *arguments, **options)
+        return run(self, noisy, *arguments, **options)
 
-    monkeypatch.setattr(policy, "new_cache", lambda frames: made.append(0) or new_cache(frames))
+    def begin(frames: int) -> Any:
+        made.append(0)
+        return new_cache(frames)
+
+    monkeypatch.setattr(policy, "new_cache", begin)
     monkeypatch.setattr(type(policy), "__call__", call)
     return made
 
@@ -70,6 +74,7 @@ def test_a_later_start_has_the_bases_clips(
     evaluator = make_evaluator(tmp_path, alone, **options)
     policy = make_policy(evaluator.config)
     whole = evaluator.frames(policy, range(CLIPS))
+    assert whole is not None
     made = counting(policy, monkeypatch)
     evaluator.keep_base(policy)
     assert made == [CLIPS]
@@ -107,8 +112,9 @@ def test_prompts_that_the_suite_cannot_read_are_refused(tmp_path: Path, alone: R
 
 def test_without_a_suite_nothing_is_generated(tmp_path: Path, alone: Ranks) -> None:
     evaluator = make_evaluator(tmp_path, alone, metrics="none")
+    policy: Any = None
     evaluator.check_prompts()
-    evaluator.keep_base(None)
-    evaluator.sample(None, 1)
-    assert evaluator.compare(None) == {}
+    evaluator.keep_base(policy)
+    evaluator.sample(policy, 1)
+    assert evaluator.compare(policy) == {}
     assert not (tmp_path / "run").exists()
