@@ -76,7 +76,7 @@ class Regression:
 
         videos = Videos(prompts, policy.frozen(len(prompts), generate))
         scores = judge.frozen(len(videos), lambda rows: judge(videos[rows]))
-        weights = (GROUP * scores.unflatten(0, (-1, GROUP)).softmax(dim=1)).flatten()
+        weights = (GROUP * scores.unflatten(0, (-1, GROUP)).softmax(-1)).flatten()
         x0 = videos.latents
         noise = self.randomness.normal("third/noise", step, prompts.keys, tuple(x0.shape[1:]), x0.device)
         sigma = self.randomness.uniform("third/sigma", step, prompts.keys, (x0.shape[1],), x0.device)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from afd_scale.config.models import PolicyConfig
 from afd_scale.layers.attention import choose_backend
 from afd_scale.layers.ops import ModelOps
 from tests.networks import make_policy
@@ -18,8 +19,8 @@ FRAMES, ROWS, COLUMNS = 12, 26, 30
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)], ids=str)
 @pytest.mark.parametrize("window", [{}, {"window_frames": 6, "sink_frames": 3}], ids=["whole past", "window"])
 def test_cached_chunks_are_those_of_the_full_pass(dtype: torch.dtype, tolerance: float, window: dict[str, int]) -> None:
-    device = torch.device("cuda")
-    backend = choose_backend("auto", device=device, dtype=dtype, head_dim=SHAPE["dim"] // SHAPE["num_heads"])
+    device, network = torch.device("cuda"), PolicyConfig.model_validate(SHAPE).student
+    backend = choose_backend("auto", device=device, dtype=dtype, head_dim=network.dim // network.num_heads)
     torch.manual_seed(0)
     model = make_policy({**SHAPE, **window}, ModelOps(attend=backend.attend))
     for parameter in model.parameters():

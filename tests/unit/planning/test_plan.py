@@ -215,7 +215,7 @@ def test_extra_prompts_are_rolled_out_and_do_not_train_the_discriminator():
     assert with_extra.prompts == without.prompts
     assert with_extra.videos == 2 * without.videos
     judged = [[each.videos for each in load.passes if each.kind == "score"] for load in (without, with_extra)]
-    assert judged == [[5 * 4, 4 * 4], [5 * 4, 2 * 4 * 4]], (
+    assert judged == [[5 * 8, 4 * 8], [5 * 8, 2 * 4 * 8]], (
         "trained on teacher videos and their rollouts, then all scored"
     )
     with pytest.raises(ConfigError, match=r"data\.prompts_per_step \(33\) must divide .*data\.prompts_per_step="):
