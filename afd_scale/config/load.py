@@ -69,7 +69,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         node = tree.setdefault(section, {})
-        if isinstance(node, str):  # `method: sft` is short for `method: {name: sft}`
+        if isinstance(node, str):
+            # A bare word is short for {name: word}.
             node = tree[section] = {"name": node}
         if not isinstance(node, dict):
             raise ConfigError(f"override ({override}) must name a key of a section: {section} is a value")
