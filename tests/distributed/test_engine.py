@@ -72,7 +72,6 @@ def check_all(folder: Path) -> None:
             ):  # fmt: skip
                 made = [sampler.rollout(policy, text, Noise(noisy, noisy[None])) for policy in (sharded, unsharded)]
                 assert_close(*made, f"rollout of the {name} one")
-        assert (ranks.gather(torch.tensor([ranks.rank])) == torch.arange(ranks.size)).all()
 
         for network, unsharded in ((trained, plain), (average, plain_average)):
             weights = dict(network.full_weights())

@@ -1,18 +1,11 @@
-"""Micro-batches: the pieces, and that a step in pieces is the step as a whole."""
+"""Micro-batches: a step in pieces is the step as a whole."""
 
 import pytest
 import torch
 
-from afd_scale.types import pieces
 from tests.unit.methods.engines import make_batch
 from tests.unit.methods.test_afd import make_afd
 from tests.unit.methods.test_sft import make_sft
-
-
-def test_pieces() -> None:
-    assert pieces(5, None) == [slice(0, 5)]
-    assert pieces(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
-    assert pieces(4, 8) == [slice(0, 4)]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
