@@ -179,9 +179,10 @@ def without_time(line: dict[str, Any]) -> dict[str, Any]:
 
 def test_told_to_stop_a_run_saves_and_goes_on_later(configs: Path, two_ranks: list[dict[str, Any]]) -> None:
     """SIGTERM to the launcher reaches the ranks; all of them stop after the same step."""
-    command = [sys.executable, *TORCHRUN, "2", TRAIN, "--config", configs / "afd.yaml", "name=stopped"]
+    command = [TRAIN, "--config", configs / "afd.yaml", "name=stopped"]
     folder = configs / "runs" / "stopped"
-    with start(*command, "train.steps=100000", "train.keep_checkpoints=1") as process:
+    launcher = [sys.executable, *TORCHRUN, "2"]
+    with start(*launcher, *command, "train.steps=100000", "train.keep_checkpoints=1") as process:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").is_file() or not metrics(folder):
             assert time.monotonic() < deadline, "the run never came to its first step"
@@ -191,7 +192,7 @@ def test_told_to_stop_a_run_saves_and_goes_on_later(configs: Path, two_ranks: li
     (checkpoint,) = (folder / "checkpoints").glob("step_*")
     saved = json.loads((checkpoint / "state.json").read_text())["step"]
     assert saved == metrics(folder)[-1]["step"]
-    succeed(run(*command, f"train.steps={saved + 1}"))
+    succeed(on_ranks(2, *command, f"train.steps={saved + 1}"))
     assert [line["step"] for line in metrics(folder)] == list(range(1, saved + 2))
 
 
