@@ -4,10 +4,11 @@ Builder, checkpoints, planner, benchmarks and the rules between sections loop ov
 name.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from afd_scale.config.models import NetworkConfig, OptimizerConfig
+from afd_scale.config.models import LoraConfig, NetworkConfig, OptimizerConfig, WanConfig
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Role:
         name: of the role, of its folder in a checkpoint, and of its adapter where it is one.
         section: of the config that describes its network, for errors.
         network: that section's value.
-        optimizer: of a network that is trained.
+        optimizer: of a network that is trained, and no copy of another.
         of: the role that it starts as a copy of; with LoRA both are one base and two adapters, or the base itself.
         follows: it is a running average of `of`; otherwise it stays as it starts.
     """
@@ -42,6 +43,15 @@ class Role:
     def changes(self) -> bool:
         """Whether a checkpoint must hold it."""
         return self.optimizer is not None or self.follows
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        return self.network.lora if isinstance(self.network, WanConfig) else None
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter that counts in its passes; None is the network as it is."""
+        return self.name if self.lora and self.changes else None
 
 
 @dataclass(frozen=True)
@@ -90,3 +100,26 @@ class Pass:
     def runs(self) -> int:
         """Micro-batches."""
         return -(-self.videos // self.at_once)
+
+
+def check_cast(cast: Sequence[Role], passes: Sequence[Pass], exported: str) -> None:
+    """What the rest takes for granted of a method from anywhere.
+
+    Raises:
+        ValueError: names the first role that does not fit.
+    """
+    leaders: list[str] = []
+    for number, role in enumerate(cast):
+        if role.name in (other.name for other in cast[:number]):
+            raise ValueError(f"role ({role.name}) must stand once in the cast")
+        if role.of is None:
+            leaders.append(role.name)
+        if role.of not in (None, *leaders) or (role.of is not None and role.optimizer is not None):
+            raise ValueError(f"role ({role.name}) must copy an earlier role with a network of its own ({role.of}), and "
+                             "be frozen or follow it")  # fmt: skip
+    changing = [role.name for role in cast if role.changes]
+    if exported not in changing:
+        raise ValueError(f"exported ({exported}) must be a role that changes: {', '.join(changing)}")
+    for each in passes:
+        if each.role not in (role.name for role in cast):
+            raise ValueError(f"pass ({each.phase}) must be of a role of the cast, not {each.role}")

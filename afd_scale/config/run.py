@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from afd_scale.config.cast import Load, Role
+from afd_scale.config.cast import Load, Role, check_cast
 from afd_scale.config.methods import MethodConfig, method_class
 from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, StudentConfig, WanConfig
 from afd_scale.config.sampler import SamplerConfig
@@ -193,13 +193,14 @@ class RunConfig(Section):
 
     def role(self, name: str) -> Role:
         """One of them."""
-        return next(role for role in self.cast if role.name == name)
+        return {role.name: role for role in self.cast}[name]
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> "RunConfig":
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name ({self.name}) must be letters, digits, '.', '_' and '-': it names a folder")
-        student, data = self.student, self.data
+        student, data, passes = self.student, self.data, self.method.passes(Load(prompts=1))
+        check_cast(self.cast, passes, self.method.exported)
         if data.latent_frames % self.sampler.chunk_frames:
             raise ValueError(f"sampler.chunk_frames ({self.sampler.chunk_frames}) must divide data.latent_frames "
                              f"({data.latent_frames}): a video is a whole number of chunks")  # fmt: skip
@@ -211,7 +212,7 @@ class RunConfig(Section):
         if bool(data.prompts) != bool(data.prompts_per_step):
             raise ValueError(f"data.prompts_per_step ({data.prompts_per_step}) must be positive with data.prompts and "
                              f"0 without: data.prompts is {data.prompts}")  # fmt: skip
-        if data.prompts and not any(each.kind == "rollout" for each in self.method.passes(Load(prompts=1))):
+        if data.prompts and not any(each.kind == "rollout" for each in passes):
             raise ValueError(f"data.prompts ({data.prompts}) must be absent with method {self.method.name}: it learns "
                              "from videos alone")  # fmt: skip
         for name in ("prompts", "split"):

@@ -41,22 +41,27 @@ class Kind(Protocol):
 
 
 def build_cast(config: RunConfig, kind: Kind) -> dict[str, Any]:
-    """Every engine of a run, by role. Copies of a network are made right after it, so that start weights are read once
-    and let go."""
+    """Every engine of a run, by role."""
     engines: dict[str, Any] = {}
     for leader in (role for role in config.cast if role.of is None):
-        adapters, state = adapters_of(config, leader), kind.load(leader)
+        engines |= _build_group(config, kind, leader)
+    return engines
 
-        def build(leader: Role = leader, adapters: Adapters | None = adapters) -> Network:
-            return build_network(config, leader.network, kind.ops(leader.network, adapters))
 
-        network = kind.place(build, state)
+def _build_group(config: RunConfig, kind: Kind, leader: Role) -> dict[str, Any]:
+    """A network and its copies, made one after the other: start weights are read once, and let go at the end."""
+    adapters, state = adapters_of(config, leader), kind.load(leader)
+
+    def build() -> Network:
+        return build_network(config, leader.network, kind.ops(leader.network, adapters))
+
+    network = kind.place(build, state)
+    if adapters is not None:
+        train_adapter(network, leader.name)
+    engines = {leader.name: kind.engine(leader, network)}
+    for role in (role for role in config.cast if role.of == leader.name):
         if adapters is not None:
-            train_adapter(network, leader.name)
-        engines[leader.name] = kind.engine(leader, network)
-        for role in (role for role in config.cast if role.of == leader.name):
-            if adapters is not None:
-                engines[role.name] = kind.share(role, engines[leader.name])
-            else:
-                engines[role.name] = kind.engine(role, kind.place(build, state))
+            engines[role.name] = kind.share(role, engines[leader.name])
+        else:
+            engines[role.name] = kind.engine(role, kind.place(build, state))
     return engines

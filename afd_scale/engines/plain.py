@@ -1,4 +1,7 @@
-"""Engines in plain torch: one device, one process, whole weights; for tests, benchmarks, a laptop."""
+"""Engines in plain torch: one device, one process, whole weights; for tests and benchmarks.
+
+They keep no float32 copies of bf16 weights, so long runs in bf16 are not what they are for.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -51,10 +54,8 @@ class PlainNetwork:
 class PlainTrained(PlainNetwork):
     """A network with AdamW on what needs a gradient."""
 
-    def __init__(
-        self, network: nn.Module, optimizer: OptimizerConfig, adapter: str | None = None, micro_batch: int | None = None
-    ):
-        super().__init__(network, adapter, micro_batch)
+    def __init__(self, network: nn.Module, optimizer: OptimizerConfig, **options: Any):
+        super().__init__(network, **options)
         self.trained = [p for p in network.parameters() if p.requires_grad]
         self.norm = optimizer.gradient_norm or float("inf")
         self.optimizer = torch.optim.AdamW(
@@ -113,11 +114,10 @@ class Plain:
         return network.to(self.dtype)
 
     def engine(self, role: Role, network: Network) -> PlainNetwork:
-        adapter = role.name if isinstance(role.network, WanConfig) and role.network.lora else None
-        micro_batch = self.config.train.micro_batch
+        options: dict[str, Any] = {"micro_batch": self.config.train.micro_batch}
         if role.optimizer is not None:
-            return PlainTrained(network, role.optimizer, adapter, micro_batch)
-        return (PlainAverage if role.follows else PlainNetwork)(network.requires_grad_(False), None, micro_batch)
+            return PlainTrained(network, role.optimizer, adapter=role.adapter, **options)
+        return (PlainAverage if role.follows else PlainNetwork)(network.requires_grad_(False), **options)
 
     def share(self, role: Role, leader: PlainNetwork) -> PlainNetwork:
         if not role.follows:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +87,23 @@ class ShardedNetwork:
         adapter: that counts in its passes; None is the weights themselves.
         residency: of its weights during phases without gradient; None keeps them sharded.
         micro_batch: videos that pass through together; None is all.
+        twin: makes the network again, without the hooks that DeepSpeed has put on every module of this one; half of a
+            small pass is spent in them. It borrows the weights while they are resident.
     """
 
     def __init__(
         self, engine: Any, adapter: str | None = None, residency: Residency | None = None,
-        micro_batch: int | None = None,
+        micro_batch: int | None = None, twin: Callable[[], Network] | None = None,
     ):  # fmt: skip
         self.engine, self.adapter, self.residency, self.micro_batch = engine, adapter, residency, micro_batch
+        self._make_twin, self._calls = twin, engine
+        self._twin: Network | None = None
+        self._all = list(self.network.parameters())  # adapters of others too: a block is gathered as a whole
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
         if self.adapter is not None:
             options["adapter"] = self.adapter
-        output: Tensor = self.engine(*arguments, **options)
+        output: Tensor = self._calls(*arguments, **options)
         return output
 
     def new_cache(self, frames: int) -> Any:
@@ -116,13 +122,29 @@ class ShardedNetwork:
     def resident(self) -> Iterator[None]:
         """While it lasts, weights stay whole here if so configured; without gradient, on all ranks together."""
         self.release()
-        parameters = list(self.network.parameters())  # adapters of others too: a block is gathered as a whole
-        if self.residency is not None and self.residency.gathers(parameters):
-            with kept_whole(parameters, self.network.units()):
+        if self.residency is not None and self.residency.gathers(self._all):
+            with kept_whole(self._all, self.network.units()), self._twin_of_whole():
                 yield
         else:
             yield
         self.release()
+
+    @contextmanager
+    def _twin_of_whole(self) -> Iterator[None]:
+        """Calls go to the twin, whose weights are those that are whole now."""
+        if self._make_twin is None:
+            yield
+            return
+        if self._twin is None:
+            with torch.device("meta"):
+                self._twin = self._make_twin()
+        self._twin.borrow(p.data for p in self._all)
+        self._calls = self._twin
+        try:
+            yield
+        finally:
+            self._calls = self.engine
+            self._twin.borrow(p.data.new_empty(0) for p in self._all)
 
     def frozen(self, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
         return in_parts(self, rows, run)
@@ -136,10 +158,7 @@ class ShardedNetwork:
 class TrainedNetwork(ShardedNetwork):
     """A network with its optimizer; what needs no gradient is frozen."""
 
-    def __init__(
-        self, config: RunConfig, network: Network, optimizer: OptimizerConfig,
-        adapter: str | None = None, residency: Residency | None = None, micro_batch: int | None = None,
-    ):  # fmt: skip
+    def __init__(self, config: RunConfig, network: Network, optimizer: OptimizerConfig, **options: Any):
         trained = [p for p in network.parameters() if p.requires_grad]
         torch_optimizer = torch.optim.AdamW(
             trained, lr=optimizer.learning_rate, betas=optimizer.betas,
@@ -150,7 +169,7 @@ class TrainedNetwork(ShardedNetwork):
             model=network, optimizer=torch_optimizer,
             config=deepspeed_config(config, gradient_norm=optimizer.gradient_norm, edited=partly),
         )  # fmt: skip
-        super().__init__(engine, adapter, residency, micro_batch)
+        super().__init__(engine, **options)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
@@ -243,11 +262,8 @@ class TrainedNetwork(ShardedNetwork):
 class AveragedPolicy(ShardedNetwork):
     """A frozen policy whose shards are a running average of a trained network's: of its weights, or of its adapter."""
 
-    def __init__(
-        self, engine: Any, adapter: str | None = None, residency: Residency | None = None,
-        micro_batch: int | None = None,
-    ):  # fmt: skip
-        super().__init__(engine, adapter, residency, micro_batch)
+    def __init__(self, engine: Any, adapter: str | None = None, **options: Any):
+        super().__init__(engine, adapter, **options)
         self.average = ShardAverage(self.parameters(adapter), self.release)
 
     def follow(self, trained: ShardedNetwork, decay: float) -> None:
@@ -291,7 +307,8 @@ class Sharded:
     def __init__(self, config: RunConfig, ranks: Ranks, load: Callable[[Role], State], cache_bytes: int):
         self.config, self.ranks, self.load, self.counter = config, ranks, load, GatherCounter()
         self.precision = choose_precision(config.precision, config.fp8_scaling, ranks.device)
-        self.backends: dict[int, Backend] = {}
+        self.attention = cache(self._attention)
+        self.builders: dict[Network, Callable[[], Network]] = {}
         self.residency = Residency(config.rollout.weights, cache_bytes, ranks.local_size, ranks.any)
 
     def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:
@@ -299,7 +316,7 @@ class Sharded:
             return ModelOps()
         options: dict[str, Any] = {
             "precision": self.precision,
-            "attend": self._attention(network.dim // network.num_heads).attend,
+            "attend": self.attention(network.dim // network.num_heads).attend,
             "adapters": adapters,
         }
         if self.ranks.sequence_group is not None:
@@ -307,31 +324,33 @@ class Sharded:
         return ModelOps(**options)
 
     def place(self, build: Callable[[], Network], state: State) -> Network:
-        return build_sharded(self.config, build, state, self.counter)
+        network = build_sharded(self.config, build, state, self.counter)
+        self.builders[network] = build
+        return network
 
     def engine(self, role: Role, network: Network) -> ShardedNetwork:
-        adapter = role.name if isinstance(role.network, WanConfig) and role.network.lora else None
+        options = self._options(role, network)
         if role.optimizer is not None:
-            return TrainedNetwork(self.config, network, role.optimizer, adapter, **self._options(role))
-        engine = freeze(self.config, network)
-        return (AveragedPolicy if role.follows else ShardedNetwork)(engine, None, **self._options(role))
+            return TrainedNetwork(self.config, network, role.optimizer, adapter=role.adapter, **options)
+        return (AveragedPolicy if role.follows else ShardedNetwork)(freeze(self.config, network), **options)
 
     def share(self, role: Role, leader: ShardedNetwork) -> ShardedNetwork:
+        options = self._options(role, leader.network)
         if not role.follows:
-            return ShardedNetwork(leader.engine, None, **self._options(role))
-        average = AveragedPolicy(leader.engine, role.name, **self._options(role))
+            return ShardedNetwork(leader.engine, **options)
+        average = AveragedPolicy(leader.engine, role.adapter, **options)
         average.follow(leader, 0.0)
         return average
 
-    def _options(self, role: Role) -> dict[str, Any]:
+    def _options(self, role: Role, network: Network) -> dict[str, Any]:
         """Only policies have so many passes in a phase that whole weights pay."""
-        residency = self.residency if isinstance(role.network, StudentConfig) else None
-        return {"residency": residency, "micro_batch": self.config.train.micro_batch}
+        options: dict[str, Any] = {"micro_batch": self.config.train.micro_batch}
+        if isinstance(role.network, StudentConfig):
+            options["residency"] = self.residency
+            if self.config.precision != "fp8":  # whose linears may keep a state of their own
+                options["twin"] = self.builders[network]
+        return options
 
     def _attention(self, head_dim: int) -> Backend:
-        if head_dim not in self.backends:
-            dtype = parameter_dtype(self.config.precision)
-            self.backends[head_dim] = choose_backend(
-                self.config.attention, device=self.ranks.device, dtype=dtype, head_dim=head_dim
-            )
-        return self.backends[head_dim]
+        dtype = parameter_dtype(self.config.precision)
+        return choose_backend(self.config.attention, device=self.ranks.device, dtype=dtype, head_dim=head_dim)

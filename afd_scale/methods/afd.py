@@ -11,7 +11,7 @@ P prompts of this rank, G rollouts each, S noised states of a rollout: rows stan
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -166,7 +166,11 @@ class Afd:
         return reward, weight_from_advantage(advantage, rule.clip)
 
     def _train_student(self, rollouts: Videos, weight: Tensor, step: int) -> Metrics:
-        states, student = self._noise(rollouts, step), self.student
+        noised, student = self._noise(rollouts, step), self.student
+        # In phases of their own: weights may be gathered once for all, and with adapters all three are one network.
+        frozen = {"old_policy": self.old_policy} | ({} if self.reference is None else {"reference": self.reference})
+        velocities = {role: self._frozen_velocity(policy, rollouts, noised) for role, policy in frozen.items()}
+        states = replace(noised, velocities=velocities)
 
         def loss_of(rows: slice) -> tuple[Tensor, Metrics]:
             return self._student_loss(rollouts[rows], states[rows], weight[rows])
@@ -181,11 +185,7 @@ class Afd:
         x0 = rollouts.latents.repeat_interleave(count, dim=0)
         noise = self.randomness.normal("student/noise", step, keys, tuple(x0.shape[1:]), x0.device)
         sigma = self.sigma_draw(self.randomness, "student/sigma", step, keys, x0)
-        states = States(count, add_noise(x0, noise, sigma), sigma, {})
-        # In phases of their own: weights may be gathered once for all, and with adapters all three are one network.
-        frozen = {"old_policy": self.old_policy} | ({} if self.reference is None else {"reference": self.reference})
-        velocities = {role: self._frozen_velocity(policy, rollouts, states) for role, policy in frozen.items()}
-        return States(count, states.latents, sigma, velocities)
+        return States(count, add_noise(x0, noise, sigma), sigma, {})
 
     def _frozen_velocity(self, policy: Policy, rollouts: Videos, states: States) -> Tensor:
         return policy.frozen(len(rollouts), lambda rows: states[rows].velocity(policy, rollouts[rows]))

@@ -2,7 +2,7 @@
 
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Role
-from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, NetworkConfig, WanConfig
+from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, NetworkConfig
 from afd_scale.layers.lora import Adapters, adapter_of, train_only
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
@@ -22,12 +22,11 @@ def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Netw
 
 
 def adapters_of(run: RunConfig, leader: Role) -> Adapters | None:
-    """Those of a role's network: its own and those of the roles that follow it; None where all weights are trained."""
-    lora = leader.network.lora if isinstance(leader.network, WanConfig) else None
-    if lora is None:
+    """Those of a role's network: its own and those of the roles that follow it; None where it has none."""
+    if leader.lora is None or leader.adapter is None:
         return None
     names = (leader.name, *(role.name for role in run.cast if role.of == leader.name and role.follows))
-    return Adapters(names, lora.rank, lora.alpha / lora.rank)
+    return Adapters(names, leader.lora.rank, leader.lora.alpha / leader.lora.rank)
 
 
 def train_adapter(network: Network, name: str) -> None:

@@ -31,7 +31,7 @@ def _imported(name: str) -> type[MethodConfig]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"name ({name}) must be module:Class of a MethodConfig to import: {error}") from error
     if not (isinstance(found, type) and issubclass(found, MethodConfig)):
         raise ValueError(f"name ({name}) must be module:Class of a MethodConfig: it is no such class")
