@@ -16,9 +16,10 @@ SMOKE ?=
 # BASE=train pretrains the demo's base student (minutes more); otherwise it starts from the one in configs/toy/base/.
 BASE ?=
 
-DEMO_CONFIG := --config configs/toy/$(if $(SMOKE),smoke/)afd.yaml \
+DEMO_NAME := $(if $(SMOKE),smoke,toy)-afd$(if $(filter train,$(BASE)),-own-base)
+DEMO_CONFIG := --config configs/toy/$(if $(SMOKE),smoke/)afd.yaml name=$(DEMO_NAME) \
   $(if $(filter train,$(BASE)),requires=$(CURDIR)/configs/toy/base.yaml student.weights=runs/toy-base)
-DEMO_RUN := runs/$(if $(SMOKE),smoke-afd,toy-afd)
+DEMO_RUN := runs/$(DEMO_NAME)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
 .PHONY: help install demo test lint format clean

@@ -1,12 +1,11 @@
 """The few data classes that cross packages: prompts, videos of prompts, a step's batch.
 
 Rows of a step stand prompt by prompt: P prompts, G rollouts of each, S noised states of a rollout. `repeat` goes one
-level down, and is the only place that knows how rows and their keys are numbered.
+level down, and numbers the keys of its rows.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -71,29 +70,37 @@ class Videos:
     latents: Tensor
     fps: float | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    _decoded: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        assert len(self.prompts) == len(self.latents), "a video has a prompt"
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice) -> "Videos":
-        return replace(self, prompts=self.prompts[rows], latents=self.latents[rows])
+        part = replace(self, prompts=self.prompts[rows], latents=self.latents[rows])
+        return part._with(self._decoded and [x[rows] for x in self._decoded])
 
     def __add__(self, other: "Videos") -> "Videos":
-        return replace(self, prompts=self.prompts + other.prompts, latents=torch.cat([self.latents, other.latents]))
+        both = replace(self, prompts=self.prompts + other.prompts, latents=torch.cat([self.latents, other.latents]))
+        return both._with(self._decoded and other._decoded and [torch.cat([*self._decoded, *other._decoded])])
 
     def of(self, latents: Tensor) -> "Videos":
         """Other latents of the same prompts."""
         return replace(self, latents=latents)
 
     def pixels(self) -> Tensor:
-        """(B, T, C, H, W) in [-1, 1], decoded once, without gradient."""
-        return self._pixels
+        """(B, T, C, H, W) in [-1, 1], without gradient; decoded once, also for what is cut out or added afterwards."""
+        if not self._decoded:
+            assert self.decode is not None, "who judges pixels is given a codec"
+            with torch.no_grad():
+                self._decoded.append(self.decode(self.latents))
+        return self._decoded[0]
 
-    @cached_property
-    def _pixels(self) -> Tensor:
-        assert self.decode is not None, "who judges pixels is given a codec"
-        with torch.no_grad():
-            return self.decode(self.latents)
+    def _with(self, decoded: list[Tensor]) -> "Videos":
+        self._decoded.extend(decoded)
+        return self
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,15 @@ class ConvDiscriminatorConfig(Section):
     identity_patch: tuple[PositiveInt, PositiveInt] = (3, 4)
     """(frames, pixels) of the identity codec's patch in the latent channels; undone before the convolutions."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_old_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "unpack" in values:
+            raise ValueError(
+                f"unpack ({values['unpack']}) must be given as identity_patch: it undoes the identity codec"
+            )
+        return values
+
 
 class LatentDiscriminatorConfig(WanConfig):
     """A bidirectional Wan trunk over clean latents, cross-attending the prompt, with a score that starts at random."""

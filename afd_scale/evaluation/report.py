@@ -102,7 +102,7 @@ def write_report(run_folder: Path) -> Path:
     metrics_path = run_folder / "metrics.jsonl"
     records = read_metrics(metrics_path) if metrics_path.is_file() else []
 
-    steps = summary.get("steps") or (records[-1]["step"] if records else 0)
+    steps = summary.get("steps") or (max(records[-1]["step"], 0) if records else 0)
     title_facts = [
         ("method", summary.get("method") or config["method"]["name"]),
         ("steps", f"{steps:,}" if summary else f"{steps:,} of {config['train']['steps']:,}, not finished"),

@@ -115,8 +115,8 @@ class Ranks:
             error = problem
         errors: list[Exception | None] = [None] * self.size
         dist.all_gather_object(errors, error)
-        for error in filter(None, errors):
-            raise error
+        for other in filter(None, errors):
+            raise error or other  # the own one has its traceback
         return result
 
     def run_on_each_machine(self, work: Callable[..., Any], *arguments: Any) -> None:

@@ -36,10 +36,10 @@ class Evaluator:
     """Evaluation of one run. Every rank generates; the main rank has the frames, measures and draws.
 
     Args:
-        decode: from latents to pixels, as `Videos.decode`.
+        decode: from latents to pixels, as `Videos.decode`; None where nothing is evaluated.
     """
 
-    def __init__(self, config: RunConfig, ranks: Ranks, decode: Callable[[Tensor], Tensor]):
+    def __init__(self, config: RunConfig, ranks: Ranks, decode: Callable[[Tensor], Tensor] | None):
         self.config, self.ranks, self.decode = config, ranks, decode
         self.suite = make_suite(config)
         self.sampler, self.randomness = Sampler(config.sampler), Randomness(config.seed)
@@ -52,6 +52,9 @@ class Evaluator:
             ConfigError: names the first one.
         """
         if self.suite is not None:
+            if self.decode is None:
+                raise ConfigError(f"evaluation.metrics ({self.config.evaluation.metrics}) must be none: nothing here "
+                                  "decodes latents of this dataset's codec")  # fmt: skip
             try:
                 self.suite.check(self.prompts)
             except ValueError as error:

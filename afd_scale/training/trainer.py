@@ -6,18 +6,20 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
-from afd_scale.codecs.identity import IdentityCodec
+from afd_scale.codecs.choose import codec_of
+from afd_scale.codecs.wan import NAME as WAN
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
 from afd_scale.data.reader import Ahead, TeacherStream
+from afd_scale.data.schema import DatasetFacts
 from afd_scale.evaluation.report import metric_table, write_report
 from afd_scale.files import write_text
 from afd_scale.layers.choose_precision import choose_precision
@@ -38,7 +40,7 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
 
     Raises:
         ConfigError: the config, the data, the start weights or the run folder cannot be used.
-        Preempted: the run was told to stop, and has saved.
+        Preempted: the run was told to stop, and has saved, or was in its warm-up.
     """
     sharing = ranks.sharing_videos(config.parallel.sequence, config.engine.timeout_minutes)
     ranks.run_on_main(_check_early, config, sharing, requirers)
@@ -72,7 +74,7 @@ class Trainer:
     def __init__(self, config: RunConfig, ranks: Ranks):
         self.config, self.ranks, self.clock = config, ranks, Clock()
         with self.clock.phase("prepare"), _input_errors():
-            ranks.run_on_main(_check_inputs, config)
+            facts = ranks.run_on_main(_check_inputs, config)
             ranks.run_on_each_machine(check_copies, config)
             self.stream = Ahead(TeacherStream(config), pinned=ranks.device.type == "cuda")
             self.built: Run = build_run(config, ranks)
@@ -80,7 +82,10 @@ class Trainer:
                 config.folder / "checkpoints", is_main=ranks.is_main, size=ranks.size, barrier=ranks.barrier,
                 keep=config.train.keep_checkpoints,
             )  # fmt: skip
-            self.evaluator = Evaluator(config, ranks, IdentityCodec().decode)
+            # Wan's codec takes models, which no section names yet.
+            codec = None if facts.codec.startswith(WAN) else codec_of(facts.codec, device=ranks.device)
+            self.decode = codec and codec.decode
+            self.evaluator = Evaluator(config, ranks, self.decode)
             self.evaluator.check_prompts()
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
         self.step = 0  # the last one finished
@@ -140,13 +145,13 @@ class Trainer:
                     last_log, last_time = step, time.monotonic()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
                     record(step, values)
-                told_to_stop = self.ranks.any(stop.made)
-                if step < 1:
-                    if told_to_stop:
-                        raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
-                    continue
-                if self._is_due(config.train.sample_every):
+                if step > 0 and self._is_due(config.train.sample_every):
                     self.evaluator.sample(self.built.exported, step)
+                told_to_stop = self.ranks.any(stop.made)
+                if told_to_stop and step < 1:
+                    raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
+                if step < 1:
+                    continue
                 if told_to_stop or (self._is_due(config.train.save_every) and step < last):
                     self._check_finite(self._reduce(metrics))
                     self._save()
@@ -164,7 +169,8 @@ class Trainer:
         return every is not None and self.step % every == 0
 
     def _next_batch(self) -> Batch:
-        return next(self.stream).to(self.ranks.device)
+        batch = next(self.stream).to(self.ranks.device)
+        return replace(batch, teacher=replace(batch.teacher, decode=self.decode))
 
     def _reduce(self, metrics: Metrics) -> dict[str, float]:
         """Means over the ranks, in one collective."""
@@ -214,12 +220,13 @@ def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -
             check_dataset(config)
 
 
-def _check_inputs(config: RunConfig) -> None:
+def _check_inputs(config: RunConfig) -> DatasetFacts:
     check_folder(config)
     ensure_dataset(config.data)
-    check_dataset(config)
+    facts = check_dataset(config)
     if not config.train.resume:
         start_anew(config)
+    return facts
 
 
 def _complete_summary(config: RunConfig) -> dict[str, Any] | None:

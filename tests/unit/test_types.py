@@ -1,5 +1,7 @@
 """Prompts, videos and batches: rows keep what belongs to them, keys are numbered once, pixels are decoded once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,6 +60,13 @@ def test_pixels_are_decoded_once_and_without_gradient() -> None:
     assert not shown.pixels().requires_grad
     assert len(calls) == 1
     assert torch.equal(shown.of(3 * latents).pixels(), 6 * latents), "other latents have other pixels"
+    more = Videos(prompts(6, 7), torch.ones(2, 2, 1, 1, 1), fps=8, decode=decode)
+    assert more.pixels().shape[0] == 2
+    cut = (shown + more)[1:]
+    assert torch.equal(cut.pixels(), more.pixels())
+    assert len(calls) == 3, "what was decoded is not decoded again"
+    assert (shown + replace(more))[:1].pixels().shape[0] == 1
+    assert len(calls) == 4, "of two, one was not decoded yet"
     with pytest.raises(AssertionError, match="codec"):
         videos(1).pixels()
 

@@ -139,6 +139,11 @@ MISTAKES = {
     "wrong choice": (["precision=fp16"], ["precision", "(fp16)", "'fp32', 'bf16' or 'fp8'"]),
     "wrong method": (["method={name: grpo}"], ["method.name", "(grpo)", "afd, sft"]),
     "method without a name": (["method={policy_mix: 1}"], ["method.name", "(None)", "afd, sft"]),
+    "patch of before": (
+        ["method.discriminator.unpack=[3, 4]"],
+        ["method.discriminator.unpack", "([3, 4])", "identity_patch"],
+    ),
+    "relative method": (["method=.x:Y"], ["method.name", "(.x:Y)", "module:Class"]),
     "method that is no section": (["method.name=os:path"], ["method.name", "(os:path)", "no such class"]),
     "method from nowhere": (["method=nowhere:Method"], ["method.name", "(nowhere:Method)", "No module named"]),
     "student of before": (["student.chunk_frames=3"], ["student.chunk_frames", "(3)", "sampler.chunk_frames"]),
