@@ -139,9 +139,7 @@ class ConvDiscriminatorConfig(Section):
     @classmethod
     def _refuse_old_name(cls, values: Any) -> Any:
         if isinstance(values, dict) and "unpack" in values:
-            raise ValueError(
-                f"unpack ({values['unpack']}) must be given as identity_patch: it undoes the identity codec"
-            )
+            raise ValueError(f"unpack ({values['unpack']}) must be given as identity_patch: that codec's patch")
         return values
 
 

@@ -84,7 +84,7 @@ class Trainer:
             )  # fmt: skip
             # Wan's codec takes models, which no section names yet.
             codec = None if facts.codec.startswith(WAN) else codec_of(facts.codec, device=ranks.device)
-            self.decode = codec and codec.decode
+            self.decode = None if codec is None else codec.decode
             self.evaluator = Evaluator(config, ranks, self.decode)
             self.evaluator.check_prompts()
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
