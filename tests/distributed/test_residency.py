@@ -4,6 +4,8 @@ Run as a script by torchrun this file is one rank; as a test it starts them.
 """
 
 import os
+from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,17 +42,20 @@ def check_rollouts() -> None:
             for parameter in policy.network.parameters():  # an untrained student predicts nothing
                 parameter.ds_tensor.normal_(0, 0.2)
             own = list(policy.network.parameters())
-            moved, videos = {}, {}
+            moved, videos, hooked = {}, {}, Counter()
             for choice in ("sharded", "gathered"):
                 policy.residency = Residency(choice, 0, 2, ranks.any)
                 before = run.counter.bytes
+                hook = policy.network.register_forward_pre_hook(partial(note, hooked, choice))
                 with policy.resident():
                     videos[choice] = Sampler(config.sampler).rollout(policy, text, drawn)
+                hook.remove()
                 moved[choice] = run.counter.bytes - before
                 assert all(p.data.numel() == 0 for p in policy.network.parameters()), "whole copies are left behind"
             assert torch.equal(videos["sharded"], videos["gathered"])
             assert moved["gathered"] == whole_bytes(own), "each weight moves once"
             passes = CHUNKS * (STEPS + 1) - 1
+            assert hooked == {"sharded": passes}, "whole weights run in a network without hooks"
             # One small weight is sometimes still there from the pass before.
             assert moved["sharded"] > 0.99 * passes * whole_bytes(own)
             assert 20 * moved["gathered"] <= moved["sharded"], moved
@@ -64,6 +69,11 @@ def check_rollouts() -> None:
             # It must fit on every rank: here it does on one of them.
             crowded = Residency("auto", 2**60 if ranks.rank == 1 else 0, 2, ranks.any)
             assert not crowded.gathers(own)
+
+
+def note(counts: Counter[str], choice: str, *_: Any) -> None:
+    """A hook on a module's calls."""
+    counts[choice] += 1
 
 
 def test_gathered_weights_move_once_a_rollout() -> None:
