@@ -85,7 +85,7 @@ def choose_backend(name: str, *, device: torch.device, dtype: torch.dtype, head_
             cudnn = torch.backends.cudnn.version()
             words.append("no cuDNN" if cudnn is None else f"cuDNN {sdpa.version_words(cudnn)}")
             warning = sdpa.slower_than_cudnn(capability, cudnn)
-            if warning and kernel == sdpa.FlashKernel.name:
+            if warning and kernel == sdpa.FLASH.name:
                 log.warning("%s", warning)
         backend = replace(backend, kernels=", ".join(words))
     log.info("%s", "; ".join([f"attention: {backend.name} ({backend.kernels}) on {device.type}", *reasons]))

@@ -8,12 +8,11 @@ Shape suffixes: B batch, L tokens, N heads, D head width. Kernels take (B, L, N,
 
 import inspect
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from afd_scale.layers.attention.limits import HALF, Attend, Limits
-from afd_scale.layers.attention.segmented import Gradients, attend_segments
+from afd_scale.layers.attention.segmented import Kernel, attend_segments
 
 # Hopper and Blackwell have a backward pass there.
 LIMITS = {"cuda": Limits(dtypes=HALF, head_multiple=8, max_head_dim=128, capabilities=(9, 10))}
@@ -26,24 +25,14 @@ def load() -> Attend:
     # flash-attn 2.8 ships an early draft of it under the same name.
     if "return_lse" not in inspect.signature(interface._flash_attn_fwd).parameters:
         raise ImportError("only the draft inside flash-attn 2 is installed")
-    return partial(attend_segments, kernel=FlashAttention4(interface))
 
-
-class FlashAttention4:
-    merges_ranges = True
-
-    def __init__(self, interface: Any):
-        self.interface = interface
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         # Newer betas return more after these two.
-        out, lse, *_ = self.interface._flash_attn_fwd(q, k, v, softmax_scale=q.shape[-1] ** -0.5, return_lse=True)
-        return out, lse, ()
+        out, lse, *_ = interface._flash_attn_fwd(q, k, v, softmax_scale=q.shape[-1] ** -0.5, return_lse=True)
+        return out, lse
 
-    def backward(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
-    ) -> Gradients:
-        grad_q, grad_k, grad_v = self.interface._flash_attn_bwd(
-            q, k, v, out, grad_out, lse, softmax_scale=q.shape[-1] ** -0.5
-        )
-        return grad_q, grad_k, grad_v
+    def backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
+        dq, dk, dv = interface._flash_attn_bwd(q, k, v, out, grad_out, lse, softmax_scale=q.shape[-1] ** -0.5)
+        return dq, dk, dv
+
+    return partial(attend_segments, kernel=Kernel("flash-attn 4", forward, backward))

@@ -8,7 +8,8 @@ memory-efficient kernel lay their log-sum-exp out in their own way.
 Shape suffixes: B batch, L tokens, N heads, D head width. The operators take (B, N, L, D).
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch.nn.attention import SDPBackend
 
 from afd_scale.layers.attention.layout import AttentionLayout
 from afd_scale.layers.attention.limits import Attend, Capability, Limits
-from afd_scale.layers.attention.segmented import Gradients, Kernel, attend_segments
+from afd_scale.layers.attention.segmented import Kernel, attend_segments
 
 LIMITS = {
     "cpu": Limits(dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16)),
@@ -28,7 +29,6 @@ LIMITS = {
     ),
 }
 _aten = torch.ops.aten
-_Forward = tuple[Tensor, Tensor, tuple[Tensor, ...]]
 
 
 def load() -> Attend:
@@ -84,103 +84,66 @@ def version_words(cudnn: int) -> str:
     return f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
 
 
-def _kernel(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> "TorchKernel":
+def _kernel(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Kernel:
     if q_BLND.device.type == "cpu":
-        return CpuKernel()
+        return CPU
     if q_BLND.dtype == torch.float32:
-        return EfficientKernel()
+        return EFFICIENT
     # scaled_dot_product_attention asks it too; it knows of chips, cuDNN versions and `torch.nn.attention.sdpa_kernel`.
     q, k, v = _heads_first(q_BLND, k_BLND, v_BLND)
     choice = torch._fused_sdp_choice(q, k, v)
-    return CudnnKernel() if choice == SDPBackend.CUDNN_ATTENTION.value else FlashKernel()
-
-
-class TorchKernel(Kernel, Protocol):
-    """A kernel that has a name for the log."""
-
-    name: str
-
-
-class CpuKernel:
-    name = "CPU flash"
-    merges_ranges = False
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
-        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*_heads_first(q, k, v))
-        return out.transpose(1, 2), lse, ()
-
-    def backward(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
-    ) -> Gradients:
-        return _heads_second(
-            _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *_heads_first(grad_out, q, k, v, out), lse, 0.0, False
-            )
-        )
-
-
-class EfficientKernel:
-    name = "memory-efficient"
-    merges_ranges = False
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
-        out, lse, seed, offset = _aten._scaled_dot_product_efficient_attention(*_heads_first(q, k, v), None, True)
-        return out.transpose(1, 2), lse, (seed, offset)
-
-    def backward(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
-    ) -> Gradients:
-        grad_out, q, k, v, out = _heads_first(grad_out, q, k, v, out)
-        return _heads_second(
-            _aten._scaled_dot_product_efficient_attention_backward(
-                grad_out, q, k, v, None, out, lse, *rest, 0.0, [True, True, True, False]
-            )
-        )
-
-
-class FlashKernel:
-    name = "flash"
-    merges_ranges = False
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
-        out, lse, _, _, _, _, seed, offset, _ = _aten._scaled_dot_product_flash_attention(*_heads_first(q, k, v))
-        return out.transpose(1, 2), lse, (seed, offset)
-
-    def backward(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
-    ) -> Gradients:
-        return _heads_second(
-            _aten._scaled_dot_product_flash_attention_backward(
-                *_heads_first(grad_out, q, k, v, out), lse, None, None, q.shape[1], k.shape[1], 0.0, False, *rest
-            )
-        )
-
-
-class CudnnKernel:
-    name = "cuDNN"
-    merges_ranges = False
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> _Forward:
-        out, lse, _, _, _, _, seed, offset, _ = _aten._scaled_dot_product_cudnn_attention(
-            *_heads_first(q, k, v), None, True
-        )
-        return out.transpose(1, 2), lse, (seed, offset)
-
-    def backward(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
-    ) -> Gradients:
-        return _heads_second(
-            _aten._scaled_dot_product_cudnn_attention_backward(
-                *_heads_first(grad_out, q, k, v, out), lse, *rest, None, None, None,
-                q.shape[1], k.shape[1], 0.0, False,
-            )
-        )  # fmt: skip
+    return CUDNN if choice == SDPBackend.CUDNN_ATTENTION.value else FLASH
 
 
 def _heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """(B, L, N, D) to (B, N, L, D), and back."""
     return tuple(x.transpose(1, 2) for x in tensors)
 
 
-def _heads_second(gradients: tuple[Tensor, ...]) -> Gradients:
-    """dQ, dK, dV; the memory-efficient kernel adds a gradient of its bias."""
-    return gradients[0].transpose(1, 2), gradients[1].transpose(1, 2), gradients[2].transpose(1, 2)
+def _torch_kernel(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Kernel:
+    """The kernel of operators that take (B, N, L, D)."""
+
+    def transposed_forward(*qkv: Tensor) -> tuple[Tensor, ...]:
+        out, *rest = forward(*_heads_first(*qkv))
+        return out.transpose(1, 2), *rest
+
+    def transposed_backward(
+        grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        gradients = backward(*_heads_first(grad_out, q, k, v, out), *rest)
+        return _heads_first(*gradients[:3])  # the memory-efficient kernel adds a gradient of its bias
+
+    return Kernel(name, transposed_forward, transposed_backward, merges_ranges=False)
+
+
+def _without_lengths(made: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Output, log-sum-exp, and the random generator's seed and offset."""
+    return made[0], made[1], made[6], made[7]
+
+
+CPU = _torch_kernel(
+    "CPU flash",
+    _aten._scaled_dot_product_flash_attention_for_cpu,
+    lambda *tensors: _aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, 0.0, False),
+)
+EFFICIENT = _torch_kernel(
+    "memory-efficient",
+    lambda q, k, v: _aten._scaled_dot_product_efficient_attention(q, k, v, None, True),
+    lambda grad_out, q, k, v, *rest: _aten._scaled_dot_product_efficient_attention_backward(
+        grad_out, q, k, v, None, *rest, 0.0, [True, True, True, False]
+    ),
+)
+FLASH = _torch_kernel(
+    "flash",
+    lambda q, k, v: _without_lengths(_aten._scaled_dot_product_flash_attention(q, k, v)),
+    lambda grad_out, q, k, v, out, lse, *state: _aten._scaled_dot_product_flash_attention_backward(
+        grad_out, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, False, *state
+    ),
+)
+CUDNN = _torch_kernel(
+    "cuDNN",
+    lambda q, k, v: _without_lengths(_aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)),
+    lambda grad_out, q, k, v, out, lse, *state: _aten._scaled_dot_product_cudnn_attention_backward(
+        grad_out, q, k, v, out, lse, *state, None, None, None, q.shape[2], k.shape[2], 0.0, False
+    ),
+)

@@ -21,32 +21,32 @@ they take 8 bytes a key and channel instead of 4, and 4 more for the rounded cop
 Shape suffixes: B batch, L tokens, N heads, D head width. A log-sum-exp is (B, N, L) in float32.
 """
 
-from collections.abc import Sequence
-from itertools import chain
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from afd_scale.layers.attention.layout import AttentionLayout, Range, Segment
 
-Gradients = tuple[Tensor, Tensor, Tensor]
 
+@dataclass(frozen=True)
+class Kernel:
+    """Attention of all queries to all keys, (B, L, N, D) each; must not write to its inputs.
 
-class Kernel(Protocol):
-    """Attention of all queries to all keys, forward and backward, (B, L, N, D) each; must not write to its inputs."""
+    Attributes:
+        forward: of q, k and v: the output, its log-sum-exp, and what else the backward pass takes.
+        backward: of the output's gradient, q, k, v and all that forward gave: gradients of q, k and v.
+        merges_ranges: one call per key range, merged: needs a log-sum-exp of exactly (B, N, L). Otherwise keys are
+            copied.
+    """
 
-    @property
-    def merges_ranges(self) -> bool:
-        """One call per key range, merged: needs a log-sum-exp of exactly (B, N, L). Otherwise keys are copied."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """The output, its log-sum-exp, and what else the backward pass takes."""
-
-    def backward(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Tensor, ...]
-    ) -> Gradients:
-        """Gradients of q, k and v."""
+    name: str
+    forward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+    backward: Callable[..., tuple[Tensor, ...]]
+    merges_ranges: bool = True
 
 
 def attend_segments(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, layout: AttentionLayout, kernel: Kernel) -> Tensor:
@@ -59,9 +59,7 @@ def attend_segments(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, layout: Atte
 
 class _SegmentedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...], kernel: Kernel
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...], kernel: Kernel) -> Tensor:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         log_sums: list[Tensor] = []
         rests: list[tuple[Tensor, ...]] = []
@@ -70,7 +68,7 @@ class _SegmentedAttention(torch.autograd.Function):
             parts = [kernel.forward(q[:, query], _take(k, c), _take(v, c)) for c in _calls(segment, kernel)]
             out[:, query], lse = _merge([part[0] for part in parts], [part[1] for part in parts])
             log_sums.append(lse)
-            rests += [part[2] for part in parts]
+            rests += [part[2:] for part in parts]
         ctx.save_for_backward(q, k, v, out, *log_sums, *chain.from_iterable(rests))
         ctx.segments, ctx.kernel, ctx.rest_length = segments, kernel, len(rests[0])
         return out
@@ -87,9 +85,9 @@ class _SegmentedAttention(torch.autograd.Function):
             query = slice(*segment.query)
             parts_q: list[Tensor] = []
             for call in _calls(segment, ctx.kernel):
-                rest = tuple(next(rests) for _ in range(ctx.rest_length))
+                rest = islice(rests, ctx.rest_length)
                 grad_q_i, grad_k_i, grad_v_i = ctx.kernel.backward(
-                    grad_out[:, query], q[:, query], _take(k, call), _take(v, call), out[:, query], lse, rest
+                    grad_out[:, query], q[:, query], _take(k, call), _take(v, call), out[:, query], lse, *rest
                 )
                 parts_q.append(grad_q_i)
                 _accumulate(grad_k, grad_k_i, call)

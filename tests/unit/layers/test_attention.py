@@ -1,5 +1,6 @@
 """Attention by segments against one dense call under the mask, and the masks against a rolling list of frames."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -26,13 +27,9 @@ LAYOUTS = {
 }
 
 
-class MergingKernel(sdpa.CpuKernel):
-    """The CPU's kernel, called as flash-attn is: a call for each key range."""
-
-    merges_ranges = True
-
-
-WAYS = {"keys_copied": attend, "ranges_merged": partial(attend_segments, kernel=MergingKernel())}
+# The CPU's kernel, called as flash-attn is: a call for each key range.
+MERGING = replace(sdpa.CPU, merges_ranges=True)
+WAYS = {"keys_copied": attend, "ranges_merged": partial(attend_segments, kernel=MERGING)}
 both_ways = pytest.mark.parametrize("attend", WAYS.values(), ids=WAYS.keys())
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 
@@ -128,8 +125,11 @@ def test_gradients_of_many_chunks_in_bfloat16_are_as_exact_as_dense_ones(attend,
 @every_layout
 def test_an_activation_checkpoint_changes_no_gradient(attend, layout, monkeypatch):
     calls = []
-    forward = sdpa.CpuKernel.forward
-    monkeypatch.setattr(sdpa.CpuKernel, "forward", lambda *x: calls.append(x) or forward(*x))
+    merges = attend is WAYS["ranges_merged"]
+    counted = replace(sdpa.CPU, merges_ranges=merges, forward=lambda *x: calls.append(x) or MERGING.forward(*x))
+    if merges:
+        attend = partial(attend_segments, kernel=counted)
+    monkeypatch.setattr(sdpa, "CPU", counted)
     qkv, grad_out = inputs(layout, 3)
 
     def run(q, k, v):
@@ -137,7 +137,7 @@ def test_an_activation_checkpoint_changes_no_gradient(attend, layout, monkeypatc
 
     plain = with_gradients(run, qkv, grad_out)
     without = len(calls)
-    if attend is WAYS["ranges_merged"]:
+    if merges:
         assert without == sum(len(segment.keys) for segment in layout.segments)
     else:
         assert without == (0 if layout.is_full else len(layout.segments))
