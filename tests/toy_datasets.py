@@ -1,13 +1,16 @@
 """Datasets of the toy world, for tests of what reads and writes datasets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.make_shards import ShardJob, encode_frames, make_shards
+from afd_scale.data.reader import read_rows, videos_of
 from afd_scale.data.schema import DatasetFacts, TeacherSample
+from afd_scale.data.storage import Location
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
+from afd_scale.types import Videos
 
 
 def make_procedural_shards(source: ProceduralSource, folder: Path) -> DatasetFacts:
@@ -28,3 +31,8 @@ def procedural_samples(source: ProceduralSource) -> Iterator[TeacherSample]:
             teacher=teacher.name,
             fps=FORM.fps,
         )
+
+
+def read_videos(location: Location, samples: Sequence[int], text_length: int) -> Videos:
+    """Look videos up by their position in a dataset."""
+    return videos_of(list(read_rows(location, samples)), text_length)

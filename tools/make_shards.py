@@ -22,8 +22,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,8 @@ from afd_scale.config import ConfigError, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.clips import Teacher
-from afd_scale.data.make_shards import Alone, Processes, ShardJob, make_shards
+from afd_scale.data.make_shards import ALONE, Processes, ShardJob, make_shards
 from afd_scale.data.schema import REJECTS_FILE, DatasetFacts
-from afd_scale.data.storage import is_remote
 from afd_scale.data.teachers.exchange import Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.http import HttpTeacher
@@ -49,47 +47,49 @@ from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from afd_scale.data.teachers.prompts import PromptsAlone
 from afd_scale.data.writer import COMPRESSIONS
 from afd_scale.parallel.launchers import Launched, launched_as
+from afd_scale.parallel.ranks import start_ranks
 from afd_scale.progress import progress
 
 KEY = "OPENAI_API_KEY"
-POSITIVE = ("videos_per_prompt", "concurrency", "poll_seconds", "backoff_seconds", "requests_per_minute", "budget",
-            "attempts", "timeout_seconds", "exchange_seconds")  # fmt: skip
 
 
 def parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--teacher", default="procedural", help="folder, http, procedural (the toy world), or none: prompts alone")
+    add("--teacher", default="procedural", choices=("folder", "http", "procedural", "none"),
+        help="procedural is the toy world, none is prompts alone (%(default)s)")  # fmt: skip
     add("--source", type=Path, help="folder of videos; for http, where they are kept")
     add("--prompts", type=Path, help=".jsonl, .csv or .txt")
     add("--out", type=Path, required=True, help="folder to write")
     add("--name", help="of the teacher, in the dataset (default: the folder's or the model's)")
     form = parser.add_argument_group("form of the videos")
-    form.add_argument("--codec", default="identity", help="identity: the toy world's, grey; wan: Wan's VAE and UMT5")
+    form.add_argument("--codec", default="identity", choices=("identity", "wan"),
+                      help="identity: the toy world's, grey; wan: Wan's VAE and UMT5 (%(default)s)")  # fmt: skip
     form.add_argument("--models", help="folder or hub id of Wan in diffusers' layout: vae/, text_encoder/, tokenizer/")
     form.add_argument("--size", help="HxW in pixels, such as 480x832")
     form.add_argument("--frames", type=int, help="of a video, from its start")
     form.add_argument("--fps", type=float, help="frames a second")
-    form.add_argument("--aspect", default="crop", help="crop, pad or stretch videos of another aspect ratio (crop)")
-    form.add_argument("--text-length", type=int, help="tokens of a prompt (wan: 512, identity: 16 words)")
+    form.add_argument("--aspect", default="crop", choices=("crop", "pad", "stretch"),
+                      help="what is done to videos of another aspect ratio (%(default)s)")  # fmt: skip
+    form.add_argument("--text-length", type=count, help="tokens of a prompt (wan: 512, identity: 16 words)")
     job = parser.add_argument_group("job")
     job.add_argument("--max-rejects", type=int, default=100, help="unusable clips before the job stops (100)")
-    job.add_argument("--compression", default="zstd", help="of the shards: zstd or none (zstd)")
+    job.add_argument("--compression", default="zstd", choices=COMPRESSIONS, help="of the shards (%(default)s)")
     http = parser.add_argument_group("teacher http")
     http.add_argument("--url", help="of the endpoint, such as http://teacher:8000/v1")
     http.add_argument("--model", help="that is asked")
     http.add_argument("--request", action="append", default=[], metavar="FIELD=VALUE",
                       help="further field of a request, repeatable, such as seconds=8 or seed={index}")  # fmt: skip
-    http.add_argument("--videos-per-prompt", type=int, default=1, help="(1)")
-    http.add_argument("--concurrency", type=int, default=4, help="videos asked for at once (4)")
-    http.add_argument("--requests-per-minute", type=float, help="for new videos")
+    http.add_argument("--videos-per-prompt", type=count, default=1, help="(1)")
+    http.add_argument("--concurrency", type=count, default=4, help="videos asked for at once (4)")
+    http.add_argument("--requests-per-minute", type=positive, help="for new videos")
     http.add_argument("--price", type=float, default=0.0, help="of a video")
-    http.add_argument("--budget", type=float, help="that all videos of --source together may cost")
-    http.add_argument("--poll-seconds", type=float, default=5.0, help="between looks at a video (5)")
-    http.add_argument("--backoff-seconds", type=float, default=1.0, help="before a second attempt (1)")
-    http.add_argument("--attempts", type=int, default=12, help="at any one exchange (12)")
-    http.add_argument("--timeout-seconds", type=float, default=1800.0, help="until a video must be finished (1800)")
-    http.add_argument("--exchange-seconds", type=float, default=60.0, help="for one request and its answer (60)")
+    http.add_argument("--budget", type=positive, help="that all videos of --source together may cost")
+    http.add_argument("--poll-seconds", type=positive, default=5.0, help="between looks at a video (5)")
+    http.add_argument("--backoff-seconds", type=positive, default=1.0, help="before a second attempt (1)")
+    http.add_argument("--attempts", type=count, default=12, help="at any one exchange (12)")
+    http.add_argument("--timeout-seconds", type=positive, default=1800.0, help="until a video must be finished (1800)")
+    http.add_argument("--exchange-seconds", type=positive, default=60.0, help="for one request and its answer (60)")
     http.add_argument("--ask-again", action="store_true", help="for what was refused, or paid for and lost")
     toy = parser.add_argument_group("teacher procedural")
     toy.add_argument("--clips", type=int, default=1024, help="to render (1024)")
@@ -98,13 +98,28 @@ def parser() -> Parser:
     return parser
 
 
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"({text}) must be a positive number")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    positive(text)
+    return value
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     launched = None
     try:
         launched = launched_as(os.environ)
-        with joined(launched) as processes:
+        # A whole part is made between two meetings.
+        several = start_ranks(launched, timeout_minutes=24 * 60, agreed=(ValueError,))
+        with several if launched.size > 1 else nullcontext(ALONE) as processes:
             run(options, launched, processes)
     except ValueError as error:
         if launched is None or launched.rank == 0:
@@ -116,21 +131,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-@contextmanager
-def joined(launched: Launched) -> Iterator[Processes]:
-    """The processes of the job."""
-    if launched.size == 1:
-        yield Alone()
-        return
-    from afd_scale.parallel.ranks import start_ranks
-
-    with start_ranks(launched, timeout_minutes=24 * 60, agreed=(ValueError,)) as ranks:
-        yield ranks
-
-
 def run(options: argparse.Namespace, launched: Launched, processes: Processes) -> None:
     """Check, make, say what was made; ValueError in one line for bad input."""
-    check_choices(options)
+    if ":/" in str(options.out):
+        raise ConfigError(f"out ({options.out}) must be a local folder: copy it to a store when it is complete")
     job: ShardJob = processes.run_on_all(job_of, options, launched)  # each process sees other files perhaps
     if isinstance(job.teacher, HttpTeacher):
         with progress("Videos", shown=processes.is_main) as on_video:
@@ -139,22 +143,6 @@ def run(options: argparse.Namespace, launched: Launched, processes: Processes) -
         facts = make_shards(job, processes, on_clips)
     if processes.is_main:
         print(summary(options.out, facts))
-
-
-def check_choices(options: argparse.Namespace) -> None:
-    for name, choices in (
-        ("teacher", ("folder", "http", "procedural", "none")),
-        ("codec", ("identity", "wan")),
-        ("aspect", ("crop", "pad", "stretch")),
-        ("compression", COMPRESSIONS),
-    ):
-        if getattr(options, name) not in choices:
-            raise ConfigError(f"{name} ({getattr(options, name)}) must be one of {', '.join(choices)}: "
-                              "there is no other")  # fmt: skip
-    if is_remote(str(options.out)) or ":/" in str(options.out):
-        raise ConfigError(f"out ({options.out}) must be a local folder: copy it to a store when it is complete")
-    if options.text_length is not None and options.text_length < 1:
-        raise ConfigError(f"text_length ({options.text_length}) must be positive")
 
 
 def job_of(options: argparse.Namespace, launched: Launched) -> ShardJob:
@@ -217,10 +205,6 @@ def http_teacher(options: argparse.Namespace) -> HttpTeacher:
     for name in ("url", "model", "prompts"):
         if getattr(options, name) is None:
             raise ConfigError(f"{name} must be given with teacher http")
-    for name in POSITIVE:
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{name} ({value}) must be a positive number")
     if options.budget is not None and not 0 < options.price < math.inf:
         raise ConfigError(f"price ({options.price}) must be positive with a budget: it is what the budget counts")
     url = urlsplit(options.url)
@@ -264,8 +248,7 @@ def summary(out: Path, facts: DatasetFacts) -> str:
         held = f"{facts.num_samples} prompts"
     else:
         held = f"{facts.num_samples} clips of {facts.teacher}, latents {facts.latent_shape}"
-    return (f"{out}: {held}, text {facts.text_shape}, "
-            f"{size / 2**20:.1f} MiB{left_out}")  # fmt: skip
+    return f"{out}: {held}, text {facts.text_shape}, {size / 2**20:.1f} MiB{left_out}"
 
 
 if __name__ == "__main__":

@@ -26,14 +26,7 @@ from afd_scale.codecs.conversions import to_float16, to_unit
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject, Teacher
 from afd_scale.data.schema import DatasetFacts, PromptSample, TeacherSample
-from afd_scale.data.writer import (
-    Shard,
-    check_new_folder,
-    clips_of_shard,
-    finish_dataset,
-    make_folder,
-    write_shard,
-)
+from afd_scale.data.writer import Shard, check_new_folder, clips_of_shard, finish_dataset, make_folder, write_shard
 from afd_scale.files import full_disk_explained, only_one, write_text
 
 log = logging.getLogger(__name__)

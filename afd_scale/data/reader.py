@@ -191,9 +191,6 @@ class Ahead:
         self._state = stream.state_dict()
         self.waited_seconds = 0.0
 
-    def __iter__(self) -> "Ahead":
-        return self
-
     def __next__(self) -> Batch:
         began = time.monotonic()
         coming = self._coming or self._pool.submit(self._draw)
@@ -245,20 +242,12 @@ def distinct_prompts(location: Location, text_length: int, split: str | None = N
     return prompts_of(list(rows), text_length)
 
 
-def read_videos(location: Location, samples: Sequence[int], text_length: int) -> Videos:
-    """Look teacher videos up by their position in a dataset, whatever else is reading it.
+def read_rows(location: Location, samples: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Samples by their position, as columns and `sample`, the position, one by one, whatever else is reading them.
 
     Args:
         location: of a dataset that is checked.
         samples: positions in [0, num_samples).
-        text_length: rows of an embedding with its padding.
-    """
-    return videos_of(list(read_rows(location, samples)), text_length)
-
-
-def read_rows(location: Location, samples: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Samples by their position, as columns and `sample`, the position, one by one.
-
     Raises:
         LostInputError: a shard is not as it was written.
     """

@@ -11,11 +11,11 @@ import pytest
 from afd_scale.benchmarks.object_storage import object_storage, upload
 from afd_scale.config import load_config
 from afd_scale.data.check import check_files, ensure_dataset
-from afd_scale.data.reader import read_videos
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from tests.distributed.processes import ROOT, on_ranks, run, torchrun
 from tests.distributed.small_run import CLIPS, write_small_run
+from tests.toy_datasets import read_videos
 from tests.videos import write_video
 
 TRAIN, MAKE_SHARDS = ROOT / "launch" / "train.py", ROOT / "tools" / "make_shards.py"

@@ -20,13 +20,14 @@ from afd_scale.config import ConfigError
 from afd_scale.data.check import check_files
 from afd_scale.data.clips import Clip, Frames
 from afd_scale.data.make_shards import ShardJob, make_shards
-from afd_scale.data.reader import distinct_prompts, read_videos
+from afd_scale.data.reader import distinct_prompts
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.video import read_video
 from tests.distributed.processes import forking, on_ranks, run
 from tests.tools import call_tool
+from tests.toy_datasets import read_videos
 from tests.videos import moving_bar, write_video
 from tests.wan_models import save_tiny_wan
 
@@ -240,12 +241,12 @@ sys.exit(tool.main(sys.argv[1:]))
     ("arguments", "message"),
     [
         (["--out", "s3://bucket/x"], "out (s3:/bucket/x) must be a local folder"),
-        (["--text-length", "0"], "text_length (0) must be positive"),
-        (["--text-length", "-3"], "text_length (-3) must be positive"),
+        (["--text-length", "0"], "argument --text-length: (0) must be a positive number"),
+        (["--text-length", "-3"], "argument --text-length: (-3) must be a positive number"),
         (["--teacher", "http", "--url", "teacher:8000"], "url (teacher:8000) must be one such as"),
         (["--teacher", "http", "--url", "http://me:pw@host/v1"], "url (of host) must hold no user and no password"),
         (["--teacher", "http", "--request", "day=2026-01-01"], "request (day=2026-01-01) must have a value as JSON"),
-        (["--teacher", "http", "--attempts", "0"], "attempts (0) must be a positive number"),
+        (["--teacher", "http", "--attempts", "0"], "argument --attempts: (0) must be a positive number"),
     ],
 )
 def test_bad_flags_are_one_line(source: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

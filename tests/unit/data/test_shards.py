@@ -30,6 +30,7 @@ from afd_scale.data.storage import teacher_data
 from afd_scale.data.writer import write_dataset
 from afd_scale.torchvision_ops import define_torchvision_ops
 from afd_scale.types import Prompts, Videos
+from tests import toy_datasets
 from tests.distributed.processes import forking
 from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards, procedural_samples
@@ -56,7 +57,7 @@ def run_config(shards: Path | str, **data: Any) -> RunConfig:
 
 
 def read_videos(config: RunConfig, samples: Sequence[int]) -> Videos:
-    return reader.read_videos(teacher_data(config), samples, config.student.text_length)
+    return toy_datasets.read_videos(teacher_data(config), samples, config.student.text_length)
 
 
 def distinct_prompts(config: RunConfig) -> Prompts:
@@ -666,7 +667,7 @@ def test_tool_writes_a_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--teacher", "oracle"], "teacher (oracle) must be one of"),
+        (["--teacher", "oracle"], "argument --teacher: invalid choice: 'oracle'"),
         (["--codec", "wan"], "models must be given with codec wan"),
         (["--size", "32x32"], "size (32x32) must be 16x16"),
         (["--teacher", "folder"], "size must be given"),
