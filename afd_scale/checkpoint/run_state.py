@@ -7,7 +7,6 @@ complete by existing. Every rank writes its shards of every network; any number 
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from afd_scale.checkpoint.weights import complete_checkpoints, save_weights
 from afd_scale.config import ConfigError
 from afd_scale.config.models import PolicyConfig
+from afd_scale.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +88,7 @@ class RunCheckpoints:
 
     def _point_to_newest(self) -> None:
         """`latest` names the newest checkpoint, for people and scripts; nothing of ours relies on it."""
-        partial = self.folder / ".latest.partial"
-        partial.write_text(complete_checkpoints(self.folder)[-1].name)
-        os.replace(partial, self.folder / "latest")
+        write_text(self.folder / "latest", complete_checkpoints(self.folder)[-1].name)
 
     def load(self, folder: Path, networks: Mapping[str, Checkpointed]) -> None:
         """Restore every network; on all ranks together."""

@@ -179,12 +179,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         _remove(partial)  # of a killed attempt
         yield partial
         partial.rename(path)
-    except BaseException as error:
+    except OSError as error:
+        raise ValueError(f"output ({path}) must be writable: {error.strerror or error}") from error
+    finally:
         with suppress(OSError):
             _remove(partial)
-        if isinstance(error, OSError):
-            raise ValueError(f"output ({path}) must be writable: {error.strerror or error}") from error
-        raise
 
 
 def _index(folder: Path, stem: str) -> Path:
