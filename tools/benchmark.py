@@ -49,15 +49,8 @@ SHAPES = {
 
 CONFIG = Path(__file__).parents[1] / "configs" / "wan_1_3b" / "self_forcing_full.yaml"
 ONE_DEVICE = ("parallel.sequence=1", "data.global_batch=1", "train.micro_batch=1", "method.rollouts_per_prompt=2")
-_SMALL_NETWORK = (
-    "dim=128",
-    "ffn_dim=512",
-    "num_heads=4",
-    "num_layers=2",
-    "text_dim=32",
-    "text_length=16",
-    "freq_dim=32",
-)
+_SMALL_NETWORK = ("dim=128", "ffn_dim=512", "num_heads=4", "num_layers=2", "text_dim=32", "text_length=16",
+                  "freq_dim=32")  # fmt: skip
 SMALL = (
     *(f"{network}.{size}" for network in ("student", "method.discriminator") for size in _SMALL_NETWORK),
     "data.latent_frames=6", "data.latent_height=16", "data.latent_width=16",
@@ -69,12 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("name", choices=tuple(BENCHMARKS), metavar="NAME", help=f"one of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        choices=BACKENDS,
-        help="of attention, instead of the config's (default %(default)s)",
-    )
+    parser.add_argument("--backend", default="auto", choices=BACKENDS,
+                        help="of attention, instead of the config's (default %(default)s)")  # fmt: skip
     parser.add_argument("--repeats", type=_positive, help="turns of each (default: 25 of attention, else 5)")
     parser.add_argument("--config", type=Path, help="run whose networks are measured")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp8"), help="default fp32 on a CPU, else the config's")

@@ -27,21 +27,11 @@ from afd_scale.files import write_text
 
 REPORT_NAME = "report.html"
 POLICIES = ("base", "student", "teacher")
-VERSIONED = (
-    "afd-scale",
-    "torch",
-    "deepspeed",
-    "diffusers",
-    "transformers",
-    "numpy",
-    "mosaicml-streaming",
-    "av",
-)
+VERSIONED = ("afd-scale", "torch", "deepspeed", "diffusers", "transformers", "numpy", "mosaicml-streaming", "av")
 
 # Stand-in colours of the curves, replaced by what the page's light or dark theme gives.
 CURVE_COLOURS = {"#010203": "currentColor", "#040506": "var(--accent)", "#070809": "var(--rule)"}
 INK, LINE, RULE = CURVE_COLOURS
-
 
 METRICS = {name: metric for suite in SUITES.values() for name, metric in suite.metrics.items()}
 
@@ -111,12 +101,9 @@ def write_report(run_folder: Path) -> Path:
     ]  # fmt: skip
     samples = _newest_samples(run_folder / "samples")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("afd_scale.evaluation", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+        loader=jinja2.PackageLoader("afd_scale.evaluation", "."), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
     html = environment.get_template("report.html.j2").render(
         name=config["name"],
         title_facts=title_facts,
@@ -197,11 +184,8 @@ def _verdict(better: Better | None, values: Mapping[str, float]) -> str:
     if better is None:
         return ""
     base, student, teacher = (values.get(policy, math.nan) for policy in POLICIES)
-    gain = {
-        "lower": base - student,
-        "higher": student - base,
-        "teacher": abs(base - teacher) - abs(student - teacher),
-    }[better]
+    towards_teacher = abs(base - teacher) - abs(student - teacher)
+    gain = {"lower": base - student, "higher": student - base, "teacher": towards_teacher}[better]
     return "better" if gain > 0 else "worse" if gain < 0 else ""
 
 
