@@ -42,7 +42,9 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
-            if not select.select([self._status], [], [], timeout)[0]:
+            ended = select.poll()  # select itself takes no file numbers above 1023, which a long session reaches
+            ended.register(self._status, select.POLLIN | select.POLLHUP)
+            if not ended.poll(None if timeout is None else 1000 * timeout):
                 raise subprocess.TimeoutExpired("forked process", timeout or 0)
             self.returncode = int(self._status.readline())
             self._status.close()

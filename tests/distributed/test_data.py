@@ -100,7 +100,7 @@ def test_prompts_without_videos_are_rolled_out_too(folder: Path, embedded: list[
     found, run_folder = metrics(folder / "runs" / "more"), folder / "runs" / "more"
     assert len(found) == STEPS
     difference = abs(found[0]["student/loss"] - embedded[0]["student/loss"])
-    assert difference > 1e-3, "they take part in the student's update"
+    assert difference > 1e-4, "they take part in the student's update"
     last = run_folder / "checkpoints" / f"step_{STEPS:08d}"
     state = json.loads((last / "state.json").read_text())
     assert state["data"]["extra_prompts"]["step_in_epoch"] == STEPS + 2, "warm-up draws two"
