@@ -85,13 +85,14 @@ class AfdConfig(MethodConfig):
         at_once = min(load.micro_batch or videos, videos)
         judged = (1 + group) * (2 if self.is_penalised else 1)  # of a prompt
         judged_at_once = judged * min(self.prompts_at_once(load.micro_batch) or load.prompts, load.prompts)
-        kept = videos * (1 + 3 * states)  # themselves, and their states' noisy latents and two velocities
         frozen = ("old_policy", "reference") if self.prior_weight else ("old_policy",)
+        held = load.prompts + videos  # the teacher's are there for the whole step
+        kept = held + videos * states * (1 + len(frozen))  # and the states: noisy latents and frozen velocities
         return (
-            Pass("rollout", "old_policy", "rollout", videos, at_once, held=videos),
+            Pass("rollout", "old_policy", "rollout", videos, at_once, held=held),
             Pass("discriminator", "discriminator", "score", load.prompts * judged, judged_at_once, gradient=True,
-                 held=videos + load.prompts),
-            Pass("discriminator", "discriminator", "score", videos, at_once, held=videos),
+                 held=held),
+            Pass("discriminator", "discriminator", "score", videos, at_once, held=held),
             *(Pass("velocities", role, "velocity", videos, at_once, states=states, held=kept) for role in frozen),
             Pass("student", "student", "velocity", videos, at_once, gradient=True, states=states,
                  context_gradient=self.context_gradient, held=kept),

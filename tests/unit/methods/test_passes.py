@@ -1,0 +1,110 @@
+"""What a method says that a step runs, its passes, is what a step runs."""
+
+import pytest
+import torch
+
+from afd_scale.config.cast import Load
+from afd_scale.types import Batch
+from tests.unit.methods.engines import SHAPE, build, make_batch
+
+SAMPLER = {"first_chunk_timesteps": [1000, 750, 500]}
+AFD = {
+    "name": "afd", "rollouts_per_prompt": 3, "prior_weight": 0.0,
+    "discriminator": {"name": "conv", "channels": 4, "identity_patch": (2, 1)},
+}  # fmt: skip
+FULL = {"prior_weight": 1e-4, "r1_weight": 1.0, "states_per_rollout": 2, "context_gradient": True}
+VARIANTS = [{}, {"prior_weight": 1e-4}, {"r1_weight": 1.0}, {"r2_weight": 1.0}, {"states_per_rollout": 2},
+            {"context_gradient": True}, FULL]  # fmt: skip
+
+
+def batch_with(extra: int) -> Batch:
+    prompts = make_batch((4, 9, 20)).teacher.prompts
+    return Batch(make_batch((4, 9)).teacher, prompts[2 : 2 + extra])
+
+
+def calls_of(method, batch: Batch):
+    """(role, kind, gradient, videos, states, gradient through the context) of each call of a network in a step."""
+    calls = []
+
+    def watch(role: str):
+        def seen(_, arguments, options, output):
+            rows, states, context = len(arguments[0]), 1, False
+            if "cache" in options:
+                kind = "rollout"
+            elif "clean" in options:
+                kind, states, rows = "velocity", rows // len(options["clean"]), len(options["clean"])
+                context = output.requires_grad and options.get("clean_gradient", True)
+            else:
+                kind = "score"
+            calls.append((role, kind, output.requires_grad, rows, states, context))
+
+        return seen
+
+    for role in ("student", "old_policy", "reference", "discriminator"):
+        engine = getattr(method, role, None)
+        if engine is not None:
+            engine.network.register_forward_hook(watch(role), with_kwargs=True)
+    method.train_step(batch, 1)
+    return calls
+
+
+def ran(calls, passes_of_a_rollout: int):
+    """(videos, at once, runs, states, gradient through the context) by (role, kind, gradient), in the step's order."""
+    found = {}
+    for key in dict.fromkeys(call[:3] for call in calls):
+        rows = [call[3] for call in calls if call[:3] == key]
+        ((states, context),) = {call[4:] for call in calls if call[:3] == key}
+        times = passes_of_a_rollout if key[1] == "rollout" else 1
+        found[key] = (sum(rows) / times, max(rows), len(rows) / times, states, context)
+    return list(found.items())
+
+
+def declared(passes):
+    return [
+        ((each.role, each.kind, each.gradient),
+         (each.videos, each.at_once, each.runs, each.states, each.context_gradient))
+        for each in passes
+    ]  # fmt: skip
+
+
+def check(method, batch: Batch, micro_batch: int | None, passes_of_a_rollout: int = 1):
+    load = Load(len(batch.teacher), len(batch.extra), micro_batch)
+    assert ran(calls_of(method, batch), passes_of_a_rollout) == declared(method.config.passes(load))
+
+
+@pytest.mark.parametrize(("micro_batch", "extra"), [(None, 0), (2, 0), (4, 1)])
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_afd_runs_what_it_declares(fields, micro_batch, extra):
+    afd = build(AFD | fields, sampler=SAMPLER, micro_batch=micro_batch)
+    check(afd, batch_with(extra), micro_batch, sum(afd.sampler.config.passes(SHAPE[0])))
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_sft_runs_what_it_declares(micro_batch, ema_decay):
+    sft = build({"name": "sft", "ema_decay": ema_decay}, micro_batch=micro_batch)
+    check(sft, make_batch(range(5)), micro_batch)
+
+
+def test_videos_that_a_step_keeps():
+    """2 prompts with a teacher's video and 1 without, 3 rollouts each."""
+    (rollout, trained, scored, *velocities) = build(AFD | FULL).config.passes(Load(2, 1))
+    assert rollout.held == trained.held == scored.held == 2 + 9
+    assert [each.held for each in velocities] == [2 + 9 * (1 + 3 * 2)] * 3  # noisy, and two frozen velocities
+    (*_, student) = build(AFD | {"states_per_rollout": 2}).config.passes(Load(2, 1))
+    assert student.held == 2 + 9 * (1 + 2 * 2)  # no reference's velocity
+
+
+def test_extra_prompts_train_the_student_and_not_the_discriminator():
+    batch = batch_with(1)
+    afd = build(AFD)
+    afd.train_step(batch, 1)
+    (((trained,), _, _), ((scored,), _, _)) = afd.discriminator.calls
+    teacher, rollouts = batch.teacher.prompts.keys, batch.prompts.repeat(3).keys
+    assert trained.prompts.keys == teacher + batch.teacher.prompts.repeat(3).keys
+    assert torch.equal(trained.latents[:2], batch.teacher.latents)
+    assert scored.prompts.keys == rollouts
+    assert torch.equal(trained.latents[2:], scored.latents[: 2 * 3])
+    ((arguments, options, _),) = afd.student.calls
+    assert torch.equal(options["clean"], scored.latents)
+    assert torch.equal(arguments[2], batch.prompts.embeddings.repeat_interleave(3, dim=0))
