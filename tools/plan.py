@@ -1,4 +1,4 @@
-"""What a run costs and whether it fits, from its config alone: no model is built, no GPU is needed.
+"""What a run costs and whether it fits, from its config alone: networks are built without memory, no GPU is needed.
 
     tools/plan.py --config configs/wan_14b/afd.yaml --gpus 64 --gpu h100
     tools/plan.py --config configs/wan_14b/afd.yaml --gpus 8 --gpu h200 train.micro_batch=1 --json

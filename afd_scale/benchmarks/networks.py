@@ -17,9 +17,9 @@ from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.precision import Precision
 from afd_scale.methods import make_method
 from afd_scale.models.wan import CausalWan
-from afd_scale.planning.activations import Tokens, training_activations
+from afd_scale.planning.activations import training_activations
 from afd_scale.planning.flops import step_flops, video_flops
-from afd_scale.planning.memory import cache_bytes, trunk
+from afd_scale.planning.memory import cache_bytes, tokens_of, trunk
 from afd_scale.planning.parameters import network_sizes
 from afd_scale.planning.workload import Workload, workload
 from afd_scale.rollout.sampler import Sampler
@@ -90,24 +90,13 @@ def benchmark_update(config: RunConfig, repeats: int, device: torch.device) -> d
         variants["update" + suffix] = updating(student)
 
     flops = videos * video_flops(config, load, each, recompute=False).total
-    tokens, frames = load.video_tokens * videos, load.frames * videos
-    if each.context_gradient:
-        seen = Tokens((1 + states) * tokens, 0, (1 + states) * frames, videos)
-    else:
-        seen = Tokens(states * tokens, tokens, states * frames, videos)
-    planned = training_activations(trunk(config, config.student, sequence=1), seen)
+    planned = training_activations(trunk(config, config.student, sequence=1), tokens_of(load, each, videos))
     weights = sum(p.nbytes for p in student.network.parameters()) + sum(p.nbytes for p in student.trained)
     planned += len(variants) * weights  # networks that take turns stand side by side
     dtype = parameter_dtype(config.precision)
     measured = rates(variants, dict.fromkeys(variants, flops), dtype, repeats, device)
-    return {
-        **measured,
-        **_speedups(measured),
-        "videos": videos,
-        "states": states,
-        "planned_peak_bytes": planned,
-        **_described(config),
-    }
+    return {**measured, **_speedups(measured), "videos": videos, "states": states, "planned_peak_bytes": planned,
+            **_described(config)}  # fmt: skip
 
 
 def benchmark_step(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:

@@ -1,1 +1,2 @@
-"""What a run will cost, computed from its config alone: parameters, FLOPs, memory, traffic, time. Builds no model."""
+"""What a run will cost, computed from its config alone: parameters, FLOPs, memory, traffic, time. Networks are
+built without memory."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
 from afd_scale.config.models import WanConfig
-from afd_scale.planning.memory import is_resident, itemsize, reduced_itemsize
+from afd_scale.planning.memory import is_resident, itemsize, reduced_itemsize, tokens_of
 from afd_scale.planning.parameters import NetworkSize
 from afd_scale.planning.workload import Workload
 
@@ -44,32 +44,25 @@ def step_traffic(
     Args:
         gathered_rollout: policies' weights are fetched once for all their passes of a phase without gradient.
     """
-    phases: dict[str, Traffic] = {}
-    for each in load.passes:
+
+    def of_pass(each: Pass) -> Traffic:
         once = gathered_rollout and is_resident(config, each)
-        traffic = _pass_traffic(config, load, each, sizes[each.role], once)
-        phases[each.phase] = phases.get(each.phase, Traffic()) + traffic
-    return phases
+        return _pass_traffic(config, load, each, sizes[each.role], once)
+
+    return {phase: sum(map(of_pass, passes), Traffic()) for phase, passes in load.phases.items()}
 
 
 def _pass_traffic(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, once: bool) -> Traffic:
-    network, tokens = config.role(each.role).network, each.videos * load.video_tokens
-    checkpointing = isinstance(network, WanConfig) and network.activation_checkpointing
-    if each.kind == "rollout":
-        passes = sum(config.sampler.passes(load.frames))
-        gathers, exchanged = each.runs * passes, passes * tokens * load.chunk_frames // load.frames
-    else:
-        # What gradients go through runs forward, perhaps again, and backward; the clean context is a pass of its own,
-        # or a part of the one.
-        gathers = each.runs * (TRAINING_GATHERS if each.gradient else 1)
-        times = (3 if checkpointing else 2) if each.gradient else 1
-        exchanged = times * each.states * tokens
-        if each.kind == "velocity" and each.gradient and each.context_gradient:
-            exchanged += times * tokens
-        elif each.kind == "velocity":
-            gathers, exchanged = gathers + each.runs, exchanged + tokens
+    network, seen = config.role(each.role).network, tokens_of(load, each, each.videos)
+    gathers = exchanges = sum(config.sampler.passes(load.frames)) if each.kind == "rollout" else 1
+    if each.gradient:  # forward, perhaps again, and backward
+        checkpointing = isinstance(network, WanConfig) and network.activation_checkpointing
+        gathers, exchanges = TRAINING_GATHERS, 3 if checkpointing else 2
+    if seen.past:  # the clean context is a pass of its own
+        gathers += 1
+    exchanged = exchanges * seen.own + seen.past
     return Traffic(
-        gather=(1 if once else gathers) * _received(load, size.total * itemsize(config)),
+        gather=(1 if once else each.runs * gathers) * _received(load, size.total * itemsize(config)),
         reduce=each.runs * _received(load, size.trained * reduced_itemsize(config)) if each.gradient else 0.0,
         exchange=_exchange(config, load, network, exchanged) if isinstance(network, WanConfig) else 0.0,
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass, Role
 from afd_scale.config.models import WanConfig
-from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.attention.layout import AttentionLayout
 from afd_scale.planning.workload import Workload
 
@@ -77,64 +76,51 @@ def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> 
     Args:
         recompute: count the second forward pass of activation checkpointing. Without it this is what the models need.
     """
-    phases: dict[str, Flops] = {}
-    for each in load.passes:
-        flops = (each.videos / load.sequence) * video_flops(config, load, each, recompute=recompute)
-        phases[each.phase] = phases.get(each.phase, Flops()) + flops
-    return phases
+
+    def of_rank(each: Pass) -> Flops:
+        return (each.videos / load.sequence) * video_flops(config, load, each, recompute=recompute)
+
+    return {phase: sum(map(of_rank, passes), Flops()) for phase, passes in load.phases.items()}
 
 
 def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: bool = True) -> Flops:
     """One video of a pass, its backward pass included; networks that are no transformers are not counted."""
-    role, sampler = config.role(each.role), config.sampler
-    network, shape, rank = role.network, (load.frames, load.tokens_per_frame), adapter_rank(role)
+    role = config.role(each.role)
+    network, rank = role.network, adapter_rank(role)
     if not isinstance(network, WanConfig):
         return Flops()
-    if each.kind == "rollout":
-        return rollout_flops(network, sampler, *shape, rank)
-    if each.kind == "velocity" and each.gradient and each.context_gradient:
-        layout = AttentionLayout.clean_and_noisy(load.frames, *sampler.layout, each.states)
-        untrained, trained = Flops(), _policy_flops(network, layout, load.tokens_per_frame, rank)
-    elif each.kind == "velocity":
-        untrained, trained = teacher_forcing_flops(network, sampler, *shape, each.states, rank)
-    else:
-        full = AttentionLayout.full(load.frames)
-        untrained, trained = Flops(), forward_flops(network, full, load.tokens_per_frame, 1, rank)
-    if not each.gradient:
-        return untrained + trained
-    again = (1 if recompute and network.activation_checkpointing else 0) * trained
-    return untrained + trained + again + trained.backward(base_is_trained=network.lora is None)
+    *before, last = (
+        times * forward_flops(network, layout, load.tokens_per_frame, outputs, rank)
+        for times, layout, outputs in _layouts(config, each, network)
+    )
+    flops = sum(before, last)
+    if each.gradient:
+        again = 1 if recompute and network.activation_checkpointing else 0
+        flops += again * last + last.backward(base_is_trained=network.lora is None)
+    return flops
+
+
+def _layouts(config: RunConfig, each: Pass, network: WanConfig) -> list[tuple[int, AttentionLayout, int]]:
+    """What a video runs through, in order: how often, under which attention, to how many outputs of a token.
+
+    A gradient goes through the last.
+    """
+    sampler, frames, chunk = config.sampler, config.data.latent_frames, config.sampler.chunk_frames
+    outputs = network.latent_channels * network.patch[1] * network.patch[2]
+    if each.kind == "score":
+        return [(1, AttentionLayout.full(frames), 1)]
+    if each.kind == "rollout":  # chunk by chunk, with the KV cache
+        return [
+            (times, AttentionLayout.full(chunk, sampler.cached_frames((number + 1) * chunk)), outputs)
+            for number, times in enumerate(sampler.passes(frames))
+        ]
+    if each.gradient and each.context_gradient:
+        return [(1, AttentionLayout.clean_and_noisy(frames, *sampler.layout, each.states), outputs)]
+    context = AttentionLayout.block_causal(frames, *sampler.layout)
+    return [(1, context, 0), (1, AttentionLayout.teacher_forcing(frames, *sampler.layout, each.states), outputs)]
 
 
 def adapter_rank(role: Role) -> int:
-    """Of the adapter that counts in a role's passes; 0 is none."""
+    """Of the adapter that counts in a role's passes; 0 is none, as in a network that never changes."""
     lora = role.network.lora if isinstance(role.network, WanConfig) else None
-    return lora.rank if lora is not None and (role.of is None or role.follows) else 0
-
-
-def rollout_flops(
-    student: WanConfig, sampler: SamplerConfig, frames: int, tokens_per_frame: int, adapter_rank: int = 0
-) -> Flops:
-    """One video, generated chunk by chunk with its KV cache."""
-    chunk, total = sampler.chunk_frames, Flops()
-    for number, passes in enumerate(sampler.passes(frames)):
-        layout = AttentionLayout.full(chunk, sampler.cached_frames((number + 1) * chunk))
-        total += passes * _policy_flops(student, layout, tokens_per_frame, adapter_rank)
-    return total
-
-
-def teacher_forcing_flops(
-    student: WanConfig, sampler: SamplerConfig, frames: int, tokens_per_frame: int, num_states: int,
-    adapter_rank: int = 0,
-) -> tuple[Flops, Flops]:  # fmt: skip
-    """One video's pass over the clean context, and the pass over its noised states."""
-    causal = AttentionLayout.block_causal(frames, *sampler.layout)
-    forcing = AttentionLayout.teacher_forcing(frames, *sampler.layout, num_states)
-    context = forward_flops(student, causal, tokens_per_frame, 0, adapter_rank)
-    return context, _policy_flops(student, forcing, tokens_per_frame, adapter_rank)
-
-
-def _policy_flops(student: WanConfig, layout: AttentionLayout, tokens_per_frame: int, adapter_rank: int) -> Flops:
-    """One video through a student and its head."""
-    outputs = student.latent_channels * student.patch[1] * student.patch[2]
-    return forward_flops(student, layout, tokens_per_frame, outputs, adapter_rank)
+    return lora.rank if lora is not None and role.changes else 0

@@ -58,7 +58,7 @@ class Gpu:
             f"memory {self.memory_gb_per_second:g} GB/s",
             f"{self.gpus_per_node} GPUs a node, NVLink {self.nvlink_gb_per_second:g} GB/s and network "
             f"{self.network_gb_per_second:g} GB/s a GPU and direction; collectives reach {NETWORK_FRACTION:.0%} of it",
-            "ZeRO's collectives overlap with compute (not in the update of a LoRA student), Ulysses' do not",
+            "ZeRO's collectives overlap with compute (not where adapters of one network take turns), Ulysses' do not",
             "fp8 counts as bf16 in memory and in time",
             "what is offloaded is not held against the node's memory",
             "times and memory are computed, not measured",

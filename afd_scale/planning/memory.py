@@ -126,6 +126,19 @@ def cache_bytes(config: RunConfig, load: Workload, videos: int) -> int:
     return key_value_bytes(trunk(config, config.student, load.sequence), tokens)
 
 
+def tokens_of(load: Workload, each: Pass, videos: int) -> Tokens:
+    """A rank's tokens of so many videos in a network's pass; of a rollout, in the pass of one chunk."""
+    tokens, frames = videos * load.video_tokens, videos * load.frames
+    if each.kind == "rollout":
+        frames = videos * load.chunk_frames
+        return Tokens(frames * load.local_tokens_per_frame, 0, frames, videos)
+    if each.kind == "score":
+        return Tokens(tokens, 0, frames, videos)
+    joint = each.gradient and each.context_gradient
+    rows = each.states + joint
+    return Tokens(rows * tokens, 0 if joint else tokens, rows * frames, videos)
+
+
 def _shards(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes on the device and on the host that are there all the time."""
     size = itemsize(config)
@@ -159,7 +172,8 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
     network, videos = config.role(each.role).network, each.at_once
     if each.kind == "rollout":
         parts["KV cache"] = cache_bytes(config, load, videos)
-        latents += videos * (1 + len(config.sampler.timesteps))  # noise and re-noise
+        # What is generated, noise, and re-noise, drawn for the chunk of the most steps.
+        latents += videos * (1 + max(len(config.sampler.timesteps_of(chunk)) for chunk in (0, 1)))
     elif each.kind == "score":
         latents += videos
     elif each.gradient:
@@ -170,19 +184,11 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
 
 
 def _activations(load: Workload, each: Pass, trunk: Trunk) -> dict[str, int]:
-    videos = each.at_once
-    tokens, frames = videos * load.video_tokens, videos * load.frames
-    if each.kind == "rollout":
-        chunk = Tokens(tokens * load.chunk_frames // load.frames, 0, load.chunk_frames * videos, videos)
-        return {"activations": forward_working(trunk, chunk) + saved_outside_blocks(trunk, chunk)}
-    if each.kind == "score":
-        seen = Tokens(tokens, 0, frames, videos)
-    elif each.gradient and each.context_gradient:
-        seen = Tokens((1 + each.states) * tokens, 0, (1 + each.states) * frames, videos)
-    else:
-        seen = Tokens(each.states * tokens, tokens, each.states * frames, videos)
+    seen = tokens_of(load, each, each.at_once)
     if each.gradient:
         return {"activations": training_activations(trunk, seen)}
+    if each.kind == "rollout":  # its cache is counted already
+        return {"activations": forward_working(trunk, seen) + saved_outside_blocks(trunk, seen)}
     past = {"clean past": key_value_bytes(trunk, seen.past)} if seen.past else {}
     return {**past, "activations": forward_working(trunk, seen)}
 

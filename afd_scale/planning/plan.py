@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
+from operator import ne
 from typing import Any
 
 from afd_scale.config import ConfigError, RunConfig
@@ -77,8 +79,10 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
     load, networks = workload(config, gpus), network_sizes(config)
     memory = rank_memory(config, load, networks, gpu.usable_bytes)
     flops, traffic = step_flops(config, load), step_traffic(config, load, networks, memory.gathered_rollout)
-    # Policies that are adapters of one network share its modules, whose trace DeepSpeed then loses.
-    shared = {role.name for role in config.cast if networks[role.name].num_adapters > 1}
+    # Roles that take turns in one network, as adapters do, make DeepSpeed lose the trace of its modules.
+    running = {each.role for each in load.passes}
+    owners = [role.of or role.name for role in config.cast if role.name in running]
+    shared = {name for name in running if networks[name].adapter and owners.count(config.role(name).of or name) > 1}
     seconds = {
         phase: Seconds(
             compute=flops[phase].total / (COMPUTE_FRACTION * gpu.matmul_tflops * 1e12),
@@ -110,8 +114,8 @@ def _with_possible_degree(config: RunConfig, gpus: int) -> tuple[RunConfig, tupl
     degree = max((d for d in shared_evenly if d < wanted), default=None)
     if degree is None:
         return config, ()
-    changed = config.model_copy(update={"parallel": config.parallel.model_copy(update={"sequence": degree})})
-    return changed, (f"planned with parallel.sequence={degree}: {wanted} does not divide the number of GPUs, {gpus}",)
+    note = f"planned with parallel.sequence={degree}: {wanted} does not divide the number of GPUs, {gpus}"
+    return _changed(config, "parallel", sequence=degree), (note,)
 
 
 @dataclass(frozen=True)
@@ -124,65 +128,46 @@ class Suggestion:
 
 
 def remedies(config: RunConfig, gpus: int, gpu: Gpu) -> dict[str, Suggestion | None]:
-    """What would fit where a config does not: overrides on these GPUs, more GPUs, and both."""
-    return {
-        "here": fit_on(config, gpus, gpu),
-        "as_configured": smallest_fit(config, gpu, overrides=False),
-        "smallest": smallest_fit(config, gpu, overrides=True),
-    }
+    """What would fit where a config does not: overrides on these GPUs, the fewest GPUs as configured, and with both."""
+    networks = network_sizes(config)
+
+    def smallest(overrides: bool) -> Suggestion | None:
+        fits = (fit_on(config, networks, number, gpu, overrides) for number in SEARCH)
+        return next((fit for fit in fits if fit is not None), None)
+
+    here = fit_on(config, networks, gpus, gpu, overrides=True)
+    return {"here": here, "as_configured": smallest(overrides=False), "smallest": smallest(overrides=True)}
 
 
-def smallest_fit(config: RunConfig, gpu: Gpu, overrides: bool) -> Suggestion | None:
-    """The smallest number of GPUs on which a run fits.
+def fit_on(
+    config: RunConfig, networks: Mapping[str, NetworkSize], gpus: int, gpu: Gpu, overrides: bool
+) -> Suggestion | None:
+    """The fewest overrides under which a run fits on these GPUs; among equals the least shared, largest passes.
 
     Args:
-        overrides: other sequence degrees, micro-batches and rollout weights may be chosen, not the batch.
+        networks: its sizes by role.
+        overrides: other sequence degrees and micro-batches may be chosen, not the batch.
     """
-    networks = network_sizes(config)
-    for gpus in SEARCH:
-        found = _fit_on(config, networks, gpus, gpu) if overrides else _fit_as_it_is(config, networks, gpus, gpu)
-        if found is not None:
-            return found
+    wanted = degree, micro_batch = config.parallel.sequence, config.train.micro_batch
+    degrees = sorted(valid_degrees(config, gpus), key=lambda other: other != degree)
+    candidates = [wanted] if not overrides else sorted(
+        product(degrees, dict.fromkeys((micro_batch, 8, 4, 2, 1))),
+        key=lambda candidate: sum(map(ne, candidate, wanted)),
+    )  # fmt: skip
+    for candidate in candidates:
+        changed = _changed(_changed(config, "parallel", sequence=candidate[0]), "train", micro_batch=candidate[1])
+        try:
+            memory = rank_memory(changed, workload(changed, gpus), networks, gpu.usable_bytes)
+        except ConfigError:  # this number of ranks does not divide
+            continue
+        if memory.peak <= gpu.usable_bytes:
+            named = zip(("parallel.sequence", "train.micro_batch"), candidate, wanted, strict=True)
+            return Suggestion(gpus, tuple(f"{name}={ours}" for name, ours, was in named if ours != was), memory.peak)
     return None
 
 
-def fit_on(config: RunConfig, gpus: int, gpu: Gpu) -> Suggestion | None:
-    """The fewest overrides under which a run fits on these GPUs; among equals the least shared, largest passes."""
-    return _fit_on(config, network_sizes(config), gpus, gpu)
-
-
-def _fit_on(config: RunConfig, networks: Mapping[str, NetworkSize], gpus: int, gpu: Gpu) -> Suggestion | None:
-    micro_batches = [config.train.micro_batch, *(m for m in (8, 4, 2, 1) if m != config.train.micro_batch)]
-    candidates = [
-        (degree, micro)
-        for degree in sorted(valid_degrees(config, gpus), key=lambda d: (d != config.parallel.sequence, d))
-        for micro in micro_batches
-    ]
-    candidates.sort(key=lambda c: (c[0] != config.parallel.sequence) + (c[1] != config.train.micro_batch))
-    for degree, micro in candidates:
-        changed = config.model_copy(
-            update={
-                "parallel": config.parallel.model_copy(update={"sequence": degree}),
-                "train": config.train.model_copy(update={"micro_batch": micro}),
-            }
-        )
-        found = _fit_as_it_is(changed, networks, gpus, gpu)
-        if found is not None:
-            chosen = []
-            if degree != config.parallel.sequence:
-                chosen.append(f"parallel.sequence={degree}")
-            if micro != config.train.micro_batch:
-                chosen.append(f"train.micro_batch={micro}")
-            return Suggestion(gpus, tuple(chosen), found.peak)
-    return None
-
-
-def _fit_as_it_is(config: RunConfig, networks: Mapping[str, NetworkSize], gpus: int, gpu: Gpu) -> Suggestion | None:
-    try:
-        memory = rank_memory(config, workload(config, gpus), networks, gpu.usable_bytes)
-    except ConfigError:  # this number of ranks does not divide
-        return None
-    return Suggestion(gpus, (), memory.peak) if memory.peak <= gpu.usable_bytes else None
+def _changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
 def plan_as_dict(plan: Plan, remedies: dict[str, Suggestion | None]) -> dict[str, Any]:

@@ -94,6 +94,6 @@ def workload(config: RunConfig, gpus: int) -> Workload:
     )  # fmt: skip
 
 
-def valid_degrees(config: RunConfig, gpus: int | None = None) -> list[int]:
-    """Ulysses degrees that share every network's heads evenly, and the GPUs where a number is given."""
-    return [degree for degree in config.sequence_degrees() if gpus is None or gpus % degree == 0]
+def valid_degrees(config: RunConfig, gpus: int) -> list[int]:
+    """Ulysses degrees that share every network's heads evenly, and the GPUs."""
+    return [degree for degree in config.sequence_degrees() if gpus % degree == 0]

@@ -12,20 +12,8 @@ from afd_scale.planning.workload import workload
 from tests.tools import load_tool
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
-TINY = [
-    "--chunks",
-    "3",
-    "--tokens-per-chunk",
-    "4",
-    "--heads",
-    "1",
-    "--head-dim",
-    "8",
-    "--repeats",
-    "2",
-    "--threads",
-    "1",
-]
+TINY = ["--chunks", "3", "--tokens-per-chunk", "4", "--heads", "1", "--head-dim", "8", "--repeats", "2",
+        "--threads", "1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from afd_scale.config import RunConfig
+from afd_scale.config.cast import Pass, Role
 from afd_scale.layers.attention.layout import AttentionLayout
-from afd_scale.planning.flops import Flops, adapter_rank, forward_flops, rollout_flops, video_flops
+from afd_scale.planning.flops import Flops, adapter_rank, forward_flops, video_flops
 from afd_scale.planning.workload import workload
 from afd_scale.rollout.sampler import Noise, Sampler
 from tests.unit.planning.networks import adapter, build, draw, judged, make_config
@@ -58,6 +59,13 @@ def test_one_block_worked_by_hand():
     assert flops.attention == 4 * 2 * (300 + 100)
     assert Flops(1, 10, 100).backward(base_is_trained=True).total == 2 + 20 + 250
     assert Flops(1, 10, 100).backward(base_is_trained=False).total == 1 + 20 + 250
+
+
+def test_an_adapter_runs_where_weights_change():
+    trained = make_config("narrow", lora=True).role("student")
+    ranks = [adapter_rank(role) for role in (trained, trained.average("old_policy"), trained.copy("reference"))]
+    assert ranks == [8, 8, 0]
+    assert adapter_rank(Role("judge", "method.judge", trained.network)) == 0, "frozen, with a network of its own"
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -124,11 +132,11 @@ def test_wan_costs_what_was_computed_before(architecture, forward, both, generat
     """Figures in PFLOP worked out independently, for 832x480 and 21 latent frames."""
     config = RunConfig.model_validate(
         {"method": "sft", "student": {"architecture": architecture}, "sampler": {"family": "self-forcing"},
-         "data": {"latent_frames": 21}}
+         "data": {"latent_frames": 21, "latent_height": 60, "latent_width": 104}}
     )  # fmt: skip
     flops = forward_flops(config.student, AttentionLayout.block_causal(21, 3), 1560, outputs=64)
     assert flops.total / 1e15 == pytest.approx(forward, rel=0.03)
     assert (flops + flops.backward(base_is_trained=True)).total / 1e15 == pytest.approx(both, rel=0.03)
     # Computed with 5 passes for every chunk; the last has no pass that fills the cache.
-    rollout = rollout_flops(config.student, config.sampler, 21, 1560)
+    rollout = video_flops(config, workload(config, 1), Pass("rollout", "student", "rollout", videos=1, at_once=1))
     assert rollout.total / 1e15 == pytest.approx(generated, rel=0.05)

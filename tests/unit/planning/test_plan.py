@@ -1,6 +1,7 @@
 """Plans: shares and traffic worked by hand, what fits and what would, and the tool around them."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from afd_scale.planning.communication import step_traffic
 from afd_scale.planning.gpus import GIB, GPUS
 from afd_scale.planning.memory import rank_memory
 from afd_scale.planning.parameters import network_sizes
-from afd_scale.planning.plan import make_plan, remedies
+from afd_scale.planning.plan import fit_on, make_plan, remedies
 from afd_scale.planning.workload import workload
 from tests.tools import load_tool
 
@@ -38,6 +39,12 @@ def test_the_large_configs_fit(path, gpus, gpu):
 
 def test_there_are_the_large_configs():
     assert len(LARGE) == 8
+
+
+def test_a_plan_takes_seconds():
+    config, before = load_config(AFD_14B), time.process_time()
+    make_plan(config, 64, GPUS["h100"])
+    assert time.process_time() - before < 5
 
 
 def test_shares_of_a_step():
@@ -101,6 +108,23 @@ def test_auto_gathers_where_the_weights_fit():
     )
 
 
+@pytest.mark.parametrize(("first", "drawn"), [("null", 4), ("[1000, 800, 600, 400, 200]", 5), ("[1000]", 4)])
+def test_noise_is_drawn_for_the_chunk_of_the_most_steps(first, drawn):
+    config = load_config(AFD_14B, ["train.micro_batch=2", f"sampler.first_chunk_timesteps={first}"])
+    video = 21 * 16 * 60 * 104 * 4
+    held = 4 * (1 + 4)  # on one of 8 data ranks: teacher's videos and rollouts
+    assert memory_of(config, 64).phases["rollout"].parts["latents"] == (held + 2 * (1 + drawn)) * video
+
+
+def test_only_roles_that_take_turns_in_a_network_lose_its_trace():
+    def overlaps(*overrides):
+        return make_plan(load_config(AFD_14B, overrides), 64, GPUS["h100"]).seconds["student"].overlaps
+
+    assert not overlaps()
+    assert overlaps("method=sft")
+    assert overlaps("method={name: sft, ema_decay: 0.9}"), "the average runs no pass"
+
+
 def test_traffic_worked_by_hand():
     config = load_config(FULL_1_3B, ["parallel.sequence=4", "train.micro_batch=4"])
     load = workload(config, 64)  # 16 data ranks: 2 prompts, 8 videos, in 2 micro-batches; 390 tokens a frame
@@ -136,8 +160,9 @@ def test_what_would_fit_fits_and_nothing_smaller_does():
     assert make_plan(config, found["as_configured"].gpus, GPUS["h100"]).fits
     smallest = found["smallest"]
     assert make_plan(load_config(AFD_14B, smallest.overrides), smallest.gpus, GPUS["h100"]).fits
+    networks = network_sizes(config)
     for gpus in range(1, smallest.gpus):
-        assert remedies(config, gpus, GPUS["h100"])["here"] is None
+        assert fit_on(config, networks, gpus, GPUS["h100"], overrides=True) is None
 
 
 def test_overrides_are_suggested_for_the_same_gpus():
