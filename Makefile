@@ -27,7 +27,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_inf
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
-install: $(STAMP)  ## make .venv and install the package, CPU is enough (1-6 minutes, 2.5 GB; a second call does nothing)
+install: $(STAMP)  ## make .venv and install the package, CPU is enough (1-10 minutes, 2.5 GB; a second call does nothing)
 
 $(STAMP): setup.py constraints/cpu.txt
 	@python=""; \
@@ -41,7 +41,7 @@ $(STAMP): setup.py constraints/cpu.txt
 	  exit 2; \
 	fi; \
 	if ! $(BIN)/python -c "$(SUITABLE)" >/dev/null 2>&1; then "$$python" -m venv --clear $(VENV); fi
-	@echo "It takes 1-6 minutes and about 2.5 GB; pip writes to $(VENV)/install.log."; \
+	@echo "It takes 1-10 minutes and about 2.5 GB; pip writes to $(VENV)/install.log."; \
 	if ! $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
 	    --constraint constraints/cpu.txt --editable '.[dev]' >$(VENV)/install.log 2>&1; then \
 	  tail -n 40 $(VENV)/install.log >&2; \

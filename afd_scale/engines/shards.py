@@ -73,7 +73,7 @@ class Residency:
             needed = _HEADROOM * (whole_bytes(parameters) + self.cache_bytes)
             fits = not self.any_rank(needed > _free_bytes(self.ranks_of_machine))
             self.decision = "gathered" if fits else "sharded"
-            log.info("rollout.weights auto: %s (weights and KV cache take %.1f GiB)", self.decision, needed / 2**30)
+            log.info("rollout.weights auto: %s (weights and KV cache take %.3g GiB)", self.decision, needed / 2**30)
         return self.decision == "gathered"
 
 

@@ -16,7 +16,7 @@ from afd_scale.protocols import Policy
 
 @dataclass(frozen=True)
 class Noise:
-    """What a rollout starts from and is noised with again.
+    """What a rollout starts from and is noised with again; a given first chunk would stand here too.
 
     Attributes:
         initial: (B, F, C, H, W).
