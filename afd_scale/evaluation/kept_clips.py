@@ -17,7 +17,10 @@ def write_clips(frames: FrameArray, path: Path, facts: Mapping[str, str]) -> Non
     """Keep clips; the file appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file({"frames": frames}, partial, dict(facts))
+        partial.chmod(mode)  # safetensors 0.8 leaves 0600
 
 
 def read_clips(path: Path, facts: Mapping[str, str]) -> FrameArray | None:
