@@ -1,6 +1,9 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # tests' tensors are so small that a second thread costs more than it gives
 
 GOLDEN = Path(__file__).parent / "golden"
 
