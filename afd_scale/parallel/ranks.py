@@ -164,7 +164,7 @@ def start_ranks(
         if "OMP_NUM_THREADS" not in os.environ:
             # Ranks of one machine share its cores; without this each takes all of them.
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launched.local_size))
-        # DeepSpeed would compile its shared-memory operator for a minute (FACTS: deepspeed 0.19).
+        # DeepSpeed 0.19 would compile its shared-memory operator for a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
     deepspeed.init_distributed(

@@ -1,5 +1,6 @@
 """What every method's section has."""
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat
@@ -18,13 +19,13 @@ class MethodConfig(Section):
     name: str
     """Tag of the method: one of ours, or `module:Class` of a section from elsewhere."""
 
+    @abstractmethod
     def cast(self, student: StudentConfig) -> tuple[Role, ...]:
         """The networks that take part; a copy comes after its original."""
-        raise NotImplementedError
 
+    @abstractmethod
     def passes(self, load: Load) -> tuple[Pass, ...]:
         """What one step runs, in its order."""
-        raise NotImplementedError
 
     @property
     def exported(self) -> str:
