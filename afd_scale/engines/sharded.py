@@ -25,7 +25,6 @@ from afd_scale.config.cast import Role
 from afd_scale.config.models import NetworkConfig, OptimizerConfig, StudentConfig, WanConfig
 from afd_scale.engines.cast import State
 from afd_scale.engines.deepspeed_config import deepspeed_config
-from afd_scale.engines.frozen import in_parts
 from afd_scale.engines.resharding import SavedShards, save_shards
 from afd_scale.engines.shards import (
     GatherCounter,
@@ -96,15 +95,13 @@ class ShardedNetwork:
         micro_batch: int | None = None, twin: Callable[[], Network] | None = None,
     ):  # fmt: skip
         self.engine, self.adapter, self.residency, self.micro_batch = engine, adapter, residency, micro_batch
+        self._options = {} if adapter is None else {"adapter": adapter}
         self._make_twin, self._calls = twin, engine
         self._twin: Network | None = None
         self._all = list(self.network.parameters())  # adapters of others too: a block is gathered as a whole
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        if self.adapter is not None:
-            options["adapter"] = self.adapter
-        output: Tensor = self._calls(*arguments, **options)
-        return output
+        return self._calls(*arguments, **options, **self._options)
 
     def new_cache(self, frames: int) -> Any:
         return self.engine.module.new_cache(frames)
@@ -145,9 +142,6 @@ class ShardedNetwork:
         finally:
             self._calls = self.engine
             self._twin.borrow(p.data.new_empty(0) for p in self._all)
-
-    def frozen(self, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
-        return in_parts(self, rows, run)
 
     def release(self) -> None:
         """Let go of whole copies that passes have left behind for reuse, and of those fetched ahead."""
