@@ -1,4 +1,4 @@
-"""What the steps of all methods have in common: passes in pieces, with gradient or without, a scheduled learning rate."""
+"""What the steps of all methods have in common: passes in pieces, with gradient or without; learning rates."""
 
 import math
 from collections.abc import Callable
