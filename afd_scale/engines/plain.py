@@ -29,10 +29,10 @@ class PlainNetwork:
 
     def __init__(self, network: nn.Module, adapter: str | None = None, micro_batch: int | None = None):
         self.network, self.adapter, self.micro_batch = network, adapter, micro_batch
-        self._options = {} if adapter is None else {"adapter": adapter}
+        self._adapter_option = {} if adapter is None else {"adapter": adapter}
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        return self.network(*arguments, **options, **self._options)
+        return self.network(*arguments, **options, **self._adapter_option)
 
     def new_cache(self, frames: int) -> Any:
         return self.network.new_cache(frames)

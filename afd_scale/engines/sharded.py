@@ -39,19 +39,13 @@ WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # what is saved of a trai
 _NVME_TAG = "engine"
 
 
-def build_sharded(
-    config: RunConfig,
-    build: Callable[[], Network],
-    state: dict[str, Tensor] | None,
-    counter: GatherCounter | None = None,
-) -> Network:
+def build_sharded(config: RunConfig, build: Callable[[], Network], state: State) -> Network:
     """Construct a network shard by shard, so that no rank ever holds all of it, and fill it.
 
     Args:
         build: makes the network; its random numbers come from a generator seeded with config.seed, alike on all ranks.
         state: weights by parameter name (needed on the main rank only), or None to keep the initial ones; a parameter
             that it lacks keeps its initial weight.
-        counter: counts what is gathered of this network.
     """
     # No dtype argument: DeepSpeed 0.19 takes bf16 for any that is given where the accelerator has no fp16. It follows
     # the configuration when none is.
@@ -67,8 +61,6 @@ def build_sharded(
             with GatheredParameters([parameter], modifier_rank=0):
                 if name in state:
                     parameter.data.copy_(state[name])
-    if counter is not None:
-        counter.watch(network.parameters())
     return network
 
 
@@ -88,13 +80,13 @@ class ShardedNetwork:
         micro_batch: int | None = None, twin: Callable[[], Network] | None = None,
     ):  # fmt: skip
         self.engine, self.adapter, self.residency, self.micro_batch = engine, adapter, residency, micro_batch
-        self._options = {} if adapter is None else {"adapter": adapter}
+        self._adapter_option = {} if adapter is None else {"adapter": adapter}
         self._make_twin, self._calls = twin, engine
         self._twin: Network | None = None
         self._all = list(self.network.parameters())  # adapters of others too: a block is gathered as a whole
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        return self._calls(*arguments, **options, **self._options)
+        return self._calls(*arguments, **options, **self._adapter_option)
 
     def new_cache(self, frames: int) -> Any:
         return self.engine.module.new_cache(frames)
@@ -137,9 +129,9 @@ class ShardedNetwork:
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole float32 weight of each parameter, the adapter merged; on all ranks together."""
-        return merged_weights(self.network, self.adapter, self.whole)
+        return merged_weights(self.network, self.adapter, self._whole)
 
-    def whole(self, name: str, parameter: Any) -> Tensor:
+    def _whole(self, name: str, parameter: Any) -> Tensor:
         """The whole float32 weight of a named parameter; on all ranks together."""
         return whole_weight(parameter)
 
@@ -274,7 +266,7 @@ class AveragedPolicy(ShardedNetwork):
             parameter.ds_tensor.copy_(self.shards[name])
         get_accelerator().synchronize()  # a stream of its own gathers, and does not wait for the new weights
 
-    def whole(self, name: str, parameter: Any) -> Tensor:
+    def _whole(self, name: str, parameter: Any) -> Tensor:
         if name not in self.averaged:
             return whole_weight(parameter)
         # Parameters may be offloaded; collectives run on the device.
@@ -333,7 +325,8 @@ class Sharded:
         return ModelOps(**options)
 
     def place(self, build: Callable[[], Network], state: State) -> Network:
-        network = build_sharded(self.config, build, state, self.counter)
+        network = build_sharded(self.config, build, state)
+        self.counter.watch(network.parameters())
         self.builders[network] = build
         return network
 

@@ -63,7 +63,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, ranks: Ranks):
         self.config, self.ranks = config, ranks
-        self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase of this process
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
         with self._phase("prepare"), _input_errors():
             facts = ranks.run_on_main(_check_inputs, config)
             ranks.run_on_each_machine(check_copies, config)
@@ -104,6 +104,7 @@ class Trainer:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
+        """Add up the seconds that this process spends in a phase."""
         began = time.monotonic()
         yield
         self.seconds[name] += time.monotonic() - began
