@@ -1,20 +1,24 @@
 """What is in a dataset, and whether all of it is as written."""
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, problems
+from afd_scale.data.clips import Reject
+from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, json_problem, problems
 from afd_scale.data.storage import Location, download
-from afd_scale.data.validate import hash_of, load_beside, name_of
+from afd_scale.data.validate import contradictions, hash_of, load_beside, name_of
 from afd_scale.torchvision_ops import define_torchvision_ops
+
+_REJECT = TypeAdapter(Reject)
 
 
 def describe(location: Location) -> dict[str, Any]:
@@ -58,8 +62,7 @@ def validate(location: Location, on_shard: Callable[[int, int], None] = lambda d
     facts, listed, shards = load_beside(location)
     prompts = {prompt.prompt_id: prompt.prompt for prompt in listed}
     seen: set[str] = set()
-    begin = 0
-    for number, shard in enumerate(shards, 1):
+    for number, (begin, shard) in enumerate(_placed(shards), 1):
         name = name_of(shard)
         try:
             for position, sample in enumerate(read_shard(location, shard), begin):
@@ -72,10 +75,8 @@ def validate(location: Location, on_shard: Callable[[int, int], None] = lambda d
         except Exception as error:  # damage takes any form, and the other shards are to be read
             yield f"{name}: {_reason(error)}"
             seen |= prompts.keys()  # nobody knows which of them are in it
-        begin += shard["samples"]
         on_shard(number, len(shards))
-    if begin != facts.num_samples:
-        yield f"dataset.json: num_samples is {facts.num_samples}, index.json has {begin}"
+    yield from contradictions(facts, listed, shards)
     for prompt_id in sorted(prompts.keys() - seen):
         yield f"prompts.jsonl: {prompt_id} is in no sample"
 
@@ -86,17 +87,19 @@ def samples_at(location: Location, positions: Sequence[int]) -> list[dict[str, A
     Raises:
         ConfigError: a shard that holds one is not as it was written.
     """
-    begin, rows = 0, []
-    for shard in load_beside(location)[2]:
-        end = begin + shard["samples"]
-        wanted = {position for position in positions if begin <= position < end}
-        if wanted:
+    rows = []
+    for begin, shard in _placed(load_beside(location)[2]):
+        if any(begin <= position < begin + shard["samples"] for position in positions):
             try:
-                rows += [row for at, row in enumerate(read_shard(location, shard), begin) if at in wanted]
+                rows += [row for at, row in enumerate(read_shard(location, shard), begin) if at in positions]
             except Exception as error:  # damage takes any form
                 raise ConfigError(f"{location.field} ({name_of(shard)}) cannot be shown: {_reason(error)}") from error
-        begin = end
     return rows
+
+
+def _placed(shards: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Shards with the position of their first sample."""
+    return zip(accumulate((shard["samples"] for shard in shards), initial=0), shards, strict=False)
 
 
 def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -168,14 +171,8 @@ def _reject_reasons(location: Location) -> list[str] | None:
             content = _file(location, REJECTS_FILE, Path(folder)).read_bytes()
         except (ValueError, OSError):  # storages say in many ways that it is absent, and gave the index a moment ago
             return None
-    reasons = []
     try:
-        for line in content.decode().splitlines():
-            reject = json.loads(line)
-            if not isinstance(reject, dict) or not isinstance(reject.get("reason"), str):
-                raise ValueError(f"{line} has no reason")
-            reasons.append(reject["reason"])
+        return [_REJECT.validate_json(line).reason for line in content.splitlines()]
     except ValueError as error:
         raise ConfigError(f"{location.field} ({location.folder / REJECTS_FILE}) must be a JSON object with a reason a "
-                          f"line: {one_line(error)}") from error  # fmt: skip
-    return reasons
+                          f"line: {json_problem(error)}") from error  # fmt: skip

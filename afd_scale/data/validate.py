@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import xxhash
 from filelock import FileLock
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, DatasetFacts, PromptEntry, load_prompts
+from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE, DatasetFacts, PromptEntry, load_prompts
 from afd_scale.data.storage import Location, fetch_facts
 from afd_scale.files import replacing, system_errors, write_text
 from afd_scale.torchvision_ops import define_torchvision_ops
@@ -92,6 +93,18 @@ def _load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]
         raise ConfigError(f"{location.field} ({path}) must be an MDS index of prompts and videos: "
                           f"{one_line(error)}; make the dataset again") from error  # fmt: skip
     return shards
+
+
+def contradictions(
+    facts: DatasetFacts, prompts: Sequence[PromptEntry], shards: Sequence[dict[str, Any]]
+) -> Iterator[str]:
+    """What the files beside a dataset's shards say against each other, a line each."""
+    held = sum(shard["samples"] for shard in shards)
+    if held != facts.num_samples:
+        yield f"{INDEX_FILE}: must have the {facts.num_samples} samples of {FACTS_FILE}, it has {held}"
+    for prompt in prompts:
+        if not 0 <= prompt.sample < held:
+            yield f"{PROMPTS_FILE}: must name samples from 0 to {held - 1}, {prompt.prompt_id} names {prompt.sample}"
 
 
 def name_of(shard: dict[str, Any]) -> str:
