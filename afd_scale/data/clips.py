@@ -30,6 +30,11 @@ class Clip:
     index: int
     split: str | None = None
 
+    @property
+    def asked(self) -> tuple[str, int]:
+        """Names it among all that its teacher is asked for."""
+        return self.prompt_id, self.index
+
 
 @dataclass(frozen=True)
 class Reject:

@@ -20,7 +20,7 @@ NOT_MADE = "not made"  # it was not accepted
 ASKED = "asked"  # it was accepted: `id`; and `reason` where its video could not be had
 HAVE = "have"  # its video is in the folder
 REFUSED = "refused"  # there will be no video: `reason`
-LOST = "lost"  # nobody can tell whether it was accepted: `reason`
+LOST = "lost"  # nobody can tell whether it was accepted
 
 
 class Journal:
