@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from afd_scale.config import ConfigError, RunConfig, one_line
-from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE
+from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, PROMPTS_FILE
 from afd_scale.files import replacing, system_errors
 from afd_scale.torchvision_ops import define_torchvision_ops
 
-_DOWNLOAD_TIMEOUT_SECONDS = 600.0
+DOWNLOAD_TIMEOUT_SECONDS = 600.0
 _SHARD_LOCKS = 32  # of a cache
 
 
@@ -54,17 +53,6 @@ class Location:
     def remote(self) -> str | None:
         """What `streaming` calls a remote dataset."""
         return self.shards.removeprefix("file://") if self.is_remote else None
-
-    def opening(self) -> dict[str, Any]:
-        """What `streaming` is told."""
-        return {
-            "remote": self.remote,
-            "local": str(self.folder),
-            "download_retry": 2,
-            "download_timeout": _DOWNLOAD_TIMEOUT_SECONDS,
-            "validate_hash": HASH if self.is_remote else None,
-            "keep_zip": not self.is_remote,
-        }
 
 
 def is_remote(shards: str) -> bool:
@@ -130,7 +118,7 @@ def download(location: Location, name: str, path: Path) -> None:
 
     assert location.remote is not None
     source = f"{location.remote.rstrip('/')}/{name}"
-    CloudDownloader.get(source).download(source, str(path), _DOWNLOAD_TIMEOUT_SECONDS)
+    CloudDownloader.get(source).download(source, str(path), DOWNLOAD_TIMEOUT_SECONDS)
 
 
 @contextmanager

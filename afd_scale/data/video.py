@@ -56,6 +56,8 @@ def check_video(path: Path) -> None:
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A container and its video stream, which is all there as far as its index tells."""
     try:
+        if not path.is_file():
+            raise RejectedError("must be a readable file: it is not there")
         with av.open(f"file:{path}") as container:  # without the prefix, 12:30.mp4 is taken for a URL
             if not container.streams.video:
                 raise RejectedError("must be a whole video: no video stream is found in it")
