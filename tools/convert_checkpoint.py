@@ -23,6 +23,7 @@ from afd_scale.config.models import PolicyConfig
 from afd_scale.config.presets import ARCHITECTURES, FAMILIES
 from afd_scale.progress import progress
 
+WRITERS = {"diffusers": write_diffusers_folder, "wan": write_wan_file, "afd": save_weights}
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="run, checkpoint or student folder; diffusers or Wan folder; "
                         ".safetensors, .pt or .pth file")  # fmt: skip
     parser.add_argument("out", type=Path, help="folder to write; with `--to wan` a .safetensors file")
-    parser.add_argument("--to", choices=("diffusers", "wan", "afd"), required=True)
+    parser.add_argument("--to", choices=tuple(WRITERS), required=True)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="keep")
     parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), help="of a source that states none")
     parser.add_argument("--family", choices=tuple(FAMILIES), help="of a source that states none; default self-forcing")
@@ -55,12 +56,7 @@ def convert(options: argparse.Namespace) -> None:
             raise ValueError(f"--{option} ({getattr(options, option)}) must not be given: {source.path} states its own")
     config = source.config(options.architecture, options.family)
     tensors = _converted(source.state, DTYPES[options.dtype])
-    if options.to == "diffusers":
-        write_diffusers_folder(tensors, options.out, config)
-    elif options.to == "wan":
-        write_wan_file(tensors, options.out, config)
-    else:
-        save_weights(tensors, options.out, config)
+    WRITERS[options.to](tensors, options.out, config)
     _report(source.kind, source.path, options, config)
 
 

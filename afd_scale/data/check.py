@@ -9,7 +9,7 @@ from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.schema import FACTS_FILE, DatasetFacts
 from afd_scale.data.storage import Location, extra_prompts, is_remote, locations, teacher_data
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
-from afd_scale.data.validate import KnownGood, check_shard, contradictions, load_beside
+from afd_scale.data.validate import check_shard, contradictions, known_good, load_beside
 
 
 def ensure_dataset(config: DataConfig) -> None:
@@ -87,9 +87,9 @@ def check_files(location: Location) -> DatasetFacts:
     facts, prompts, shards = load_beside(location)
     for wrong in contradictions(facts, prompts, shards):
         raise ConfigError(f"{location.field} ({location.folder}) must be as it was written: {wrong}; make it again")
-    with KnownGood(location) as known_good:
+    with known_good(location) as known:
         for shard in shards:
-            check_shard(location, shard, known_good)
+            check_shard(location, shard, known)
     return facts
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from afd_scale.config import ConfigError, one_line
 from afd_scale.data.clips import Reject
-from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, json_problem, problems
+from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, parse_problem, problems
 from afd_scale.data.storage import Location, download
 from afd_scale.data.validate import contradictions, hash_of, load_beside, name_of
 from afd_scale.torchvision_ops import define_torchvision_ops
@@ -175,4 +175,4 @@ def _reject_reasons(location: Location) -> list[str] | None:
         return [_REJECT.validate_json(line).reason for line in content.splitlines()]
     except ValueError as error:
         raise ConfigError(f"{location.field} ({location.folder / REJECTS_FILE}) must be a JSON object with a reason a "
-                          f"line: {json_problem(error)}") from error  # fmt: skip
+                          f"line: {parse_problem(error)}") from error  # fmt: skip

@@ -121,7 +121,7 @@ class DatasetFacts:
             if version == SCHEMA_VERSION:
                 return _FACTS.validate_json(content)
         except ValueError as error:
-            raise ConfigError(f"{where} hold the facts of a dataset: {json_problem(error)}") from error
+            raise ConfigError(f"{where} hold the facts of a dataset: {parse_problem(error)}") from error
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         remedy = "a newer version of afd_scale wrote it, update this one" if newer else "make the dataset again"
         raise ConfigError(f"{where} have schema_version {SCHEMA_VERSION}: it has {version}; {remedy}")
@@ -178,11 +178,11 @@ def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
         entries = [_PROMPT.validate_json(line) for line in path.read_bytes().splitlines()]
     except (OSError, ValueError) as error:
         raise ConfigError(f"{field} ({path}) must list the dataset's prompts, a JSON object a line: "
-                          f"{json_problem(error)}") from error  # fmt: skip
+                          f"{parse_problem(error)}") from error  # fmt: skip
     return tuple(sorted(entries, key=lambda entry: entry.prompt_id))
 
 
-def json_problem(error: Exception) -> str:
+def parse_problem(error: Exception) -> str:
     """What the first thing is that was wrong with a file, in one line."""
     if isinstance(error, ValidationError) and (first := error.errors()[0])["loc"]:
         return f"{'.'.join(map(str, first['loc']))} ({reprlib.repr(first['input'])}): {first['msg']}"

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +22,29 @@ _READ_BYTES = 1 << 24
 _UNPACKING = ".unpacking.lock"  # in a dataset's folder, for jobs that start at once
 
 
-class KnownGood:
-    """Files that were hashed before and have not changed since, by size and time of change.
+@contextmanager
+def known_good(location: Location) -> Iterator[dict[str, Any]]:
+    """Files that were hashed before, and what `_state` was then: what has not changed since is not read again.
 
-    It is kept in the cache, for datasets may be read-only; it spares a start to read terabytes again. Use it as a
-    context: what was found good is kept at its end, also when the next file is not.
+    It is kept in the cache, for datasets may be read-only; it spares a start to read terabytes. What is added is kept
+    at the end, also when the next file is not good.
     """
-
-    def __init__(self, location: Location):
-        self._path = location.cache / f"validated.{location.digest}.json"
+    path = location.cache / f"validated.{location.digest}.json"
+    try:
+        files = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):  # absent or damaged: everything is hashed
+        files = {}
+    before = dict(files)
+    try:
+        yield files
+    finally:
         try:
-            self._files: dict[str, list[Any]] = dict(json.loads(self._path.read_text()))
-        except (OSError, ValueError, TypeError):  # absent or damaged: everything is hashed
-            self._files = {}
-        self._changed = False
-
-    def has(self, path: Path, expected: str) -> bool:
-        """Whether this file was found to have this hash."""
-        return path.exists() and self._files.get(path.name) == _state(path, expected)
-
-    def add(self, path: Path, expected: str) -> None:
-        self._files[path.name] = _state(path, expected)
-        self._changed = True
-
-    def __enter__(self) -> "KnownGood":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not self._changed:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, json.dumps(self._files))
+            if files != before:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(files))
         except OSError as problem:  # the next start reads everything again
             log.warning("data.cache (%s) cannot be written to, %s: shards are hashed at every start",
-                        self._path.parent, problem.strerror)  # fmt: skip
+                        path.parent, problem.strerror)  # fmt: skip
 
 
 def load_beside(location: Location) -> tuple[DatasetFacts, tuple[PromptEntry, ...], list[dict[str, Any]]]:
@@ -120,12 +109,14 @@ def shards_digest(location: Location) -> str:
     return xxhash.xxh64(json.dumps(held)).hexdigest()
 
 
-def check_shard(location: Location, shard: dict[str, Any], known_good: KnownGood) -> None:
+def check_shard(location: Location, shard: dict[str, Any], known: dict[str, Any]) -> None:
     """Check a shard's files on this machine.
 
     A local one that is compressed is unpacked beside it. A copy of a remote one that is not what the index says, of an
     earlier dataset perhaps, is removed: it is downloaded again.
 
+    Args:
+        known: see `known_good`.
     Raises:
         ConfigError: a file cannot be read or is damaged.
     """
@@ -134,17 +125,17 @@ def check_shard(location: Location, shard: dict[str, Any], known_good: KnownGood
     if location.is_remote:  # what an earlier run has downloaded and unpacked; the rest is validated as it arrives
         if path.exists():
             try:
-                _check_file(location, path, unpacked, "it is downloaded again", known_good)
+                _check_file(location, path, unpacked, "it is downloaded again", known)
             except ConfigError as problem:
                 log.warning("%s", problem)
                 path.unlink(missing_ok=True)
         return
     packed = shard["zip_data"]
     if packed:
-        _check_file(location, location.folder / packed["basename"], packed, "make the dataset again", known_good)
+        _check_file(location, location.folder / packed["basename"], packed, "make the dataset again", known)
         _unpack(location, location.folder / packed["basename"], path, shard["compression"])
     remedy = "delete it, it is unpacked again" if packed else "make the dataset again"
-    _check_file(location, path, unpacked, remedy, known_good)
+    _check_file(location, path, unpacked, remedy, known)
 
 
 def _unpack(location: Location, packed: Path, path: Path, compression: str) -> None:
@@ -162,16 +153,16 @@ def _unpack(location: Location, packed: Path, path: Path, compression: str) -> N
                 growing.write_bytes(decompress(compression, packed.read_bytes()))
 
 
-def _check_file(location: Location, path: Path, part: dict[str, Any], remedy: str, known_good: KnownGood) -> None:
+def _check_file(location: Location, path: Path, part: dict[str, Any], remedy: str, known: dict[str, Any]) -> None:
     expected = part["hashes"][HASH]
-    if known_good.has(path, expected):
+    if path.exists() and known.get(path.name) == _state(path, expected):
         return
     with system_errors(f"{location.field} ({path}) must be readable", f"; {remedy}"):
         found = hash_of(path)
     if found != expected:
         raise ConfigError(f"{location.field} ({path}) must have {HASH} {expected}, it has {found}: "
                           f"the file is corrupt or truncated; {remedy}")  # fmt: skip
-    known_good.add(path, expected)
+    known[path.name] = _state(path, expected)
 
 
 def hash_of(path: Path) -> str:

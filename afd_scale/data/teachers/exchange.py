@@ -1,5 +1,6 @@
 """Speaks to an OpenAI-compatible videos endpoint: at its pace, again after a failure, without a word of the key."""
 
+import math
 import random
 import time
 import warnings
@@ -121,8 +122,6 @@ class Exchange:
         problem: Exception | None = None
         for attempt in range(self._endpoint.attempts):
             self.back_off(attempt, problem)
-            if self.stop.is_set():
-                raise StoppedError
             try:
                 return exchange()
             except self._status_error as error:
@@ -144,20 +143,15 @@ class Exchange:
         raise self.gave_up(problem)
 
     def pace(self) -> None:
-        if self.stop.is_set():
-            raise StoppedError
-        if self._endpoint.requests_per_minute is None:
-            return
+        """Wait until another video may be asked for."""
         with self._pacing:
             begin = max(time.monotonic(), self._next_request)
-            self._next_request = begin + 60.0 / self._endpoint.requests_per_minute
+            self._next_request = begin + 60.0 / (self._endpoint.requests_per_minute or math.inf)
         self.pause(begin - time.monotonic())
 
     def back_off(self, attempt: int, problem: Exception | None) -> None:
         """Wait before an attempt that is not the first: longer each time, and at least as long as the server asks."""
-        if problem is None:
-            return
-        seconds = self._endpoint.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
+        seconds = self._endpoint.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0) if attempt else 0.0
         seconds = min(seconds, _LONGEST_BACKOFF_SECONDS)
         if isinstance(problem, self._status_error):
             asked_for = problem.response.headers.get("retry-after", "")
