@@ -67,11 +67,8 @@ def check_dataset(config: RunConfig) -> DatasetFacts:
 
 
 def check_copies(config: RunConfig) -> None:
-    """Check a machine's copies of the run's remote datasets, and bring what lies beside their shards up to date; call
-    it on one rank of each machine.
-
-    Raises:
-        ConfigError: names the first thing that is wrong.
+    """Check a machine's copies of the run's remote datasets, as `check_files` does, and bring what lies beside their
+    shards up to date; call it on one rank of each machine.
     """
     for location in locations(config):
         if location.is_remote:

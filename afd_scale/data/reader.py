@@ -36,7 +36,6 @@ class SampleStream:
         """Open the dataset; a collective.
 
         Args:
-            location: of a dataset that is checked.
             batch_field: the user's setting that is the global batch, for errors.
         Raises:
             ConfigError: the global batch or the canonical nodes do not divide among the ranks.
@@ -121,13 +120,7 @@ class TeacherStream:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        """Open the datasets; a collective.
-
-        Args:
-            config: whose datasets passed `check_dataset`.
-        Raises:
-            ConfigError: a batch or the canonical nodes do not divide among the ranks.
-        """
+        """Open the datasets of a config that passed `check_dataset`; raises what `SampleStream` does."""
         data, extra = config.data, extra_prompts(config)
         self._text_length = config.student.text_length
         self._teacher = SampleStream(teacher_data(config), config, data.global_batch, "data.global_batch")
@@ -153,16 +146,12 @@ class TeacherStream:
         return Batch(teacher, prompts_of(extra, self._text_length))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch drawn, the same on every rank, and what the order depends on."""
+        """As of `SampleStream`."""
         extra = {} if self._extra is None else {"extra_prompts": self._extra.state_dict()}
         return {**self._teacher.state_dict(), **extra}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue behind the last batch drawn when `state` was taken, on any number of ranks; on every rank.
-
-        Raises:
-            ConfigError: the order of samples is not the one that the state is a position of.
-        """
+        """As of `SampleStream`."""
         self._teacher.load_state_dict(state)
         if self._extra is not None:
             self._extra.load_state_dict(state.get("extra_prompts", {}))
@@ -208,7 +197,7 @@ class Ahead:
         return self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `TeacherStream`."""
+        """As of `SampleStream`."""
         if self._coming is not None:
             self._coming.result()
             self._coming = None

@@ -105,7 +105,6 @@ class DatasetFacts:
         """Read `dataset.json`.
 
         Args:
-            folder: of the dataset.
             field: the user's setting that names the folder, for the error.
         Raises:
             ConfigError: the file is absent, of another schema version, or damaged.

@@ -1,5 +1,6 @@
 """Whether the shards of a dataset are what was written."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,6 @@ from afd_scale.torchvision_ops import define_torchvision_ops
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 1 << 24
 _UNPACKING = ".unpacking.lock"  # in a dataset's folder, for jobs that start at once
 
 
@@ -167,11 +167,8 @@ def _check_file(location: Location, path: Path, part: dict[str, Any], remedy: st
 
 def hash_of(path: Path) -> str:
     """What a shard's file is known by, in the index."""
-    digest = xxhash.xxh64()
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh64).hexdigest()  # type: ignore[arg-type]  # typed for hashlib's own
 
 
 def _state(path: Path, expected: str) -> list[Any]:

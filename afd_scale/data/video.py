@@ -140,10 +140,8 @@ def _pixels(frame: Any, stream: Any, form: VideoForm) -> Frames:
         raise RejectedError(
             f"pixels ({float(ratio):g} times as wide as high) must be nearly square: the metadata is wrong"
         )
-    width = round(pixels.shape[1] * float(ratio))  # of square pixels
-    if frame.rotation % 180:
-        return fit(np.rot90(pixels, frame.rotation // 90), form, square=(width, pixels.shape[0]))
-    return fit(np.rot90(pixels, frame.rotation // 90), form, square=(pixels.shape[0], width))
+    square = (pixels.shape[0], round(pixels.shape[1] * float(ratio)))
+    return fit(np.rot90(pixels, frame.rotation // 90), form, square[::-1] if frame.rotation % 180 else square)
 
 
 def fit(pixels: Frames, form: VideoForm, square: tuple[int, int] | None = None) -> Frames:

@@ -60,9 +60,8 @@ def write_shard(
     """Write samples as one shard; a file of its name is there when it is complete.
 
     Args:
-        facts: of the dataset.
         folder: gains `shard.<number>.mds`, with a suffix where it is compressed.
-        compression: `zstd` or `none`.
+        compression: one of COMPRESSIONS.
     Raises:
         ValueError: a sample contradicts the facts, or one prompt_id has two prompts.
     """
@@ -144,7 +143,7 @@ def write_dataset(
         facts: `num_samples` is set to what was written.
         folder: does not exist yet.
         shard_bytes: of latents and text, before compression.
-        compression: `zstd` or `none`.
+        compression: one of COMPRESSIONS.
     Returns:
         The facts as written.
     Raises:

@@ -18,7 +18,7 @@ from typing import Any
 from afd_scale.codecs.codec import RejectedError
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip
-from afd_scale.data.teachers.exchange import AGAIN, Endpoint, Exchange, NotHadError, StoppedError, folded
+from afd_scale.data.teachers.exchange import AGAIN, Exchange, NotHadError, StoppedError, folded
 from afd_scale.data.teachers.journal import ASKED, ASKING, HAVE, LOST, NOT_MADE, REFUSED, Journal
 from afd_scale.data.video import check_video
 from afd_scale.files import replacing, system_errors
@@ -35,13 +35,11 @@ _NOT_TAKEN = (500, 503)  # the usual words for "not now": believed where the ser
 class Collector:
     """One pass over the requests, in threads."""
 
-    def __init__(self, endpoint: Endpoint, folder: Path, journal: Journal, key: str | None):
+    def __init__(self, exchange: Exchange, folder: Path, journal: Journal):
         """Args:
             folder: that the videos are kept in.
-            key: of the endpoint; it is written nowhere. None is for servers that want none.
         """  # fmt: skip
-        self._endpoint, self._folder, self._journal = endpoint, folder, journal
-        self._exchange = Exchange(endpoint, key)
+        self._exchange, self._endpoint, self._folder, self._journal = exchange, exchange.endpoint, folder, journal
         self._spending = Lock()
         self._of_prompt: dict[str, Lock] = defaultdict(Lock)  # a lost answer is looked for by its prompt
         self._prompts: set[str] = set()
@@ -210,13 +208,13 @@ class Collector:
         listed, mine = self._exchange.listed(), folded(clip.prompt)
         since = self._journal.last(clip.asked)["at"] - _CLOCKS_APART_SECONDS
         known = [video for video in listed if video.id in self._journal.ids]
-        new = [video for video in listed if video.prompt == mine and video not in known]
+        new = [video for video in listed if folded(video.prompt) == mine and video.id not in self._journal.ids]
         for video in new:
-            if video.created is None or video.created >= since:
+            if video.created_at is None or video.created_at >= since:
                 return video.id
         if new:
             raise ValueError("it shows an earlier video of this prompt, or its clock is far behind")
-        as_sent = [video.prompt in self._prompts for video in known or listed]
+        as_sent = [folded(video.prompt) in self._prompts for video in known or listed]
         if not (all(as_sent) if known else any(as_sent) or not listed):
             raise ValueError("it shows other prompts than were sent")
         return None

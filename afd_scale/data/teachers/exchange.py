@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Lock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from afd_scale.codecs.codec import RejectedError
 from afd_scale.config import ConfigError, one_line
@@ -53,14 +53,6 @@ class Endpoint:
     ask_again: bool = False
 
 
-class Listed(NamedTuple):
-    """A video in the server's list: its prompt folded, and when it was asked for by the server's clock, if it says."""
-
-    id: str
-    prompt: str
-    created: float | None
-
-
 class StoppedError(Exception):
     """The job ends; what is under way goes on when it is started again."""
 
@@ -85,26 +77,26 @@ class Exchange:
         self.videos = openai.OpenAI(
             base_url=endpoint.url, api_key=key or "none", max_retries=0, timeout=endpoint.exchange_seconds
         ).videos
-        self._endpoint, self._key = endpoint, key
+        self.endpoint, self._key = endpoint, key
         self.stop = Event()
         self._pacing = Lock()
         self._next_request = 0.0
 
-    def listed(self) -> list[Listed]:
-        """Every video of the server.
+    def listed(self) -> list[Any]:
+        """Every video of the server: id, prompt and, if it says, created_at by its clock.
 
         Raises:
             ValueError: its list is cut off, or shows no prompts.
             NotHadError, ConfigError: see `patiently`.
         """
-        found: dict[str, Listed] = {}
+        found: dict[str, Any] = {}
         after: dict[str, Any] = {}
         while True:
             page: Any = self.patiently(partial(self.videos.list, limit=_PAGE, **after))
             new = [video for video in page.data if video.id not in found]
             if not all(isinstance(video.prompt, str) for video in new):
                 raise ValueError("its videos have no prompt")
-            found |= {video.id: Listed(video.id, folded(video.prompt), video.created_at) for video in new}
+            found |= {video.id: video for video in new}
             more = page.has_more if page.has_more is not None else len(page.data) >= _PAGE
             if not more:
                 return list(found.values())
@@ -120,14 +112,14 @@ class Exchange:
             ConfigError: it does not answer, or refuses the key.
         """
         problem: Exception | None = None
-        for attempt in range(self._endpoint.attempts):
+        for attempt in range(self.endpoint.attempts):
             self.back_off(attempt, problem)
             try:
                 return exchange()
             except self._status_error as error:
                 problem = error
                 if error.status_code in (401, 403):
-                    raise ConfigError(f"url ({self._endpoint.url}) must take this key: it answers {error.status_code}, "
+                    raise ConfigError(f"url ({self.endpoint.url}) must take this key: it answers {error.status_code}, "
                                       f"{self.text(error)}") from None  # fmt: skip
                 final = error.status_code < 500 or error.status_code == 501  # not implemented
                 if final and error.status_code not in AGAIN:
@@ -146,12 +138,12 @@ class Exchange:
         """Wait until another video may be asked for."""
         with self._pacing:
             begin = max(time.monotonic(), self._next_request)
-            self._next_request = begin + 60.0 / (self._endpoint.requests_per_minute or math.inf)
+            self._next_request = begin + 60.0 / (self.endpoint.requests_per_minute or math.inf)
         self.pause(begin - time.monotonic())
 
     def back_off(self, attempt: int, problem: Exception | None) -> None:
         """Wait before an attempt that is not the first: longer each time, and at least as long as the server asks."""
-        seconds = self._endpoint.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0) if attempt else 0.0
+        seconds = self.endpoint.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0) if attempt else 0.0
         seconds = min(seconds, _LONGEST_BACKOFF_SECONDS)
         if isinstance(problem, self._status_error):
             asked_for = problem.response.headers.get("retry-after", "")
@@ -164,7 +156,7 @@ class Exchange:
             raise StoppedError
 
     def gave_up(self, problem: Exception) -> ConfigError:
-        return ConfigError(f"url ({self._endpoint.url}) must answer: {self._endpoint.attempts} attempts failed, "
+        return ConfigError(f"url ({self.endpoint.url}) must answer: {self.endpoint.attempts} attempts failed, "
                            f"the last with {self.text(problem)}; what was made stays, start again")  # fmt: skip
 
     def text(self, said: Any) -> str:

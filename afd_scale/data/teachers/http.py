@@ -12,14 +12,13 @@ from typing import Any
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.teachers.collector import Collector
-from afd_scale.data.teachers.exchange import Endpoint
+from afd_scale.data.teachers.exchange import Endpoint, Exchange
 from afd_scale.data.teachers.journal import HAVE, LOST, Journal
 from afd_scale.data.teachers.prompts import read_prompts
 from afd_scale.data.video import file_fingerprint, read_video
 from afd_scale.files import only_one, system_errors, write_text
 
 JOURNAL = "journal.jsonl"
-LISTED = "videos.jsonl"  # of the folder, with their prompts
 _NOBODY_KNOWS = "the teacher was asked and no answer came: it may have been paid for; --ask-again asks once more"
 
 
@@ -59,16 +58,16 @@ class HttpTeacher:
         with only_one(self.folder / ".lock", f"source ({self.folder}) must be filled by one process at a time"):
             try:
                 journal = Journal(self.folder / JOURNAL)
-                Collector(self.endpoint, self.folder, journal, self._key).collect(clips, on_video)
+                Collector(Exchange(self.endpoint, self._key), self.folder, journal).collect(clips, on_video)
             finally:
                 self._list_videos()
 
     def _list_videos(self) -> None:
-        """Prompts of what is there, as the folder teacher reads them."""
+        """What is there with its prompts, as the folder teacher reads them."""
         rows = [{"video": clip.video, "prompt": clip.prompt, "prompt_id": clip.prompt_id, "split": clip.split}
                 for clip in self.clips() if isinstance(clip, Clip)]  # fmt: skip
         with system_errors(f"source ({self.folder}) must have room"):
-            write_text(self.folder / LISTED, "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(self.folder / "videos.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def clips(self) -> list[Clip | Reject]:
         journal = Journal(self.folder / JOURNAL)

@@ -74,9 +74,8 @@ class Journal:
             self._take(entry)
 
     def _append(self, line: bytes) -> None:
-        with self._path.open("r+b" if self._path.exists() else "wb", buffering=0) as file:
+        with self._path.open("ab", buffering=0) as file:
             file.truncate(self._size)
-            file.seek(self._size)
             try:
                 if file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -8,7 +8,7 @@ import numpy as np
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.config import ConfigError
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.clips import Clip, Frames
+from afd_scale.data.clips import Clip, Frames, Teacher
 from afd_scale.data.toy_world import FRAME_SIZE, NUM_FRAMES, WORLD_VERSION, ToyPrompt, render_clips, toy_prompts
 
 FORM = VideoForm(frames=NUM_FRAMES, fps=8.0, height=FRAME_SIZE, width=FRAME_SIZE, colour="gray")
@@ -17,14 +17,12 @@ _CLIPS_AT_ONCE = 256
 _ORDER_STREAM = 0  # the toy world's own streams are 1 and 2
 
 
-class ProceduralTeacher:
+class ProceduralTeacher(Teacher):
     """Renders the clips of a source.
 
     Every prompt comes once, in a random order, before any comes again. The first n clips do not depend on
     `source.clips`.
     """
-
-    clips_at_once = 1 << 30  # rendering again costs nothing
 
     def __init__(self, source: ProceduralSource):
         self.source = source
@@ -39,9 +37,6 @@ class ProceduralTeacher:
             Clip(f"{position:06d}", prompt.sentence, prompt.prompt_id, position // cycle)
             for position, prompt in enumerate(self._order)
         ]
-
-    def fingerprint(self, clip: Clip) -> str:
-        return ""  # it follows from the settings
 
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
         if form != FORM:
