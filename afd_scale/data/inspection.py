@@ -15,7 +15,7 @@ from afd_scale.config import ConfigError, one_line
 from afd_scale.data.clips import Reject
 from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, parse_problem, problems
 from afd_scale.data.storage import Location, download
-from afd_scale.data.validate import contradictions, hash_of, load_beside, name_of
+from afd_scale.data.validate import contradictions, hash_of, load_beside
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 _REJECT = TypeAdapter(Reject)
@@ -41,7 +41,7 @@ def describe(location: Location) -> dict[str, Any]:
         "text_shape": facts.text_shape,
         "schema_version": facts.schema_version,
         "shards": len(shards),
-        "bytes": _bytes(shard["zip_data"] or shard["raw_data"] for shard in shards),
+        "bytes": _bytes(_written(shard) for shard in shards),
         "bytes_unpacked": _bytes(shard["raw_data"] for shard in shards),
         "rejects": None if reasons is None else len(reasons),
         "reasons": dict(Counter(reason.partition(":")[0] for reason in reasons or ()).most_common(5)),
@@ -63,7 +63,7 @@ def validate(location: Location, on_shard: Callable[[int, int], None] = lambda d
     prompts = {prompt.prompt_id: prompt.prompt for prompt in listed}
     seen: set[str] = set()
     for number, (begin, shard) in enumerate(_placed(shards), 1):
-        name = name_of(shard)
+        name = _written(shard)["basename"]
         try:
             for position, sample in enumerate(read_shard(location, shard), begin):
                 for problem in problems(sample, facts):
@@ -93,7 +93,8 @@ def samples_at(location: Location, positions: Sequence[int]) -> list[dict[str, A
             try:
                 rows += [row for at, row in enumerate(read_shard(location, shard), begin) if at in positions]
             except Exception as error:  # damage takes any form
-                raise ConfigError(f"{location.field} ({name_of(shard)}) cannot be shown: {_reason(error)}") from error
+                name = _written(shard)["basename"]
+                raise ConfigError(f"{location.field} ({name}) cannot be shown: {_reason(error)}") from error
     return rows
 
 
@@ -113,8 +114,8 @@ def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, 
     from streaming.base.format import reader_from_json
 
     with tempfile.TemporaryDirectory() as folder:
-        path = _file(location, name_of(shard), Path(folder))
-        _check_file(path, shard["zip_data"] or shard["raw_data"])
+        path = _file(location, _written(shard)["basename"], Path(folder))
+        _check_file(path, _written(shard))
         if shard["zip_data"]:
             packed, path = path, Path(folder) / shard["raw_data"]["basename"]
             path.write_bytes(decompress(shard["compression"], packed.read_bytes()))
@@ -127,6 +128,11 @@ def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, 
             raise ValueError(f"column_sizes ({shard['column_sizes']}) must be one for each of {shard['column_names']}")
         for position in range(held):
             yield reader[position]
+
+
+def _written(shard: dict[str, Any]) -> Any:
+    """The entry of a shard's file as it was written."""
+    return shard["zip_data"] or shard["raw_data"]
 
 
 def _file(location: Location, name: str, copies: Path) -> Path:

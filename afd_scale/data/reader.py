@@ -116,7 +116,7 @@ class SampleStream:
 class TeacherStream:
     """This rank's share of one step's batch after another: prompts with teacher videos, then extra prompts.
 
-    Every rank makes one and draws from it in step with the others; see `SampleStream`.
+    Every rank makes one and draws from it in step with the others; see `SampleStream`. Epochs are the videos'.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -124,14 +124,10 @@ class TeacherStream:
         data, extra = config.data, extra_prompts(config)
         self._text_length = config.student.text_length
         self._teacher = SampleStream(teacher_data(config), config, data.global_batch, "data.global_batch")
+        self.steps_per_epoch = self._teacher.steps_per_epoch
         self._extra = None
         if extra is not None:
             self._extra = SampleStream(extra, config, data.prompts_per_step, "data.prompts_per_step")
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches of an epoch of the teacher's videos."""
-        return self._teacher.steps_per_epoch
 
     def __iter__(self) -> "TeacherStream":
         return self

@@ -54,14 +54,13 @@ class SharedStream(Stream):
         location, files = self._location, [part.basename for part in shard.file_pairs[0] if part is not None]
         with cache_lock(location, files[0]) if location.is_remote else nullcontext():
             try:
-                size: int = super().prepare_shard(shard)
+                return super().prepare_shard(shard)
             except Exception as error:  # every storage has its own
                 for name in files if location.is_remote else ():
                     (location.folder / name).unlink(missing_ok=True)
                 reason = one_line(f"{type(error).__name__}: {error}")
                 raise LostInputError(f"{location.field} ({location.shards}) must have its shard {files[0]} as it was "
                                      f"written: {reason}") from error  # fmt: skip
-            return size
 
 
 class NumberedDataset(StreamingDataset):

@@ -96,12 +96,6 @@ def contradictions(
             yield f"{PROMPTS_FILE}: must name samples from 0 to {held - 1}, {prompt.prompt_id} names {prompt.sample}"
 
 
-def name_of(shard: dict[str, Any]) -> str:
-    """Of the file of a shard as it was written."""
-    name: str = (shard["zip_data"] or shard["raw_data"])["basename"]
-    return name
-
-
 def shards_digest(location: Location) -> str:
     """Names what the shards of a checked dataset hold: another order or other samples have another one."""
     index = json.loads((location.folder / INDEX_FILE).read_text())
