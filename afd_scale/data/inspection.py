@@ -139,10 +139,7 @@ def _file(location: Location, name: str, copies: Path) -> Path:
     """A file of a dataset; of a remote one a copy."""
     if not location.is_remote:
         return location.folder / name
-    try:
-        download(location, name, copies / name)
-    except Exception as error:  # every storage has its own
-        raise ValueError(f"cannot be downloaded: {error}") from error
+    download(location, name, copies / name)
     return copies / name
 
 

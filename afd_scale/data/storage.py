@@ -102,23 +102,23 @@ def fetch_facts(location: Location, *, again: bool = True) -> None:
         for name in (INDEX_FILE, PROMPTS_FILE, FACTS_FILE):
             path = location.folder / name
             if again or not path.exists():
-                try:  # another job of this machine may be reading the present one
-                    with replacing(path) as partial:
-                        download(location, name, partial)
-                except Exception as error:  # every storage has its own
-                    reason = one_line(f"{type(error).__name__}: {error}")
-                    raise ConfigError(f"{location.field} ({location.remote}) must be a readable MDS dataset with "
-                                      f"{FACTS_FILE}: {reason}") from error  # fmt: skip
+                with replacing(path) as partial:  # another job of this machine may be reading the present one
+                    download(location, name, partial)
 
 
 def download(location: Location, name: str, path: Path) -> None:
-    """Copy a file of a remote dataset; every storage has exceptions of its own."""
+    """Copy a file of a remote dataset; ConfigError where it cannot be had."""
     define_torchvision_ops()
     from streaming.base.storage import CloudDownloader
 
     assert location.remote is not None
     source = f"{location.remote.rstrip('/')}/{name}"
-    CloudDownloader.get(source).download(source, str(path), DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        CloudDownloader.get(source).download(source, str(path), DOWNLOAD_TIMEOUT_SECONDS)
+    except Exception as error:  # every storage has its own
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ConfigError(f"{location.field} ({location.remote}) must be a readable MDS dataset with {name}: {reason}"
+                          ) from error  # fmt: skip
 
 
 @contextmanager

@@ -109,8 +109,6 @@ def check_shard(location: Location, shard: dict[str, Any], known: dict[str, Any]
     A local one that is compressed is unpacked beside it. A copy of a remote one that is not what the index says, of an
     earlier dataset perhaps, is removed: it is downloaded again.
 
-    Args:
-        known: see `known_good`.
     Raises:
         ConfigError: a file cannot be read or is damaged.
     """

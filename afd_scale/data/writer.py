@@ -100,12 +100,10 @@ def finish_dataset(
 
     Args:
         shards: in their order.
-        facts: `num_samples` is set to what is there.
+        facts: are returned with `num_samples` set to what is there.
         growing: holds the shards' files and nothing else of a name that datasets have.
         folder: does not exist.
         field: the user's setting that names the folder, for errors.
-    Returns:
-        The facts as written.
     Raises:
         ConfigError: the folder exists.
         ValueError: there is no sample, or one prompt_id has two prompts.
@@ -140,12 +138,10 @@ def write_dataset(
 
     Args:
         samples: of the facts' shapes and teacher.
-        facts: `num_samples` is set to what was written.
+        facts: are returned with `num_samples` set to what was written.
         folder: does not exist yet.
         shard_bytes: of latents and text, before compression.
         compression: one of COMPRESSIONS.
-    Returns:
-        The facts as written.
     Raises:
         ConfigError: the folder exists or cannot be made.
         ValueError: there is no sample, a sample contradicts the facts, or one prompt_id has two prompts.

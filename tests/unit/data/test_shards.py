@@ -538,7 +538,7 @@ def test_copies_are_a_machines_own_and_what_is_known_of_local_shards_is_everybod
 def test_absent_remote_dataset(tmp_path: Path) -> None:
     config = run_config(f"file://{tmp_path}/absent", cache=tmp_path / "cache")
     with pytest.raises(
-        ConfigError, match=r"^data\.shards .* must be a readable MDS dataset with dataset\.json"
+        ConfigError, match=r"^data\.shards .* must be a readable MDS dataset with index\.json: "
     ) as caught:
         check_dataset(config)
     one_line(caught)
