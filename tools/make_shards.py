@@ -29,7 +29,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import ValidationError
 
 from afd_scale.codecs.codec import Codec, VideoForm
 from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
@@ -123,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
             run(options, launched, processes)
     except ValueError as error:
         if launched is None or launched.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {parse_problem(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from what is finished", file=sys.stderr)
@@ -188,11 +187,7 @@ def codec_of(options: argparse.Namespace, form: VideoForm, launched: Launched) -
 
 def teacher_of(options: argparse.Namespace) -> Teacher:
     if options.teacher == "procedural":
-        try:
-            source = ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed)
-        except ValidationError as error:
-            raise ConfigError(parse_problem(error)) from error
-        return ProceduralTeacher(source)
+        return ProceduralTeacher(ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed))
     if options.teacher == "none":
         return PromptsAlone(given(options, "prompts", "with teacher none: they are all there is"))
     given(options, "source", f"with teacher {options.teacher}: the folder of its videos")

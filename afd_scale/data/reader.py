@@ -160,16 +160,14 @@ class TeacherStream:
 
 
 class Ahead:
-    """A stream that draws its next batch while the last one is trained on.
+    """A stream that draws its next batch while the last one is trained on; pinned, into memory that a GPU copies from
+    by itself.
 
     Attributes:
         waited_seconds: for batches, in all.
     """
 
     def __init__(self, stream: TeacherStream, pinned: bool):
-        """Args:
-            pinned: batches lie in memory that a GPU copies from by itself.
-        """  # fmt: skip
         self._stream, self._pinned = stream, pinned
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="data")
         self._coming: Future[tuple[Batch, dict[str, Any]]] | None = None

@@ -33,12 +33,9 @@ _NOT_TAKEN = (500, 503)  # the usual words for "not now": believed where the ser
 
 
 class Collector:
-    """One pass over the requests, in threads."""
+    """One pass over the requests, in threads; videos are kept in `folder`."""
 
     def __init__(self, exchange: Exchange, folder: Path, journal: Journal):
-        """Args:
-            folder: that the videos are kept in.
-        """  # fmt: skip
         self._exchange, self._endpoint, self._folder, self._journal = exchange, exchange.endpoint, folder, journal
         self._spending = Lock()
         self._of_prompt: dict[str, Lock] = defaultdict(Lock)  # a lost answer is looked for by its prompt

@@ -62,12 +62,9 @@ class NotHadError(Exception):
 
 
 class Exchange:
-    """A client of one endpoint; threads may share it."""
+    """A client of one endpoint; threads may share it. The key is written nowhere; None is for servers without one."""
 
     def __init__(self, endpoint: Endpoint, key: str | None):
-        """Args:
-            key: of the endpoint; it is written nowhere. None is for servers that want none.
-        """  # fmt: skip
         import openai
 
         # OpenAI closed its own video model in 2026 and marked these calls as deprecated (3.54); others speak them.
