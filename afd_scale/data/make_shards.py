@@ -173,9 +173,8 @@ def _prepare(job: ShardJob, facts: DatasetFacts, parts: int, alone: ExitStack) -
     for left_over in job.growing.glob(".*.incomplete"):
         shutil.rmtree(left_over, ignore_errors=True)
     for path in [*job.records.glob("part.*.json"), *job.growing.glob("shard.*")]:
-        number = int(path.name.split(".")[1])
-        if number >= parts:
-            _drop(job, number)
+        if int(path.name.split(".")[1]) >= parts:
+            path.unlink()
 
 
 def _make_parts(
@@ -204,7 +203,9 @@ def _make_part(job: ShardJob, facts: DatasetFacts, number: int, part: Clips, on_
     digest = _digest(part, *prints)
     if _record(job, number).exists() and _recorded(job, number)[0] == digest:
         return
-    _drop(job, number)
+    _record(job, number).unlink(missing_ok=True)  # first, for what has one counts as made
+    for left_over in job.growing.glob(f"shard.{number:05d}.*"):
+        left_over.unlink()
     rejects: list[Reject] = []
 
     def samples() -> Iterator[PromptSample]:
@@ -299,10 +300,3 @@ def _recorded(job: ShardJob, number: int) -> tuple[str, Shard]:
     """Of a part that is made: what it was made of, and what it holds."""
     record = json.loads(_record(job, number).read_text())
     return record["digest"], _SHARD.validate_python(record["shard"])
-
-
-def _drop(job: ShardJob, number: int) -> None:
-    """Remove a part or what is there of it; its record first, for what has one counts as made."""
-    _record(job, number).unlink(missing_ok=True)
-    for file in job.growing.glob(f"shard.{number:05d}.*"):
-        file.unlink(missing_ok=True)

@@ -114,14 +114,12 @@ class Exchange:
             try:
                 return exchange()
             except self._status_error as error:
-                problem = error
-                if error.status_code in (401, 403):
-                    raise ConfigError(f"url ({self.endpoint.url}) must take this key: it answers {error.status_code}, "
-                                      f"{self.text(error)}") from None  # fmt: skip
-                final = error.status_code < 500 or error.status_code == 501  # not implemented
-                if final and error.status_code not in AGAIN:
-                    raise NotHadError("the server must still have the teacher's video: it answers "
-                                      f"{error.status_code}, {self.text(error)}") from None  # fmt: skip
+                problem, status = error, error.status_code
+                answer = f"it answers {status}, {self.text(error)}"
+                if status in (401, 403):
+                    raise ConfigError(f"url ({self.endpoint.url}) must take this key: {answer}") from None
+                if (status < 500 or status == 501) and status not in AGAIN:  # 501 is not implemented
+                    raise NotHadError(f"the server must still have the teacher's video: {answer}") from None
             except ConfigError:
                 raise
             except Exception as error:  # a connection that breaks in the middle has an error of the layer below
