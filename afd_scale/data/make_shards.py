@@ -209,12 +209,12 @@ def _make_part(job: ShardJob, facts: DatasetFacts, number: int, part: Clips, on_
     rejects: list[Reject] = []
 
     def samples() -> Iterator[PromptSample]:
-        for position, (clip, frames) in enumerate(_read_ahead(job, part), start=1):
+        for position, (clip, reading) in enumerate(_read_ahead(job, part), start=1):
             if isinstance(clip, Reject):
                 rejects.append(clip)
             else:
                 try:
-                    yield _sample(job, clip, frames.result())
+                    yield _sample(job, clip, reading)
                 except RejectedError as error:
                     rejects.append(Reject(clip.video, clip.prompt, str(error)))
             on_clip(position)
@@ -235,9 +235,10 @@ def encode_frames(codec: Codec, frames: Frames) -> NDArray[np.float16]:
     return to_float16(codec.encode(to_unit(frames)[None])[0], "latents")
 
 
-def _sample(job: ShardJob, clip: Clip, frames: Frames | None) -> PromptSample:
+def _sample(job: ShardJob, clip: Clip, reading: Future[Frames | None]) -> PromptSample:
     meta = {"video": clip.video, "index": clip.index, "split": clip.split}
     sample = PromptSample(clip.prompt, clip.prompt_id, job.codec.embed(clip.prompt), meta)
+    frames = reading.result()
     if job.form is None or frames is None:
         return sample
     latents = encode_frames(job.codec, frames)

@@ -116,7 +116,10 @@ class SampleStream:
 class TeacherStream:
     """This rank's share of one step's batch after another: prompts with teacher videos, then extra prompts.
 
-    Every rank makes one and draws from it in step with the others; see `SampleStream`. Epochs are the videos'.
+    Every rank makes one and draws from it in step with the others; see `SampleStream`.
+
+    Attributes:
+        steps_per_epoch: global batches of an epoch of the teacher's videos.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -160,8 +163,9 @@ class TeacherStream:
 
 
 class Ahead:
-    """A stream that draws its next batch while the last one is trained on; pinned, into memory that a GPU copies from
-    by itself.
+    """A stream that draws its next batch while the last one is trained on.
+
+    A `pinned` one lays batches into memory that a GPU copies from by itself.
 
     Attributes:
         waited_seconds: for batches, in all.

@@ -182,7 +182,7 @@ def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
 
 
 def parse_problem(error: Exception) -> str:
-    """What the first thing is that was wrong with a file, in one line."""
+    """What is wrong with a file or a value, the first thing of it, in one line."""
     if isinstance(error, ValidationError) and (first := error.errors()[0])["loc"]:
         return f"{'.'.join(map(str, first['loc']))} ({reprlib.repr(first['input'])}): {first['msg']}"
     return one_line(error)

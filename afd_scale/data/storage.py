@@ -130,8 +130,8 @@ def cache_lock(location: Location, file: str | None = None) -> Iterator[None]:
     Raises:
         ConfigError: the cache cannot be written to.
     """
+    number = "" if file is None else f".{zlib.crc32(file.encode()) % _SHARD_LOCKS}"
     with system_errors(f"data.cache ({location.cache}) must be a folder that can be written to"):
         location.folder.mkdir(parents=True, exist_ok=True)
-    number = "" if file is None else f".{zlib.crc32(file.encode()) % _SHARD_LOCKS}"
-    with FileLock(location.folder / f".lock{number}"):
-        yield
+        with FileLock(location.folder / f".lock{number}"):
+            yield
