@@ -132,7 +132,7 @@ import streaming
 slow = tests.job(Path(sys.argv[1]), Path(sys.argv[2]))
 read = slow.teacher.frames
 def frames(clip, form):
-    time.sleep(0.15)
+    time.sleep(0.3)
     return read(clip, form)
 slow.teacher.frames = frames
 print("begin", flush=True)
