@@ -45,6 +45,11 @@ class Prompts:
     def __getitem__(self, rows: slice) -> "Prompts":
         return Prompts(self.texts[rows], self.ids[rows], self.keys[rows], self.embeddings[rows])
 
+    def take(self, rows: Sequence[int], keys: Sequence[int]) -> "Prompts":
+        """Some of them, as often as they are named, under other keys."""
+        texts, ids = (tuple(column[row] for row in rows) for column in (self.texts, self.ids))
+        return Prompts(texts, ids, tuple(keys), self.embeddings[list(rows)])
+
     def __add__(self, other: "Prompts") -> "Prompts":
         embeddings = torch.cat([self.embeddings, other.embeddings])
         return Prompts(self.texts + other.texts, self.ids + other.ids, self.keys + other.keys, embeddings)

@@ -49,12 +49,14 @@ class Codec(Protocol):
 
     Attributes:
         name: of the latents it makes, in the dataset's facts.
+        spatial: pixels along a latent's side.
         colour: of the frames it takes.
         text_shape: (T, E) of an embedding with its padding.
         provenance: what the latents and embeddings follow from, JSON.
     """
 
     name: str
+    spatial: int
     provenance: dict[str, Any]
     colour: Literal["gray", "rgb24"]
     text_shape: tuple[int, int]
@@ -65,6 +67,10 @@ class Codec(Protocol):
         Raises:
             ConfigError: videos of this form cannot be encoded.
         """
+        ...
+
+    def frames(self, latent_frames: int) -> int:
+        """Frames of a video of so many latent frames."""
         ...
 
     def encode(self, pixels: Tensor) -> Tensor:

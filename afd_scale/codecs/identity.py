@@ -24,7 +24,7 @@ class IdentityCodec:
     A channel is (frame, row, column) within its patch, the column fastest.
 
     Attributes:
-        name, colour, text_shape, provenance: as of any `Codec`.
+        name, spatial, colour, text_shape, provenance: as of any `Codec`.
     """
 
     colour: Literal["gray", "rgb24"] = "gray"
@@ -33,7 +33,7 @@ class IdentityCodec:
         self, frames: int = FRAMES, pixels: int = PIXELS, *, text_shape: tuple[int, int] = TEXT_SHAPE,
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
-        self._frames, self._pixels = frames, pixels
+        self._frames, self.spatial = frames, pixels
         self._channels = frames * pixels**2
         self._device = torch.device(device)
         self.name = f"{NAME}:{frames}x{pixels}x{pixels}"
@@ -56,6 +56,10 @@ class IdentityCodec:
             raise ConfigError(f"colour ({form.colour}) must be {self.colour}: {self.name} takes one channel")
         return self._latent_shape(form.frames, form.height, form.width)
 
+    def frames(self, latent_frames: int) -> int:
+        """Frames of a video of so many latent frames."""
+        return latent_frames * self._frames
+
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, T, 1, H, W) pixels to (B, F, C, H', W') latents.
 
@@ -65,7 +69,7 @@ class IdentityCodec:
         if pixels.ndim != 5 or pixels.shape[2] != 1:
             raise ConfigError(f"pixels.shape {tuple(pixels.shape)} must be (B, T, 1, H, W): {self.name} takes grey")
         self._latent_shape(pixels.shape[1], *pixels.shape[3:])
-        video, side = pixels.to(self._device, torch.float32).squeeze(2), (-1, self._pixels)
+        video, side = pixels.to(self._device, torch.float32).squeeze(2), (-1, self.spatial)
         patches = video.unflatten(3, side).unflatten(2, side).unflatten(1, (-1, self._frames))
         return patches.permute(0, 1, 2, 4, 6, 3, 5).flatten(2, 4)
 
@@ -78,7 +82,7 @@ class IdentityCodec:
         if latents.ndim != 5 or latents.shape[2] != self._channels:
             raise ConfigError(f"latents.shape {tuple(latents.shape)} must be (B, F, {self._channels}, H, W): "
                               f"a channel is one pixel of {self.name}")  # fmt: skip
-        patch = (self._frames, self._pixels, self._pixels)
+        patch = (self._frames, self.spatial, self.spatial)
         patches = latents.to(self._device, torch.float32).unflatten(2, patch)
         return patches.permute(0, 1, 2, 5, 3, 6, 4).flatten(5, 6).flatten(3, 4).flatten(1, 2).unsqueeze(2)
 
@@ -108,11 +112,11 @@ class IdentityCodec:
 
     def _latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         for name, size, patch in (
-            ("frames", frames, self._frames), ("height", height, self._pixels), ("width", width, self._pixels),
+            ("frames", frames, self._frames), ("height", height, self.spatial), ("width", width, self.spatial),
         ):  # fmt: skip
             if size % patch:
                 raise ConfigError(f"{name} ({size}) must be divisible by {patch}: {self.name} takes whole patches")
-        return frames // self._frames, self._channels, height // self._pixels, width // self._pixels
+        return frames // self._frames, self._channels, height // self.spatial, width // self.spatial
 
 
 def _largest_divisor(limit: int, *sizes: int) -> int:

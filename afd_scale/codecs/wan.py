@@ -43,7 +43,7 @@ class WanCodec:
     """Turns pixels into the latents that Wan's transformer works on, and prompts into the text it attends to.
 
     Attributes:
-        name, colour, text_shape, provenance: as of any `Codec`.
+        name, spatial, colour, text_shape, provenance: as of any `Codec`.
     """
 
     colour: Literal["gray", "rgb24"] = "rgb24"
@@ -79,8 +79,8 @@ class WanCodec:
         self._check_files()
         self._vae_config = self._read_vae_config()
         self._temporal = int(self._vae_config["scale_factor_temporal"])
-        self._spatial = int(self._vae_config["scale_factor_spatial"])
-        self.name = f"{NAME}:{self._temporal}x{self._spatial}x{self._spatial}"
+        self.spatial = int(self._vae_config["scale_factor_spatial"])
+        self.name = f"{NAME}:{self._temporal}x{self.spatial}x{self.spatial}"
         self._vocabulary, text_dim = self._read_text_sizes()
         self.text_shape = (text_length, text_dim)
         self.provenance: dict[str, Any] = {
@@ -98,6 +98,10 @@ class WanCodec:
         if form.colour != self.colour:
             raise ConfigError(f"colour ({form.colour}) must be {self.colour}: Wan's VAE takes colour")
         return self._latent_shape(form.frames, form.height, form.width)
+
+    def frames(self, latent_frames: int) -> int:
+        """Frames of a video of so many latent frames: the first gives one."""
+        return 1 + (latent_frames - 1) * self._temporal
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -224,7 +228,7 @@ class WanCodec:
         return (latents.to(self._device, torch.float32).transpose(1, 2) * std + mean).to(self._vae_dtype)
 
     def _frame_pixels(self, latents: Tensor) -> int:
-        return latents.shape[-2] * latents.shape[-1] * self._spatial**2
+        return latents.shape[-2] * latents.shape[-1] * self.spatial**2
 
     def _set_tiling(self, pixels: int) -> None:
         if pixels > self._whole_frame_pixels:
@@ -238,13 +242,13 @@ class WanCodec:
             raise ConfigError(f"frames ({frames}) must be 1 + a multiple of {self._temporal}: the VAE takes the first "
                               f"alone; the nearest are {below} and {below + self._temporal}")  # fmt: skip
         for name, size in (("height", height), ("width", width)):
-            if size % self._spatial:
-                below = size - size % self._spatial
-                nearest = f"{below} and {below + self._spatial}" if below else str(self._spatial)
-                raise ConfigError(f"{name} ({size}) must be a multiple of {self._spatial}: a latent of Wan's VAE is so "
+            if size % self.spatial:
+                below = size - size % self.spatial
+                nearest = f"{below} and {below + self.spatial}" if below else str(self.spatial)
+                raise ConfigError(f"{name} ({size}) must be a multiple of {self.spatial}: a latent of Wan's VAE is so "
                                   f"many pixels wide; the nearest: {nearest}")  # fmt: skip
         channels = int(self._vae_config["z_dim"])
-        return 1 + (frames - 1) // self._temporal, channels, height // self._spatial, width // self._spatial
+        return 1 + (frames - 1) // self._temporal, channels, height // self.spatial, width // self.spatial
 
     def _check_files(self) -> None:
         folder = Path(self._models)

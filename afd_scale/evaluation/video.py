@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from afd_scale.codecs.codec import VideoForm
+from afd_scale.data.video import read_video
 from afd_scale.files import replacing
 
 if TYPE_CHECKING:
@@ -37,22 +41,41 @@ _Label = tuple[float, float, str, float, str]  # x, baseline y from the top, tex
 
 
 def write_mp4(frames: FrameArray, path: Path, fps: float, title: str = "") -> None:
-    """Write one H.264 video (yuv420p); the file appears only when it is complete.
+    """Write one video; see `writing_mp4`.
 
     Args:
-        frames: uint8 (F, H, W) or (F, H, W, 3). An odd height or width gains one repeated row or column.
-        title: kept in the file, `read_title` finds it.
+        frames: uint8 (F, H, W) or (F, H, W, 3).
     """
-    video = _even(_rgb(frames, 4))
+    with writing_mp4(path, fps, title=title) as write:
+        write(frames)
+
+
+@contextmanager
+def writing_mp4(path: Path, fps: float, title: str = "", comment: str = "") -> Iterator[Callable[[FrameArray], None]]:
+    """Write one H.264 video (yuv420p) frame by frame; the file appears when the block ends well.
+
+    Args:
+        fps: frames per second.
+        title: kept in the file, `read_title` finds it.
+        comment: kept too.
+    Yields:
+        Takes the next frames, uint8 (F, H, W), (F, H, W, 1) or (F, H, W, 3). An odd height or width gains one repeated
+        row or column.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, av.open(partial, "w", format="mp4") as container:
-        container.metadata["title"] = title
-        rate = Fraction(fps).limit_denominator(1000)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": CRF})
-        stream.height, stream.width = video.shape[1:3]
+        container.metadata.update({"title": title, "comment": comment})
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": CRF})
         stream.pix_fmt = "yuv420p"
-        for frame in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+        def write(frames: FrameArray) -> None:
+            video = _even(_rgb(frames, 4))
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = video.shape[1:3]
+            for frame in video:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+        yield write
         container.mux(stream.encode(None))
 
 
@@ -120,11 +143,26 @@ def write_comparison_mp4(
         write_mp4(video, folder / f"{row:02d}_{name}.mp4", fps, title=caption)
 
 
+def write_contact_sheet(videos: Mapping[Path, str], form: VideoForm, path: Path) -> None:
+    """Write one png of files that were written in one form: a row for each, with its prompt.
+
+    Args:
+        videos: file to prompt.
+    """
+    shrink = max(1, -(-max(form.height, form.width) // STRIP_FRAME_SIZES[1]))
+    shown = min(form.frames, 8)
+    small = replace(form, frames=shown, fps=form.fps * shown / form.frames, height=form.height // shrink,
+                    width=form.width // shrink, aspect="stretch", colour="rgb24")  # fmt: skip
+    write_grid({"": np.stack([read_video(video, small) for video in videos])}, list(videos.values()), path)
+
+
 def _rgb(frames: FrameArray, ndim: int) -> FrameArray:
     """Repeat grey frames into three channels; `ndim` counts the axes with the channels."""
     if frames.dtype == np.uint8 and frames.size:
         if frames.ndim == ndim - 1:
             return np.repeat(frames[..., None], 3, axis=-1)
+        if frames.ndim == ndim and frames.shape[-1] == 1:
+            return np.repeat(frames, 3, axis=-1)
         if frames.ndim == ndim and frames.shape[-1] == 3:
             return frames
     axes = ("N, " if ndim == 5 else "") + "F, H, W"

@@ -47,6 +47,11 @@ class Ranks:
         return self.size // self.sequence
 
     @property
+    def leads_sequence(self) -> bool:
+        """The first of the ranks that share a video."""
+        return self.rank % self.sequence == 0
+
+    @property
     def is_main(self) -> bool:
         """The rank that writes files and talks to the user."""
         return self.rank == 0
@@ -72,7 +77,8 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier()
+        if self.size > 1:
+            dist.barrier()
 
     def broadcast(self, value: Any) -> Any:
         """The main rank's picklable value, on all ranks."""
@@ -94,7 +100,7 @@ class Ranks:
                 _wait(dist.P2POp(dist.irecv, share, rank))
                 shares.append(share.cpu())
             return torch.cat(shares)
-        if self.rank % self.sequence == 0:
+        if self.leads_sequence:
             _wait(dist.P2POp(dist.isend, x, 0))
         return None
 

@@ -19,15 +19,18 @@ from afd_scale.protocols import Policy
 
 @dataclass(frozen=True)
 class Noise:
-    """What a rollout starts from and is noised with again; a given first chunk would stand here too.
+    """What a rollout starts from and is noised with again.
 
     Attributes:
         initial: (B, F, C, H, W).
         again: (S - 1, B, F, C, H, W), fresh after each step but the last.
+        given: (B, f, C, H, W) clean latents of the first chunks, which are not generated: an image or a video to go on
+            from; None where all are generated.
     """
 
     initial: Tensor
     again: Tensor
+    given: Tensor | None = None
 
     def __getitem__(self, frames: slice) -> "Noise":
         return Noise(self.initial[:, frames], self.again[:, :, frames])
@@ -72,10 +75,15 @@ class Sampler:
             text: (B, T, E) embeddings.
         """
         frames, chunk_frames = noise.initial.shape[1], self.config.chunk_frames
+        given = 0 if noise.given is None else noise.given.shape[1]
+        assert given % chunk_frames == 0, "what is given is whole chunks"
         cache = policy.new_cache(frames)
         for start in range(0, frames, chunk_frames):
-            sigmas = self.sigmas if start else self.first_sigmas
-            chunk = _denoise(policy, text, noise[start : start + chunk_frames], sigmas, cache)
+            here = slice(start, start + chunk_frames)
+            if noise.given is not None and start < given:
+                chunk = noise.given[:, here]
+            else:
+                chunk = _denoise(policy, text, noise[here], self.sigmas if start else self.first_sigmas, cache)
             yield chunk
             if start + chunk_frames < frames:
                 policy(chunk, chunk.new_zeros(chunk.shape[:2], dtype=torch.float32), text, cache=cache)

@@ -1,0 +1,153 @@
+"""What is asked of a student: prompts with their embeddings, the first chunks that are given, the files' names."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
+from afd_scale.codecs.conversions import to_unit
+from afd_scale.config import ConfigError
+from afd_scale.config.models import StudentConfig
+from afd_scale.config.sampler import SamplerConfig
+from afd_scale.data.clips import Frames, Reject
+from afd_scale.data.inspection import samples_at
+from afd_scale.data.reader import prompts_of
+from afd_scale.data.schema import DatasetFacts
+from afd_scale.data.storage import Location
+from afd_scale.data.teachers.prompts import prompt_id_of, read_prompts
+from afd_scale.data.validate import load_beside
+from afd_scale.data.video import fit, read_video
+from afd_scale.generation.generate import Request
+from afd_scale.types import Prompts
+
+LAYOUTS = ("plain", "vbench")
+_NAME_BYTES = 250  # of a file, its suffix aside; file systems take 255
+
+
+def prompts_of_file(path: Path) -> list[str]:
+    """The prompts of a .jsonl, .csv or .txt file, each once.
+
+    Raises:
+        ConfigError: the file cannot be read, or a row cannot be used.
+    """
+    rows = read_prompts(path)
+    for row in rows:
+        if isinstance(row, Reject):
+            raise ConfigError(f"prompts ({path}): {row.video}: {row.reason}")
+    return list(dict.fromkeys(row.prompt for row in rows if not isinstance(row, Reject)))
+
+
+@dataclass(frozen=True)
+class DatasetPrompts:
+    """The prompts of a dataset, each once, and the dataset's facts."""
+
+    prompts: Prompts
+    facts: DatasetFacts
+
+
+def read_dataset(location: Location, split: str | None, student: StudentConfig) -> DatasetPrompts:
+    """Prompts as a dataset has them embedded; of its shards those are read that hold a prompt's first sample.
+
+    Raises:
+        ConfigError: the dataset cannot be read, has no such split, or embeddings of another width.
+    """
+    facts, listed, _ = load_beside(location)
+    positions = sorted(prompt.sample for prompt in listed if split in (None, prompt.split))
+    if not positions:
+        raise ConfigError(f"split ({split}) must be one of {sorted({str(p.split) for p in listed} - {'None'})}, the "
+                          f"splits of {location.shards}")  # fmt: skip
+    if facts.text_shape[1] != student.text_dim or facts.text_shape[0] > student.text_length:
+        raise ConfigError(f"dataset ({location.shards}) must have text of at most {student.text_length} rows of "
+                          f"{student.text_dim}, as the student reads: it has {facts.text_shape}")  # fmt: skip
+    rows = [{**row, "sample": at} for at, row in zip(positions, samples_at(location, positions), strict=True)]
+    return DatasetPrompts(prompts_of(rows, student.text_length), facts)
+
+
+def embedded(texts: Sequence[str], codec: Codec, student: StudentConfig) -> Prompts:
+    """Prompts with their embeddings, padded to the student's text length.
+
+    Raises:
+        ConfigError: a prompt cannot be embedded, or not for this student.
+    """
+    text_length, text_dim = student.text_length, student.text_dim
+    if codec.text_shape[1] != text_dim:
+        raise ConfigError(f"models must give embeddings of {text_dim} numbers, as student.text_dim says: "
+                          f"{codec.name} gives {codec.text_shape[1]}")  # fmt: skip
+    embeddings = torch.zeros(len(texts), text_length, text_dim)
+    for row, text in zip(embeddings, texts, strict=True):
+        try:
+            rows = codec.embed(text)[:text_length]
+        except RejectedError as error:
+            raise ConfigError(f"prompt ({text}): {error}") from error
+        row[: len(rows)] = torch.from_numpy(rows.astype(np.float32))
+    return Prompts(tuple(texts), tuple(map(prompt_id_of, texts)), tuple(range(len(texts))), embeddings)
+
+
+def requests_of(texts: Sequence[str], num_videos: int, out: Path, layout: str) -> list[Request]:
+    """A request for each video, prompt by prompt.
+
+    Args:
+        layout: `plain` numbers the files; `vbench` names them `<prompt>-<number>.mp4`, as VBench looks for them.
+    Raises:
+        ConfigError: a name is no file's.
+    """
+    requests = []
+    for prompt, text in enumerate(texts):
+        for number in range(num_videos):
+            if layout == "vbench":
+                name = f"{text}-{number}"
+                if "/" in name or len(name.encode()) > _NAME_BYTES:
+                    raise ConfigError(f"prompt ({text}) must name a file with layout vbench: it is too long or has a /")
+            else:
+                slug = re.sub(r"\W+", "-", text.lower())[:60].strip("-")
+                name = f"{prompt:04d}_{slug}" + (f"_{number}" if num_videos > 1 else "")
+            requests.append(Request(prompt, prompt * num_videos + number, out / f"{name}.mp4"))
+    return requests
+
+
+def whole_chunks(frames: int, codec: Codec, chunk_frames: int) -> int:
+    """The fewest latent frames that are whole chunks and give so many frames."""
+    latent_frames = chunk_frames
+    while codec.frames(latent_frames) < frames:
+        latent_frames += chunk_frames
+    return latent_frames
+
+
+def start_of_image(path: Path, form: VideoForm, codec: Codec, sampler: SamplerConfig) -> Tensor:
+    """(1, 1, C, H, W) latents of an image, a first chunk of one frame.
+
+    Raises:
+        ConfigError: it cannot be read, or this student's first chunk is no single frame.
+    """
+    if sampler.chunk_frames != 1 or codec.frames(1) != 1:
+        raise ConfigError(f"image ({path}) must be for a student whose first chunk is one frame: this one's has "
+                          f"{codec.frames(sampler.chunk_frames)}; give a video of as many")  # fmt: skip
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L" if form.colour == "gray" else "RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise ConfigError(f"image ({path}) must be a readable image: {error}") from error
+    return _encoded(fit(pixels.reshape(*pixels.shape[:2], -1), form)[None], codec)
+
+
+def start_of_video(path: Path, chunks: int, form: VideoForm, codec: Codec, sampler: SamplerConfig) -> Tensor:
+    """(1, f, C, H, W) latents of the start of a video, so many whole chunks.
+
+    Raises:
+        ConfigError: it cannot be read, or is too short.
+    """
+    frames = codec.frames(chunks * sampler.chunk_frames)
+    try:
+        return _encoded(read_video(path, replace(form, frames=frames)), codec)
+    except RejectedError as error:
+        raise ConfigError(f"video ({path}): {error}") from error
+
+
+def _encoded(frames: Frames, codec: Codec) -> Tensor:
+    return codec.encode(to_unit(frames)[None])

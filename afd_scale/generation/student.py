@@ -1,0 +1,82 @@
+"""A student to generate with, from whatever its weights lie in."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from afd_scale.checkpoint.load_student import read_student
+from afd_scale.config import RunConfig
+from afd_scale.config.models import PolicyConfig
+from afd_scale.engines.plain import PlainNetwork
+from afd_scale.layers.attention import choose_backend
+from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
+from afd_scale.layers.ops import ModelOps
+from afd_scale.models.wan import CausalWan
+from afd_scale.parallel.ranks import Ranks
+from afd_scale.parallel.ulysses import SequenceParallelOps
+
+
+@dataclass(frozen=True)
+class Student:
+    """What generates.
+
+    Attributes:
+        policy: its sections.
+        network: on this rank's device, whole.
+        run: the config of the run that its weights lie in; None where they lie elsewhere.
+    """
+
+    policy: PolicyConfig
+    network: PlainNetwork
+    run: RunConfig | None
+
+
+def load_student(
+    source: Path, ranks: Ranks, *, precision: str, attention: str = "auto", architecture: str | None = None,
+    family: str | None = None,
+) -> Student:  # fmt: skip
+    """Read a run, checkpoint, export or weights file; every rank holds all of the network.
+
+    Args:
+        precision: fp32, bf16 or fp8.
+        attention: of `choose_backend`.
+        architecture, family: presets for a source that does not state its own.
+    Raises:
+        ValueError: the source cannot be read, or a kernel or precision cannot work here.
+    """
+    read = read_student(source)
+    policy = read.config(architecture, family)
+    dtype, config = parameter_dtype(precision), policy.student
+    parts: dict[str, Any] = {
+        "precision": choose_precision(precision, "current", ranks.device),
+        "attend": choose_backend(attention, device=ranks.device, dtype=dtype,
+                                 head_dim=config.dim // config.num_heads).attend,
+    }  # fmt: skip
+    if ranks.sequence_group is not None:
+        if config.num_heads % ranks.sequence:
+            raise ValueError(f"sequence ({ranks.sequence}) must divide the student's {config.num_heads} heads: each "
+                             "rank of a video attends with equally many")  # fmt: skip
+        ops: ModelOps = SequenceParallelOps(ranks.sequence_group, **parts)
+    else:
+        ops = ModelOps(**parts)
+    with torch.device("meta"):
+        network = CausalWan(config, policy.sampler, ops)
+    network.load_state_dict(read.state, assign=True)
+    network.to(ranks.device, dtype).eval().requires_grad_(False)
+    return Student(policy, PlainNetwork(network), run_of(source))
+
+
+def run_of(path: Path) -> RunConfig | None:
+    """The config of the run that a path is, or lies in."""
+    for folder in (path, *path.absolute().parents[:3]):
+        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            try:
+                tree: Any = yaml.safe_load((folder / "config.yaml").read_text())
+                return RunConfig.model_validate(tree)
+            except (OSError, yaml.YAMLError, ValidationError):
+                return None  # it is told what the weights do not say by options
+    return None
