@@ -38,7 +38,6 @@ from afd_scale.config import ConfigError, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.config.presets import ARCHITECTURES, FAMILIES
 from afd_scale.data.storage import Location
-from afd_scale.evaluation.video import write_contact_sheet
 from afd_scale.generation.generate import Form, Generator
 from afd_scale.generation.requests import (
     LAYOUTS,
@@ -50,6 +49,7 @@ from afd_scale.generation.requests import (
     start_of_image,
     start_of_video,
     whole_chunks,
+    write_contact_sheet,
 )
 from afd_scale.generation.student import Student, load_student
 from afd_scale.parallel.launchers import launched_as

@@ -6,7 +6,6 @@ import bisect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from afd_scale.codecs.codec import VideoForm
-from afd_scale.data.video import read_video
 from afd_scale.files import replacing
 
 if TYPE_CHECKING:
@@ -141,19 +138,6 @@ def write_comparison_mp4(
             video[:, LABEL_HEIGHT:, column * step : column * step + clip_width] = policy_clips[row]
         name = re.sub(r"\W+", "-", caption.lower())[:60].strip("-")
         write_mp4(video, folder / f"{row:02d}_{name}.mp4", fps, title=caption)
-
-
-def write_contact_sheet(videos: Mapping[Path, str], form: VideoForm, path: Path) -> None:
-    """Write one png of files that were written in one form: a row for each, with its prompt.
-
-    Args:
-        videos: file to prompt.
-    """
-    shrink = max(1, -(-max(form.height, form.width) // STRIP_FRAME_SIZES[1]))
-    shown = min(form.frames, 8)
-    small = replace(form, frames=shown, fps=form.fps * shown / form.frames, height=form.height // shrink,
-                    width=form.width // shrink, aspect="stretch", colour="rgb24")  # fmt: skip
-    write_grid({"": np.stack([read_video(video, small) for video in videos])}, list(videos.values()), path)
 
 
 def _rgb(frames: FrameArray, ndim: int) -> FrameArray:

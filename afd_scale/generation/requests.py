@@ -1,7 +1,7 @@
-"""What is asked of a student: prompts with their embeddings, the first chunks that are given, the files' names."""
+"""What is asked of a student, prompts and starts, and the files that it becomes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from afd_scale.data.storage import Location
 from afd_scale.data.teachers.prompts import prompt_id_of, read_prompts
 from afd_scale.data.validate import load_beside
 from afd_scale.data.video import fit, read_video
+from afd_scale.evaluation.video import write_grid
 from afd_scale.generation.generate import Request
 from afd_scale.types import Prompts
 
 LAYOUTS = ("plain", "vbench")
+_SHEET_FRAMES, _SHEET_PIXELS = 8, 120  # of a video on a contact sheet: how many, how large
 _NAME_BYTES = 250  # of a file, its suffix aside; file systems take 255
 
 
@@ -147,6 +149,19 @@ def start_of_video(path: Path, chunks: int, form: VideoForm, codec: Codec, sampl
         return _encoded(read_video(path, replace(form, frames=frames)), codec)
     except RejectedError as error:
         raise ConfigError(f"video ({path}): {error}") from error
+
+
+def write_contact_sheet(videos: Mapping[Path, str], form: VideoForm, path: Path) -> None:
+    """Write one png of files that were written in one form: a row for each, with its prompt.
+
+    Args:
+        videos: file to prompt.
+    """
+    shrink = -(-max(form.height, form.width) // _SHEET_PIXELS)
+    shown = min(form.frames, _SHEET_FRAMES)
+    small = replace(form, frames=shown, fps=form.fps * shown / form.frames, height=form.height // shrink,
+                    width=form.width // shrink, aspect="stretch", colour="rgb24")  # fmt: skip
+    write_grid({"generated": np.stack([read_video(video, small) for video in videos])}, list(videos.values()), path)
 
 
 def _encoded(frames: Frames, codec: Codec) -> Tensor:

@@ -43,6 +43,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
     },
     "evaluation": {"types", "config", "files", "data"},
+    "generation": {
+        "types",
+        "protocols",
+        "config",
+        "flow",
+        "layers",
+        "models",
+        "rollout",
+        "codecs",
+        "data",
+        "parallel",
+        "engines",
+        "checkpoint",
+        "evaluation",
+    },
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
 

@@ -1,5 +1,7 @@
 """The few-step sampler: which passes a policy makes and what comes of them, chunk by chunk."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -152,3 +154,13 @@ def test_training_levels_are_the_sampler_s():
     assert in_first == {1000, 800, 400, 200}
     assert in_rest == {1000, 500}
     assert torch.equal(sigma[:, ::2], sigma[:, 1::2]), "a chunk has one level"
+
+
+def test_given_chunks_are_cached_and_not_denoised():
+    policy, start = Recording(), noise(1)
+    given = randn(2, 4, 3, 4, 6, seed=5)
+    chunks = list(Sampler(SamplerConfig(**TWO_STEPS)).chunks(policy, TEXT, replace(start, given=given)))
+    assert levels(policy) == [(0, 0), (1, 0), (2, 1000), (2, 500)]
+    assert torch.equal(torch.cat(chunks[:2], dim=1), given)
+    own = list(Sampler(SamplerConfig(**TWO_STEPS)).chunks(Recording(), TEXT, start))
+    assert torch.equal(chunks[2], own[2])  # this policy looks at nothing else
