@@ -135,9 +135,14 @@ def test_an_image_is_the_first_frame(wan, tmp_path):
     )
     codec = WanCodec(models)
     latents = codec.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None, None] / 127.5 - 1)
-    first = to_uint8(codec.decode(latents))[0, 0].astype(int)
-    assert np.abs(started[0] - first).mean() < 6
-    assert np.abs(free[0] - first).mean() > 12
+    first = to_uint8(codec.decode(latents))[0, 0]
+
+    def likeness(video: np.ndarray) -> float:
+        """Correlation of brightness; x264 takes colours together by four pixels."""
+        return np.corrcoef(video[0].mean(-1).ravel(), first.mean(-1).ravel())[0, 1]
+
+    assert likeness(started) > 0.9
+    assert likeness(free) < 0.75
 
 
 def test_a_video_goes_on(toy, tmp_path):
