@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from afd_scale.codecs.codec import Codec
 from afd_scale.codecs.conversions import to_uint8
 from afd_scale.config import ConfigError, RunConfig
-from afd_scale.data.reader import distinct_prompts
-from afd_scale.data.storage import evaluation_prompts
+from afd_scale.data.reader import distinct_prompts, read_rows, videos_of
+from afd_scale.data.schema import DatasetFacts
+from afd_scale.data.storage import evaluation_prompts, teacher_data
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
 from afd_scale.evaluation.suites import make_suite
 from afd_scale.evaluation.video import FrameArray, write_comparison_mp4, write_grid
@@ -27,7 +29,7 @@ from afd_scale.flow.randomness import Randomness
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.protocols import Policy
 from afd_scale.rollout.sampler import Sampler
-from afd_scale.types import Prompts, Videos, pieces
+from afd_scale.types import Prompts, pieces
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,11 @@ class Evaluator:
     """Evaluation of one run. Every rank generates; the main rank has the frames, measures and draws.
 
     Args:
-        decode: from latents to pixels, as `Videos.decode`; None where nothing is evaluated.
+        codec: of the data's latents; None where nothing here decodes them, and nothing is looked at.
     """
 
-    def __init__(self, config: RunConfig, ranks: Ranks, decode: Callable[[Tensor], Tensor] | None):
-        self.config, self.ranks, self.decode = config, ranks, decode
+    def __init__(self, config: RunConfig, ranks: Ranks, codec: Codec | None):
+        self.config, self.ranks, self.codec = config, ranks, codec
         self.suite = make_suite(config)
         self.sampler, self.randomness = Sampler(config.sampler), Randomness(config.seed)
         self.samples = config.folder / "samples"
@@ -52,9 +54,9 @@ class Evaluator:
             ConfigError: names the first one.
         """
         if self.suite is not None:
-            if self.decode is None:
-                raise ConfigError(f"evaluation.metrics ({self.config.evaluation.metrics}) must be none: nothing here "
-                                  "decodes latents of this dataset's codec")  # fmt: skip
+            if self.codec is None:
+                raise ConfigError(f"evaluation.metrics ({self.config.evaluation.metrics}) must be none without a codec "
+                                  "of the data's latents: codec.models names Wan's VAE")  # fmt: skip
             try:
                 self.suite.check(self.prompts)
             except ValueError as error:
@@ -63,83 +65,118 @@ class Evaluator:
 
     def keep_base(self, policy: Policy) -> None:
         """The start policy's clips, before it is trained, in a file that the starts of a run share."""
-        if self.suite is None:
+        if not self.clips:
             return
         if self.ranks.run_on_main(lambda: self._read_base() is not None):
             log.info("%s has its base's clips from an earlier start", self.config.name)
             return
-        base = self.frames(policy, range(self.config.evaluation.clips))
+        base = self.frames(policy, self.clips)
         self.ranks.run_on_main(self._write_base, base)
 
     def sample(self, policy: Policy, step: int) -> None:
-        """A grid of the sample prompts in the middle of training."""
-        if self.suite is not None:
-            student = self.frames(policy, self.shown)
-            if student is not None:
-                self._draw({"student": student}, step)
+        """Videos of the shown prompts in the middle of training: teacher, base and student side by side."""
+        if not self.clips:
+            return
+        student, teacher = self.frames(policy, self.shown), self.teacher
+        if student is not None:
+            rows = [self.clips.index(clip) for clip in self.shown]
+            others = {"teacher": teacher, "base": self._read_base()}
+            drawn = {name: frames[rows] for name, frames in others.items() if frames is not None}
+            self._draw({**drawn, "student": student}, step)
 
     def compare(self, policy: Policy) -> dict[str, dict[str, float]]:
         """Metrics of base, student and teacher on the main rank; sample clips in the run folder."""
-        if self.suite is None:
+        if not self.clips:
             return {}
-        student = self.frames(policy, range(self.config.evaluation.clips))
+        student, teacher = self.frames(policy, self.clips), self.teacher
         if student is None:
             return {}
-        made = {
-            "base": self._read_base(),
-            "student": student,
-            "teacher": self.suite.teacher(self.prompts, len(student)),
-        }
+        made = {"base": self._read_base(), "student": student, "teacher": teacher}
         clips = {name: frames for name, frames in made.items() if frames is not None}
-        self._draw({name: frames[self.shown] for name, frames in clips.items()}, self.config.train.steps)
-        return self.suite.measure(clips, self.prompts)
+        rows = [self.clips.index(clip) for clip in self.shown]
+        self._draw({name: frames[rows] for name, frames in clips.items()}, self.config.train.steps)
+        return {} if self.suite is None else self.suite.measure(clips, self.prompts)
 
     def frames(self, policy: Policy, clips: Sequence[int]) -> FrameArray | None:
-        """Generate clips: (N, T, H, W) or (N, T, H, W, 3) uint8 on the main rank, None elsewhere.
-
-        Every rank makes as many, or a collective inside the policy would wait for ever; they go to the main rank a
-        batch at a time.
-        """
-        frames = None
-        share = -(-len(clips) // self.ranks.data_size)
-        places = np.arange(self.ranks.data_size * share).reshape(-1, share)  # in `clips`, by data rank; some beyond
+        """Generate clips: (N, T, H, W) or (N, T, H, W, 3) uint8 on the main rank, None elsewhere."""
         with policy.resident():
-            for part in pieces(share, self.config.evaluation.batch):
-                mine = [clips[place % len(clips)] for place in places[self.ranks.data_rank, part]]
-                pixels = to_uint8(self._generate(policy, mine).pixels())
-                rows = self.ranks.gather_to_main(torch.from_numpy(pixels).squeeze(-1))
-                if rows is not None:
-                    made = places[:, part].flatten()
-                    if frames is None:
-                        frames = np.empty((len(clips), *rows.shape[1:]), np.uint8)
-                    frames[made[made < len(clips)]] = rows.numpy()[made < len(clips)]
-        return frames
+            return self._gathered(clips, lambda mine: self._generated(policy, mine))
+
+    @cached_property
+    def teacher(self) -> FrameArray | None:
+        """The teacher's clips, on the main rank: as the suite has them, or else those of the shown prompts from the
+        data; None where these are prompts alone. The first to ask are all ranks together."""
+        if self.suite is not None:
+            return self.suite.teacher(self.prompts, len(self.clips)) if self.ranks.is_main else None
+        location = evaluation_prompts(self.config)
+        if DatasetFacts.load(location.folder, location.field).latent_shape is None:
+            return None
+
+        def decoded(clips: Sequence[int]) -> Iterator[Tensor]:
+            rows = list(read_rows(location, [self.prompts.keys[clip] for clip in clips]))
+            yield from videos_of(rows, self.config.student.text_length).latents.split(1, dim=1)
+
+        return self._gathered(self.shown, decoded)
 
     @cached_property
     def prompts(self) -> Prompts:
-        """What the policies are asked for."""
+        """What the policies are asked for, each under the position of its first sample."""
         config = self.config
         return distinct_prompts(evaluation_prompts(config), config.student.text_length, config.evaluation.split)
 
     @cached_property
     def shown(self) -> list[int]:
         """Clips that people see, of as many prompts."""
-        prompts = min(len(self.prompts), self.config.evaluation.clips)
-        return random.Random(0).sample(range(prompts), min(self.config.evaluation.samples, prompts))
+        evaluation = self.config.evaluation
+        prompts = min(len(self.prompts), evaluation.clips)
+        return random.Random(0).sample(range(prompts), min(evaluation.samples, prompts))
 
-    def _generate(self, policy: Policy, clips: Sequence[int]) -> Videos:
-        device = self.ranks.device
-        rows = [clip % len(self.prompts) for clip in clips]
-        texts, ids = (tuple(column[row] for row in rows) for column in (self.prompts.texts, self.prompts.ids))
-        prompts = Prompts(texts, ids, tuple(clips), self.prompts.embeddings[rows].to(device))
-        noise = self.sampler.draw(self.randomness, "evaluation", 0, prompts.keys, self._shape, device)
-        return Videos(prompts, self.sampler.rollout(policy, prompts.embeddings, noise), decode=self.decode)
+    @cached_property
+    def clips(self) -> Sequence[int]:
+        """Clips of a policy that are looked at: measured, or only shown."""
+        if self.codec is None:
+            return ()
+        return self.shown if self.suite is None else range(self.config.evaluation.clips)
 
-    @property
-    def _shape(self) -> tuple[int, int, int, int]:
-        """(F, C, H, W) of a clip's latents."""
-        data = self.config.data
-        return data.latent_frames, self.config.student.latent_channels, data.latent_height, data.latent_width
+    def _gathered(self, clips: Sequence[int], make: Callable[[Sequence[int]], Iterator[Tensor]]) -> FrameArray | None:
+        """Frames of clips, shared among the ranks, on the main rank.
+
+        Every rank makes as many, or a collective inside a policy would wait for ever; they go to the main rank a
+        batch at a time.
+
+        Args:
+            make: chunks of some clips' latents; decoded one by one by the first rank of each sequence.
+        """
+        frames = None
+        share = -(-len(clips) // self.ranks.data_size)
+        places = np.arange(self.ranks.data_size * share).reshape(-1, share)  # in `clips`, by data rank; some beyond
+        for part in pieces(share, self.config.evaluation.batch):
+            mine = [clips[place % len(clips)] for place in places[self.ranks.data_rank, part]]
+            rows = self.ranks.gather_to_main(self._decoded(make(mine)))
+            if rows is not None:
+                made = places[:, part].flatten()
+                if frames is None:
+                    frames = np.empty((len(clips), *rows.shape[1:]), np.uint8)
+                frames[made[made < len(clips)]] = rows.numpy()[made < len(clips)]
+        return frames
+
+    def _generated(self, policy: Policy, clips: Sequence[int]) -> Iterator[Tensor]:
+        """Chunks of clips that a policy makes."""
+        data, device = self.config.data, self.ranks.device
+        prompts = self.prompts.take([clip % len(self.prompts) for clip in clips], clips)
+        shape = (data.latent_frames, self.config.student.latent_channels, data.latent_height, data.latent_width)
+        noise = self.sampler.draw(self.randomness, "evaluation", 0, prompts.keys, shape, device)
+        return self.sampler.chunks(policy, prompts.embeddings.to(device), noise)
+
+    def _decoded(self, chunks: Iterator[Tensor]) -> Tensor:
+        """(B, T, H, W) or (B, T, H, W, 3) uint8; nothing on ranks that only help with tokens."""
+        if not self.ranks.leads_sequence:
+            for _ in chunks:
+                pass
+            return torch.empty(0, dtype=torch.uint8)
+        assert self.codec is not None, "without a codec nothing is looked at"
+        decode = self.codec.decoder()
+        return torch.cat([torch.from_numpy(to_uint8(decode(chunk))) for chunk in chunks], dim=1).squeeze(-1)
 
     def _draw(self, clips: Mapping[str, FrameArray], step: int) -> None:
         """A grid and an mp4 a prompt: teacher, base and student, as far as they are there."""
@@ -147,7 +184,13 @@ class Evaluator:
         captions = [self.prompts.texts[clip] for clip in self.shown]
         folder = self.samples / f"step_{step:08d}"
         write_grid(columns, captions, folder / "grid.png")
-        write_comparison_mp4(columns, captions, folder)
+        write_comparison_mp4(columns, captions, folder, self.fps)
+
+    @cached_property
+    def fps(self) -> float:
+        """Frames a second of the data's videos; Wan's where they are prompts alone."""
+        location = teacher_data(self.config)
+        return float(next(read_rows(location, [0]))["fps"])
 
     def _write_base(self, frames: FrameArray) -> None:
         write_clips(frames, self._base_path, self._base_facts)
@@ -162,15 +205,15 @@ class Evaluator:
     @cached_property
     def _base_facts(self) -> dict[str, str]:
         """All that the base's clips follow from, as the run started."""
-        config, prompts = self.config, self.prompts
+        config, prompts, data = self.config, self.prompts, self.config.data
         weights = config.student.weights
         digest = hashlib.sha256(json.dumps([prompts.texts, prompts.ids]).encode())
         digest.update(prompts.embeddings.numpy().tobytes())
         return {
             "seed": str(config.seed),
-            "clips": str(config.evaluation.clips),
+            "clips": str(self.clips),
             "prompts": digest.hexdigest(),
-            "shape": str(self._shape),
+            "shape": str((data.latent_frames, data.latent_height, data.latent_width)),
             "precision": config.precision,
             "student": config.student.model_dump_json(),
             "sampler": config.sampler.model_dump_json(),
