@@ -24,10 +24,11 @@ def make_evaluator(folder: Path, ranks: Ranks, **evaluation: Any) -> Evaluator:
         "method": "sft", "out": folder, "evaluation": evaluation,
         "student": {"dim": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 1, "weights": str(start)},
     })  # fmt: skip
-    evaluator = Evaluator(config, ranks, IdentityCodec().decode)
+    evaluator = Evaluator(config, ranks, IdentityCodec())
     student, texts = config.student, tuple(prompt.sentence for prompt in toy_prompts()[::9][:PROMPTS])
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(PROMPTS, student.text_length, student.text_dim, generator=generator)
+    evaluator.fps = 8.0
     evaluator.prompts = Prompts(texts, texts, tuple(range(PROMPTS)), embeddings)
     return evaluator
 

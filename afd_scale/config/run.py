@@ -74,7 +74,7 @@ class TrainConfig(Section):
     keep_checkpoints: PositiveInt = 2
     """Newest complete checkpoints kept."""
     sample_every: PositiveInt | None = None
-    """Steps between sample grids; None makes them at the end only."""
+    """Steps between sample videos; None makes them at the end only."""
     resume: bool = True
     """Continue from the newest complete checkpoint of the run folder."""
     micro_batch: PositiveInt | None = None
@@ -116,17 +116,34 @@ class RolloutConfig(Section):
     free, and logs what it chose."""
 
 
+class CodecConfig(Section):
+    """What decodes the data's latents, for videos to look at and to judge."""
+
+    name: Literal["identity", "wan"] = "identity"
+    """As in the data's dataset.json. Where that is Wan's and nothing is said here, nothing is decoded: the run leaves
+    metrics and checkpoints, no videos."""
+    models: str | None = None
+    """Folder or hub id of Wan's models in diffusers' layout, for its VAE."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "CodecConfig":
+        if (self.models is not None) != (self.name == "wan"):
+            raise ValueError(f"models ({self.models}) must be given with codec wan, and with no other: they are a VAE")
+        return self
+
+
 class EvaluationConfig(Section):
-    """What is generated and measured when training ends."""
+    """What is generated, shown and measured of the student."""
 
     metrics: Literal["toy", "none"] = "toy"
-    """`toy`: trajectories measured from the toy world's pixels, and sample videos; `none`: no evaluation."""
+    """`toy`: trajectories measured from the toy world's pixels; `none`: videos are shown and not measured."""
     clips: int = Field(default=384, ge=2)
     """Clips a policy generates, spread over the prompts of the data."""
     batch: PositiveInt = 64
     """Clips generated together on one rank."""
-    samples: PositiveInt = 8
-    """Prompts shown in the sample grid and as mp4."""
+    samples: NonNegativeInt = 8
+    """Prompts shown in the sample grid and as mp4, where there is a codec: of the base before training, of the student
+    at its end and every `train.sample_every` steps, beside the teacher's videos."""
     prompts: str | None = None
     """Folder or remote URL of an MDS dataset of prompts to evaluate on, held-out ones say; None takes the data's."""
     split: str | None = None
@@ -167,8 +184,10 @@ class RunConfig(Section):
     """DeepSpeed."""
     rollout: RolloutConfig = RolloutConfig()
     """Of the policies that are not trained."""
+    codec: CodecConfig = CodecConfig()
+    """From latents to pixels."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """After training."""
+    """Videos to look at, and metrics."""
 
     @field_validator("method", mode="before")
     @classmethod
@@ -215,11 +234,11 @@ class RunConfig(Section):
         if data.prompts and not any(each.kind == "rollout" for each in passes):
             raise ValueError(f"data.prompts ({data.prompts}) must be absent with method {self.method.name}: it learns "
                              "from videos alone")  # fmt: skip
-        for name in ("prompts", "split"):
-            value = getattr(self.evaluation, name)
-            if value is not None and self.evaluation.metrics == "none":
-                raise ValueError(f"evaluation.{name} ({value}) must be absent with evaluation.metrics none: nothing is "
-                                 "evaluated")  # fmt: skip
+        if self.evaluation.metrics == "none" and not self.evaluation.samples:
+            for name in ("prompts", "split"):
+                value = getattr(self.evaluation, name)
+                if value is not None:
+                    raise ValueError(f"evaluation.{name} ({value}) must be absent where nothing is measured or shown")
         zero = self.engine.deepspeed.get("zero_optimization", {})
         if not isinstance(zero, dict) or zero.get("stage", 3) != 3:
             raise ValueError(f"engine.deepspeed.zero_optimization ({zero}) must be a section that leaves stage at 3: "

@@ -1,16 +1,22 @@
 """From a config to the objects of a run."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from afd_scale.checkpoint.load_student import load_student_state
 from afd_scale.checkpoint.run_state import Checkpointed
-from afd_scale.config import RunConfig
+from afd_scale.codecs.choose import codec_of
+from afd_scale.codecs.codec import Codec
+from afd_scale.codecs.identity import NAME as IDENTITY
+from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Role
 from afd_scale.config.models import WanConfig
+from afd_scale.config.run import CodecConfig
 from afd_scale.engines.cast import State, build_cast
 from afd_scale.engines.sharded import Sharded
 from afd_scale.engines.shards import GatherCounter
@@ -19,6 +25,8 @@ from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.memory import cache_bytes
 from afd_scale.planning.workload import workload
 from afd_scale.protocols import Method
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,22 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     networks = {role.name: engines[role.name] for role in config.cast if role.changes}
     method = make_method(config, engines, ranks.mean)
     return Run(method, engines, engines[config.method.exported], networks, kind.counter)
+
+
+def build_codec(section: CodecConfig, name: str, device: torch.device) -> Codec | None:
+    """The codec of the data's latents; None, said in the log, where the config names no models for it.
+
+    Args:
+        name: in the facts of the data.
+    Raises:
+        ConfigError: the config names another codec, or models that are not its.
+    """
+    if name.startswith(section.name):
+        return codec_of(name, models=section.models, device=device)
+    if section.name == IDENTITY:
+        log.info("no videos are shown: latents of %s are decoded by a VAE, and codec.models names none", name)
+        return None
+    raise ConfigError(f"codec.name ({section.name}) must be {name.partition(':')[0]}, of whose latents the data is")
 
 
 def _start_weights(role: Role, ranks: Ranks) -> State:

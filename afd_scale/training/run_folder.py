@@ -18,7 +18,8 @@ SUMMARY = "summary.json"
 
 # What may change when a run goes on: how long, how often it logs and saves, how ranks share the work, what comes then.
 CHANGEABLE = (
-    "train", "evaluation", "engine", "parallel", "rollout", "attention", "requires", "out", "data.cache", "data.source",
+    "train", "codec", "evaluation", "engine", "parallel", "rollout", "attention", "requires", "out", "data.cache",
+    "data.source",
 )  # fmt: skip
 
 

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 
 from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
-from afd_scale.codecs.choose import codec_of
-from afd_scale.codecs.wan import NAME as WAN
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
@@ -27,7 +25,7 @@ from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.workload import workload
 from afd_scale.protocols import Metrics
-from afd_scale.training.build import Run, build_run
+from afd_scale.training.build import Run, build_codec, build_run
 from afd_scale.training.evaluator import Evaluator
 from afd_scale.training.metrics import recording
 from afd_scale.training.preemption import Preempted, listening
@@ -64,6 +62,7 @@ class Trainer:
     def __init__(self, config: RunConfig, ranks: Ranks):
         self.config, self.ranks = config, ranks
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
+        self.inner_seconds = 0.0  # of the phases within the present one
         with self._phase("prepare"), _input_errors():
             facts = ranks.run_on_main(_check_inputs, config)
             ranks.run_on_each_machine(check_copies, config)
@@ -73,10 +72,9 @@ class Trainer:
                 config.folder / "checkpoints", is_main=ranks.is_main, size=ranks.size, barrier=ranks.barrier,
                 keep=config.train.keep_checkpoints,
             )  # fmt: skip
-            # Wan's codec takes models, which no section names yet.
-            codec = None if facts.codec.startswith(WAN) else codec_of(facts.codec, device=ranks.device)
+            codec = build_codec(config.codec, facts.codec, ranks.device)
             self.decode = None if codec is None else codec.decode
-            self.evaluator = Evaluator(config, ranks, self.decode)
+            self.evaluator = Evaluator(config, ranks, codec)
             self.evaluator.check_prompts()
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
         self.step = 0  # the last one finished
@@ -104,10 +102,17 @@ class Trainer:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        """Add up the seconds that this process spends in a phase."""
+        """Add up the seconds that this process spends in a phase; what it spends in one within is that one's."""
+        outer, self.inner_seconds = self.inner_seconds, 0.0
         began = time.monotonic()
         yield
-        self.seconds[name] += time.monotonic() - began
+        seconds = time.monotonic() - began
+        self.seconds[name] += seconds - self.inner_seconds
+        self.inner_seconds = outer + seconds
+
+    def _clock(self) -> float:
+        """Seconds, those in phases within the present one not counted."""
+        return time.monotonic() - self.inner_seconds
 
     def _resume(self) -> None:
         """Go on from the newest complete checkpoint, where there is one."""
@@ -128,7 +133,7 @@ class Trainer:
             recording(name, config.folder, steps, is_main=self.ranks.is_main) as record,
             listening() as stop,
         ):
-            last_log, last_time, counter = first - 1, time.monotonic(), self.built.counter
+            last_log, last_time, counter = first - 1, self._clock(), self.built.counter
             counter.bytes, self.stream.waited_seconds = 0, 0.0
             for step in steps:
                 metrics = self.built.method.train_step(self._next_batch(), step)
@@ -136,15 +141,16 @@ class Trainer:
                 if self._is_due(config.train.log_every) or step == last:
                     values = self._reduce(metrics)  # waits for the device, so that the time is that of finished steps
                     self._check_finite(values)
-                    seconds = time.monotonic() - last_time
+                    seconds = self._clock() - last_time
                     values["system/step_seconds"] = seconds / (step - last_log)
                     values["system/data_wait_share"] = self.stream.waited_seconds / seconds
                     values["system/gathered_gib"] = counter.bytes / 2**30 / (step - last_log)
-                    last_log, last_time = step, time.monotonic()
+                    last_log, last_time = step, self._clock()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
                     record(step, values)
                 if step > 0 and self._is_due(config.train.sample_every):
-                    self.evaluator.sample(self.built.exported, step)
+                    with self._phase("sample"):
+                        self.evaluator.sample(self.built.exported, step)
                 told_to_stop = self.ranks.any(stop.made)
                 if told_to_stop and step < 1:
                     raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
@@ -152,7 +158,8 @@ class Trainer:
                     continue
                 if told_to_stop or (self._is_due(config.train.save_every) and step < last):
                     self._check_finite(self._reduce(metrics))
-                    self._save()
+                    with self._phase("save"):
+                        self._save()
                 if told_to_stop:
                     raise Preempted(f"{config.name} was told to stop and saved step {step}; start it again to go on")
 

@@ -254,9 +254,16 @@ def test_method_must_be_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompts", "split"])
-def test_what_nobody_evaluates_on_is_refused(name: str) -> None:
-    tree = {"method": "sft", "evaluation": {"metrics": "none", name: "unseen"}}
+def test_what_nobody_looks_at_is_refused(name: str) -> None:
+    tree = {"method": "sft", "evaluation": {"metrics": "none", "samples": 0, name: "unseen"}}
     with pytest.raises(
-        ValueError, match=rf"evaluation\.{name} \(unseen\) must be absent with evaluation\.metrics none"
+        ValueError, match=rf"evaluation\.{name} \(unseen\) must be absent where nothing is measured or shown"
     ):
         RunConfig.model_validate(tree)
+    RunConfig.model_validate({"method": "sft", "evaluation": {"metrics": "none", name: "shown"}})
+
+
+@pytest.mark.parametrize("codec", [{"name": "wan"}, {"name": "identity", "models": "folder"}])
+def test_only_wan_s_codec_takes_models(codec: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"models \(.*\) must be given with codec wan, and with no other"):
+        RunConfig.model_validate({"method": "sft", "codec": codec})

@@ -12,7 +12,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from afd_scale.config import ConfigError
+from afd_scale.config.run import ProceduralSource
+from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from afd_scale.parallel.ranks import Ranks
+from tests.toy_datasets import make_procedural_shards
 from tests.toy_evaluation import PROMPTS, make_evaluator, make_policy
 
 CLIPS = 2 * PROMPTS + 1
@@ -110,11 +113,52 @@ def test_prompts_that_the_suite_cannot_read_are_refused(tmp_path: Path, alone: R
         evaluator.check_prompts()
 
 
-def test_without_a_suite_nothing_is_generated(tmp_path: Path, alone: Ranks) -> None:
+def test_without_a_codec_nothing_is_generated(tmp_path: Path, alone: Ranks) -> None:
     evaluator = make_evaluator(tmp_path, alone, metrics="none")
+    evaluator.codec = None
     policy: Any = None
     evaluator.check_prompts()
     evaluator.keep_base(policy)
     evaluator.sample(policy, 1)
     assert evaluator.compare(policy) == {}
     assert not (tmp_path / "run").exists()
+
+
+def test_without_a_suite_only_what_is_shown_is_generated(
+    tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = make_evaluator(tmp_path, alone, metrics="none", samples=3)
+    evaluator.teacher = np.full((3, 12, 16, 16), 7, np.uint8)
+    policy = make_policy(evaluator.config)
+    made = counting(policy, monkeypatch)
+    shown: list[tuple[int, dict[str, Any]]] = []
+    monkeypatch.setattr(evaluator, "_draw", lambda clips, step: shown.append((step, dict(clips))))
+    evaluator.keep_base(policy)
+    base = evaluator.frames(policy, evaluator.shown)
+    for parameter in policy.network.parameters():
+        parameter.data.mul_(0.5)
+    evaluator.sample(policy, 4)
+    assert evaluator.compare(policy) == {}
+    assert made == [3, 3, 3, 3]
+    assert [step for step, _ in shown] == [4, evaluator.config.train.steps]
+    for _, clips in shown:
+        assert clips.keys() == {"teacher", "base", "student"}
+        assert np.array_equal(clips["base"], base)
+        assert clips["teacher"].mean() == 7
+        assert np.abs(clips["student"].astype(int) - base).max() > 20
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_teachers_videos_come_from_the_data(tmp_path: Path, alone: Ranks) -> None:
+    make_procedural_shards(ProceduralSource(clips=150), tmp_path / "shards")
+    evaluator = make_evaluator(tmp_path, alone, metrics="none", samples=2)
+    data = evaluator.config.data.model_copy(update={"shards": str(tmp_path / "shards")})
+    evaluator.config = evaluator.config.model_copy(update={"data": data})
+    del evaluator.prompts, evaluator.fps  # of the data from here on
+    teacher = ProceduralTeacher(ProceduralSource(clips=150))
+    first = {clip.prompt: clip for clip in reversed(teacher.clips())}
+    assert evaluator.teacher is not None
+    for clip, frames in zip(evaluator.shown, evaluator.teacher, strict=True):
+        expected = teacher.frames(first[evaluator.prompts.texts[clip]], FORM)
+        assert np.array_equal(frames, expected[..., 0])
+    assert evaluator.fps == 8.0
