@@ -54,6 +54,8 @@ setup(
         # Built against the torch that is there: pip install --no-build-isolation. te.autocast is there since 2.9.
         "transformer-engine": ["transformer-engine[pytorch]>=2.9,<3"],
         "mpi": ["mpi4py>=4,<5"],
+        "wandb": ["wandb>=0.22"],
+        "trackio": ["trackio>=0.20,<0.21"],
         "dev": [
             "pytest>=8.4",
             "pytest-timeout>=2.3",

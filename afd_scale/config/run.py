@@ -75,6 +75,9 @@ class TrainConfig(Section):
     """Newest complete checkpoints kept."""
     sample_every: PositiveInt | None = None
     """Steps between sample videos; None makes them at the end only."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where metrics and sample videos can be watched, beside the run's own files; wandb and trackio are extras, and
+    work without a network."""
     resume: bool = True
     """Continue from the newest complete checkpoint of the run folder."""
     micro_batch: PositiveInt | None = None

@@ -76,6 +76,14 @@ def writing_mp4(path: Path, fps: float, title: str = "", comment: str = "") -> I
         container.mux(stream.encode(None))
 
 
+def read_mp4(path: Path) -> tuple[FrameArray, float]:
+    """(F, H, W, 3) frames of a file that was written here, and how many there are a second."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+        return frames, float(stream.average_rate or 0)
+
+
 def read_title(path: Path) -> str:
     """The title that `write_mp4` kept in the file, or an empty string."""
     with av.open(path) as container:

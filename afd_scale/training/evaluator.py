@@ -102,6 +102,10 @@ class Evaluator:
         with policy.resident():
             return self._gathered(clips, lambda mine: self._generated(policy, mine))
 
+    def folder(self, step: int) -> Path:
+        """Of a step's samples."""
+        return self.samples / f"step_{step:08d}"
+
     @cached_property
     def teacher(self) -> FrameArray | None:
         """The teacher's clips, on the main rank: as the suite has them, or else those of the shown prompts from the
@@ -182,9 +186,8 @@ class Evaluator:
         """A grid and an mp4 a prompt: teacher, base and student, as far as they are there."""
         columns = {name: clips[name] for name in ("teacher", "base", "student") if name in clips}
         captions = [self.prompts.texts[clip] for clip in self.shown]
-        folder = self.samples / f"step_{step:08d}"
-        write_grid(columns, captions, folder / "grid.png")
-        write_comparison_mp4(columns, captions, folder, self.fps)
+        write_grid(columns, captions, self.folder(step) / "grid.png")
+        write_comparison_mp4(columns, captions, self.folder(step), self.fps)
 
     @cached_property
     def fps(self) -> float:

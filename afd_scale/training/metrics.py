@@ -1,15 +1,16 @@
-"""What a run says of itself while it trains: metrics.jsonl, tensorboard events, a progress line."""
+"""What a run says of itself while it trains: metrics.jsonl, what its trackers get, a progress line."""
 
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from afd_scale.evaluation.report import read_metrics
 from afd_scale.files import write_text
 from afd_scale.progress import progress
+from afd_scale.training.trackers import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ SHOWN_METRICS = ("student/loss", "rollout/reward_mean", "discriminator/accuracy"
 
 @contextmanager
 def recording(
-    name: str, folder: Path, steps: range, *, is_main: bool
+    name: str, folder: Path, steps: range, trackers: Sequence[Tracker], *, is_main: bool
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Record the logged steps of a run, on its main rank; what an earlier attempt wrote of these steps is dropped.
 
@@ -31,23 +32,20 @@ def recording(
     if not is_main:
         yield lambda step, metrics: None
         return
-    # Loads slowly, and only one rank needs it.
-    from torch.utils.tensorboard import SummaryWriter
-
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "metrics.jsonl"
     _drop_later_steps(lines, steps.start - 1)
     zero = min(steps.start - 1, 0)  # a warm-up's steps are numbered up to 0
     with (
         lines.open("a", buffering=1) as file,
-        SummaryWriter(str(folder / "tensorboard"), purge_step=steps.start) as events,
         progress(name, begun=steps.start - 1 - zero, say=log.info) as show,
     ):
 
         def record(step: int, metrics: Mapping[str, float]) -> None:
             line: dict[str, float | None] = {"step": step}
+            for tracker in trackers:
+                tracker.metrics(step, metrics)
             for key, value in metrics.items():
-                events.add_scalar(key, value, step)
                 line[key] = value if math.isfinite(value) else None
                 if line[key] is None:
                     log.warning("%s is %s at step %d; written as null", key, value, step)

@@ -30,6 +30,7 @@ from afd_scale.training.evaluator import Evaluator
 from afd_scale.training.metrics import recording
 from afd_scale.training.preemption import Preempted, listening
 from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
+from afd_scale.training.trackers import Tracker, check_trackers, tracking
 from afd_scale.types import Batch
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Trainer:
         self.config, self.ranks = config, ranks
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
         self.inner_seconds = 0.0  # of the phases within the present one
+        self.trackers: list[Tracker] = []  # on the main rank, while the run lasts
         with self._phase("prepare"), _input_errors():
             facts = ranks.run_on_main(_check_inputs, config)
             ranks.run_on_each_machine(check_copies, config)
@@ -85,16 +87,19 @@ class Trainer:
                 self.evaluator.keep_base(self.built.exported)
         with self._phase("prepare"), _input_errors():
             self._resume()
-        if self.step == 0 and self.built.method.warmup_steps:
-            with self._phase("warm_up"):
-                self._train(1 - self.built.method.warmup_steps, 0)
-        if self.step < self.config.train.steps:
-            with self._phase("train"):
-                self._train(self.step + 1, self.config.train.steps)
-            with self._phase("save"):
-                self._save()
-        with self._phase("evaluate"):
-            metrics = self.evaluator.compare(self.built.exported)
+        first = self.step + 1 if self.step else 1 - self.built.method.warmup_steps
+        with tracking(self.config, first, is_main=self.ranks.is_main) as self.trackers:
+            if first < 1:
+                with self._phase("warm_up"):
+                    self._train(first, 0)
+            if self.step < self.config.train.steps:
+                with self._phase("train"):
+                    self._train(self.step + 1, self.config.train.steps)
+                with self._phase("save"):
+                    self._save()
+            with self._phase("evaluate"):
+                metrics = self.evaluator.compare(self.built.exported)
+                self._show()
         if self.ranks.is_main:
             self._finish(metrics)
         self.stream.close()
@@ -130,7 +135,7 @@ class Trainer:
         config, steps = self.config, range(first, last + 1)
         name = config.name if first > 0 else f"{config.name}, warm-up"
         with (
-            recording(name, config.folder, steps, is_main=self.ranks.is_main) as record,
+            recording(name, config.folder, steps, self.trackers, is_main=self.ranks.is_main) as record,
             listening() as stop,
         ):
             last_log, last_time, counter = first - 1, self._clock(), self.built.counter
@@ -151,6 +156,7 @@ class Trainer:
                 if step > 0 and self._is_due(config.train.sample_every):
                     with self._phase("sample"):
                         self.evaluator.sample(self.built.exported, step)
+                        self._show()
                 told_to_stop = self.ranks.any(stop.made)
                 if told_to_stop and step < 1:
                     raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
@@ -162,6 +168,11 @@ class Trainer:
                         self._save()
                 if told_to_stop:
                     raise Preempted(f"{config.name} was told to stop and saved step {step}; start it again to go on")
+
+    def _show(self) -> None:
+        """Hand the present step's sample videos to the trackers."""
+        for tracker in self.trackers:
+            tracker.videos(self.step, sorted(self.evaluator.folder(self.step).glob("*.mp4")))
 
     def _check_finite(self, values: dict[str, float]) -> None:
         """A diverged run ends here: its weights must not push good checkpoints out."""
@@ -209,6 +220,7 @@ class Trainer:
 
 def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -> None:
     """What would otherwise come out only after the run that this one requires."""
+    check_trackers(config.train.trackers)
     if config.requires in requirers:
         raise ConfigError(f"requires ({config.requires}) must not lead back to itself")
     if _complete_summary(config) is None and config.requires is not None:
