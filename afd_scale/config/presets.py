@@ -1,6 +1,7 @@
 """Model sizes and samplers of published students as data; a config names one and may override any field of it.
 
-Sources: Wan 2.1 (arXiv:2503.20314) for the sizes, Self-Forcing (arXiv:2506.08009) and Causal-Forcing for the families.
+Sources: Wan 2.1 (arXiv:2503.20314) for the sizes; for the families Self-Forcing (arXiv:2506.08009), Causal-Forcing,
+Krea Realtime 14B (whose server lets the cache hold three frames) and LongLive (arXiv:2509.22622).
 """
 
 from typing import Any
@@ -26,8 +27,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "toy": {},
     "self-forcing": {"chunk_frames": 3, "timesteps": [1000, 750, 500, 250], "timestep_shift": 5.0},
     "causal-forcing": {"chunk_frames": 3, "timesteps": [1000, 750, 500, 250], "timestep_shift": 5.0},
+    "krea-realtime": {"chunk_frames": 3, "timesteps": [1000, 750, 500, 250], "timestep_shift": 5.0},
+    "longlive": {
+        "chunk_frames": 3, "timesteps": [1000, 750, 500, 250], "timestep_shift": 5.0, "window_frames": 12,
+        "sink_frames": 3,
+    },
     "causal-forcing-framewise": {"chunk_frames": 1, "timesteps": [1000, 750, 500, 250], "timestep_shift": 5.0},
-}
+}  # fmt: skip
 
 
 def with_preset(values: Any, field: str, presets: dict[str, dict[str, Any]]) -> Any:

@@ -180,10 +180,10 @@ def _scaled(frames: FrameArray, enlarge: int, shrink: int) -> FrameArray:
     if enlarge > 1:
         return frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     if shrink > 1:
-        num_frames, height, width = frames.shape[0], frames.shape[1] // shrink, frames.shape[2] // shrink
-        squares = frames[:, : height * shrink, : width * shrink]
-        squares = squares.reshape(num_frames, height, shrink, width, shrink, 3)
-        return np.asarray(squares.mean(axis=(2, 4)).round(), dtype=np.uint8)
+        height, width = frames.shape[1] // shrink * shrink, frames.shape[2] // shrink * shrink
+        sums = sum(frames[:, row:height:shrink, column:width:shrink].astype(np.uint32)
+                   for row in range(shrink) for column in range(shrink))  # fmt: skip
+        return np.asarray((sums + shrink**2 // 2) // shrink**2, dtype=np.uint8)
     return frames
 
 
@@ -201,12 +201,12 @@ def _even(frames: FrameArray) -> FrameArray:
 
 def _strip(clip: FrameArray) -> FrameArray:
     """(F, H, W, 3) to (h, w, 3): frames from the first to the last, as many as fit, left to right."""
-    frames = _fit(clip, STRIP_FRAME_SIZES)
-    num_frames, height, width = frames.shape[:3]
+    num_frames, (height, width) = len(clip), _fit(clip[:1], STRIP_FRAME_SIZES).shape[1:3]
     shown = max(1, min(num_frames, (STRIP_WIDTH + FRAME_GAP) // (width + FRAME_GAP)))
+    frames = _fit(clip[np.linspace(0, num_frames - 1, shown).round().astype(int)], STRIP_FRAME_SIZES)
     strip = _canvas(height, shown * (width + FRAME_GAP) - FRAME_GAP)
-    for place, index in enumerate(np.linspace(0, num_frames - 1, shown).round().astype(int)):
-        _paste(strip, frames[index], 0, place * (width + FRAME_GAP))
+    for place, frame in enumerate(frames):
+        _paste(strip, frame, 0, place * (width + FRAME_GAP))
     return strip
 
 

@@ -13,6 +13,7 @@ from afd_scale.planning.flops import Flops, step_flops
 from afd_scale.planning.gpus import COMPUTE_FRACTION, Gpu
 from afd_scale.planning.memory import Memory, cache_bytes, itemsize, rank_memory
 from afd_scale.planning.parameters import NetworkSize, network_sizes
+from afd_scale.planning.samples import Samples, plan_samples
 from afd_scale.planning.workload import Workload, valid_degrees, workload
 
 SEARCH = (*range(1, 65), *range(72, 4097, 8))  # numbers of GPUs: beyond 64, whole nodes
@@ -58,6 +59,7 @@ class Plan:
     flops: dict[str, Flops]
     traffic: dict[str, Traffic]
     seconds: dict[str, Seconds]
+    samples: Samples | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -94,7 +96,8 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
         for phase, passes in load.phases.items()
     }
     leaders = {role.name: networks[role.name] for role in config.cast if role.of is None}
-    return Plan(config, gpu, load, leaders, memory, flops, traffic, seconds, notes)
+    samples = plan_samples(config, load, networks, gpu, sum(each.total for each in seconds.values()))
+    return Plan(config, gpu, load, leaders, memory, flops, traffic, seconds, samples, notes)
 
 
 def _bytes_read(config: RunConfig, load: Workload, networks: Mapping[str, NetworkSize], passes: list[Pass]) -> float:
@@ -200,6 +203,7 @@ def plan_as_dict(plan: Plan, remedies: dict[str, Suggestion | None]) -> dict[str
         "host_bytes": memory.host,
         "phases": phases,
         "step_seconds": plan.step_seconds,
+        "samples": plan.samples and {**asdict(plan.samples), "seconds": plan.samples.seconds},
         "would_fit": {name: fit and asdict(fit) for name, fit in remedies.items()},
         "notes": list(plan.notes),
         "assumptions": gpu.assumptions(),

@@ -83,7 +83,16 @@ def _step(plan: Plan) -> list[str]:
             seconds.compute, seconds.reading, seconds.zero, seconds.ulysses, seconds.total,
         )  # fmt: skip
         lines.append(f"  {name:20}" + "".join(f"{value:13.2f}" for value in values))
-    return [*lines, f"  predicted: {plan.step_seconds:.1f} s a step"]
+    return [*lines, f"  predicted: {plan.step_seconds:.1f} s a step", *_samples(plan)]
+
+
+def _samples(plan: Plan) -> list[str]:
+    samples, every = plan.samples, plan.config.train.sample_every
+    if samples is None:
+        return []
+    often = "at the end only" if samples.share is None else f"every {every} steps, {samples.share:.1%} of the time"
+    return [f"  sample videos: {samples.seconds:.0f} s ({samples.generating:.0f} generating, {samples.decoding:.0f} "
+            f"decoding, {samples.writing:.0f} writing), {often}"]  # fmt: skip
 
 
 def _gib(size: int) -> str:
