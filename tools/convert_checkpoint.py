@@ -18,7 +18,7 @@ from torch import Tensor
 
 from afd_scale.checkpoint.formats.diffusers import write_diffusers_folder
 from afd_scale.checkpoint.formats.pipeline import write_pipeline_folder
-from afd_scale.checkpoint.formats.served import write_served_folder
+from afd_scale.checkpoint.formats.served import STEPS, write_served_folder
 from afd_scale.checkpoint.formats.wan import write_wan_file
 from afd_scale.checkpoint.load_student import read_student
 from afd_scale.checkpoint.weights import save_weights, written_whole
@@ -111,6 +111,10 @@ def _report(kind: str, path: Path, options: argparse.Namespace, config: PolicyCo
     if student.prediction == "x0" and options.to not in ("afd", "pipeline"):
         print("note: this student predicts x0 where diffusers' schedulers and Wan's code expect a velocity: "
               "convert its output, (noisy - x0) / sigma")  # fmt: skip
+    if options.to == "served" and config.sampler.timesteps != STEPS:
+        steps = ", ".join(map(str, config.sampler.timesteps))
+        print(f"note: FastVideo and SGLang take the steps {', '.join(map(str, STEPS))} unless told otherwise "
+              f"(dmd_denoising_steps); this student's are {steps}")  # fmt: skip
     sizes = f"{student.num_layers} layers, dim {student.dim}, {student.num_heads} heads, family {family}"
     print(f"wrote {options.out} ({options.to}, {sizes}) from {kind} {path}")
 

@@ -18,7 +18,7 @@ from afd_scale.config.models import PolicyConfig
 
 TRANSFORMER = "CausalWanTransformer3DModel"
 SCHEDULER = "SelfForcingFlowMatchScheduler"
-STEPS = (1000, 750, 500, 250)  # of their config for this pipeline; a folder cannot say others
+STEPS = (1000, 750, 500, 250)  # that they take unless told otherwise; a folder cannot say any
 UNWINDOWED_FRAMES = 21  # latent frames that they keep where no window is said
 MAX_CHUNK_FRAMES = 3
 
