@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.diffusers import write_diffusers_folder
-from afd_scale.checkpoint.formats.pipeline import write_pipeline_folder
-from afd_scale.checkpoint.formats.served import STEPS, write_served_folder
+from afd_scale.checkpoint.formats.diffusers import fill_diffusers_folder
+from afd_scale.checkpoint.formats.pipeline import fill_pipeline_folder
+from afd_scale.checkpoint.formats.served import STEPS, fill_served_folder
 from afd_scale.checkpoint.formats.wan import write_wan_file
 from afd_scale.checkpoint.load_student import read_student
 from afd_scale.checkpoint.weights import save_weights, written_whole
@@ -88,14 +88,16 @@ def _check_options(options: argparse.Namespace) -> None:
 def _export(tensors: Iterator[tuple[str, Tensor]], options: argparse.Namespace, config: PolicyConfig) -> None:
     """A folder for others to use, with its model card."""
     run = find_run(options.source)
-    card = model_card(options.to, config, options.source, options.license, run)
+    models = None if options.models == NO_MODELS else options.models
+    card = model_card(options.to, config, options.source, options.license, run, with_models=models is not None)
     with written_whole(options.out) as partial:
+        partial.mkdir()
         if options.to == "diffusers":
-            write_diffusers_folder(tensors, partial, config)
+            fill_diffusers_folder(tensors, partial, config)
         elif options.to == "pipeline":
-            write_pipeline_folder(tensors, partial, config, None if options.models == NO_MODELS else options.models)
+            fill_pipeline_folder(tensors, partial, config, models)
         else:
-            write_served_folder(tensors, partial, config, options.models)
+            fill_served_folder(tensors, partial, config, options.models)
         write_card(partial, card, run)
 
 

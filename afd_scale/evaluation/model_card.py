@@ -44,24 +44,34 @@ def find_run(source: Path) -> Run | None:
     return None
 
 
-def model_card(target: str, config: PolicyConfig, source: Path, licence: str, run: Run | None) -> str:
+def model_card(
+    target: str, config: PolicyConfig, source: Path, licence: str, run: Run | None, with_models: bool = True
+) -> str:
     """The text of `README.md`: base, method, data, configuration, metrics, sample, how to load it, licence.
 
     Args:
         target: `diffusers`, `pipeline` or `served`.
         source: the checkpoint; a bare one tells nothing of base, method, data and metrics.
         licence: id of a licence, as hubs know it.
+        with_models: a pipeline has a VAE and a text encoder.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("afd_scale.evaluation", "."), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
     return environment.get_template("model_card.md.j2").render(
-        target=target, source=source, licence=licence, run=run, student=config.student, sampler=config.sampler,
+        target=target,
+        with_models=with_models,
+        source=source,
+        licence=licence,
+        run=run,
+        student=config.student,
+        sampler=config.sampler,
         sections=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
         run_config=yaml.safe_dump(run.config, sort_keys=False) if run else "",
-        metrics=metric_table(run.summary) if run and run.summary.get("metrics") else "", sample_name=SAMPLE_NAME,
-    )  # fmt: skip
+        metrics=metric_table(run.summary) if run and run.summary.get("metrics") else "",
+        sample_name=SAMPLE_NAME,
+    )
 
 
 def write_card(folder: Path, card: str, run: Run | None) -> None:

@@ -213,15 +213,13 @@ class CausalWanPipeline(DiffusionPipeline):
             latents: (B, C, F, H, W) noise in place of the generator's; the video has its size.
             renoise: (steps - 1, B, C, F, H, W) in place of the generator's: added after each step but the last.
         """
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError("prompt or prompt_embeds must be given, one of them")
         if image is not None and start_latents is not None:
             raise ValueError("image and start_latents must not both be given: the video starts with one of them")
         if latents is not None:
             num_frames = self._video_frames(latents.shape[2])
             height, width = (size * self.spatial_factor for size in latents.shape[-2:])
         num_chunks, (rows, columns) = self._num_chunks(num_frames), self._latent_size(height, width)
-        text = self._padded(prompt_embeds if prompt is None else self.encode_prompt(prompt))
+        text = self._text(prompt, prompt_embeds)
         chunk_shape = (len(text), self.transformer.config.in_channels, self.config.chunk_frames, rows, columns)
         if image is not None:
             start_latents = self.encode_image(image, height, width)
@@ -375,11 +373,17 @@ class CausalWanPipeline(DiffusionPipeline):
             raise ValueError(f"{name} ({found}) must be {needed}")
         return start.to(self._execution_device, torch.float32).expand(batch, -1, -1, -1, -1)
 
-    def _padded(self, text: Tensor) -> Tensor:
-        rows = self.config.text_length - text.shape[1]
+    def _text(self, prompt: str | list[str] | None, prompt_embeds: Tensor | None) -> Tensor:
+        """(B, text_length, E), zero rows after the embeddings."""
+        if prompt is not None and prompt_embeds is None:
+            prompt_embeds = self.encode_prompt(prompt)
+        elif prompt is not None or prompt_embeds is None:
+            raise ValueError("prompt or prompt_embeds must be given, one of them")
+        rows = self.config.text_length - prompt_embeds.shape[1]
         if rows < 0:
-            raise ValueError(f"prompt_embeds ({text.shape[1]} rows) must have at most {self.config.text_length}")
-        return F.pad(text.to(self._execution_device, self.transformer.dtype), (0, 0, 0, rows))
+            raise ValueError(f"prompt_embeds ({prompt_embeds.shape[1]} rows) must have at most "
+                             f"{self.config.text_length}")  # fmt: skip
+        return F.pad(prompt_embeds.to(self._execution_device, self.transformer.dtype), (0, 0, 0, rows))
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """(C, 1, 1, 1) mean and standard deviation of the VAE's latents."""

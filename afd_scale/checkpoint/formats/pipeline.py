@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.diffusers import write_diffusers_folder
+from afd_scale.checkpoint.formats.diffusers import fill_diffusers_folder
 from afd_scale.checkpoint.formats.models_folder import PARTS, VERSION, check_models, copy_models, write_json
-from afd_scale.checkpoint.weights import written_whole
 from afd_scale.config.models import PolicyConfig
 
 CODE = Path(__file__).with_name("causal_wan_pipeline.py")
@@ -17,28 +16,26 @@ CODE_NAME = "pipeline"  # the module that model_index.json names
 CLASS = "CausalWanPipeline"
 
 
-def write_pipeline_folder(
+def fill_pipeline_folder(
     state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, models: Path | None
 ) -> None:
-    """Write what `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` reads.
+    """Write what `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` reads into an empty folder.
 
     Args:
         state: our names and tensors, one by one.
         models: a folder in diffusers' layout whose VAE, text encoder and tokenizer are copied; None leaves them out,
             and the pipeline takes embeddings and gives latents.
     Raises:
-        ValueError: the folder exists or cannot be written, or the models are not the student's.
+        ValueError: the models are not the student's.
     """
     if models is not None:
         check_models(models, config.student)
-    with written_whole(folder) as partial:
-        partial.mkdir()
-        if models is not None:
-            copy_models(models, partial)
-        write_diffusers_folder(state, partial / "transformer", config)
-        write_json(partial / "scheduler" / "scheduler_config.json", scheduler_config(config))
-        shutil.copyfile(CODE, partial / f"{CODE_NAME}.py")
-        write_json(partial / "model_index.json", pipeline_index(config, with_models=models is not None))
+        copy_models(models, folder)
+    (folder / "transformer").mkdir()
+    fill_diffusers_folder(state, folder / "transformer", config)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(config))
+    shutil.copyfile(CODE, folder / f"{CODE_NAME}.py")
+    write_json(folder / "model_index.json", pipeline_index(config, with_models=models is not None))
 
 
 def pipeline_index(config: PolicyConfig, with_models: bool) -> dict[str, Any]:

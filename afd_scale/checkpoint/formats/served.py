@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.diffusers import CONFIG_NAME, diffusers_config, write_diffusers_folder
+from afd_scale.checkpoint.formats.diffusers import CONFIG_NAME, diffusers_config, fill_diffusers_folder
 from afd_scale.checkpoint.formats.models_folder import PARTS, VERSION, check_models, copy_models, write_json
-from afd_scale.checkpoint.weights import written_whole
 from afd_scale.config.models import PolicyConfig
 
 TRANSFORMER = "CausalWanTransformer3DModel"
@@ -23,21 +22,20 @@ UNWINDOWED_FRAMES = 21  # latent frames that they keep where no window is said
 MAX_CHUNK_FRAMES = 3
 
 
-def write_served_folder(state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, models: Path) -> None:
-    """Write a whole folder; arguments as of `write_pipeline_folder`.
+def fill_served_folder(state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, models: Path) -> None:
+    """Write a whole folder into an empty one; arguments as of `fill_pipeline_folder`.
 
     Raises:
-        ValueError: as there, or the servers cannot run such a student.
+        ValueError: the models are not the student's, or the servers cannot run such a student.
     """
     check_served(config)
     check_models(models, config.student)
-    with written_whole(folder) as partial:
-        partial.mkdir()
-        copy_models(models, partial)
-        write_diffusers_folder(state, partial / "transformer", config)
-        write_json(partial / "transformer" / CONFIG_NAME, served_config(config))
-        write_json(partial / "scheduler" / "scheduler_config.json", served_scheduler(config))
-        write_json(partial / "model_index.json", served_index())
+    copy_models(models, folder)
+    (folder / "transformer").mkdir()
+    fill_diffusers_folder(state, folder / "transformer", config)
+    write_json(folder / "transformer" / CONFIG_NAME, served_config(config))
+    write_json(folder / "scheduler" / "scheduler_config.json", served_scheduler(config))
+    write_json(folder / "model_index.json", served_index())
 
 
 def check_served(config: PolicyConfig) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -133,18 +134,18 @@ def test_wrong_options_leave_nothing(arguments: list[str], rule: str, run: Path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("target", ["diffusers", "pipeline"])
-def test_a_full_disk_leaves_nothing(target: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The card is written last."""
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
+@pytest.mark.parametrize("target", ["diffusers", "pipeline", "afd"])
+def test_a_full_disk_leaves_nothing(target: str, run: Path, tmp_path: Path) -> None:
+    """As when a quota or a file system's limit is met while the weights are written."""
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("afd_scale.evaluation.model_card.shutil.copyfile", full)
-    options = ["--models", "none"] if target == "pipeline" else []
-    done = call_tool("convert_checkpoint", run, tmp_path / "out", "--to", target, *options)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        models = ["--models", "none"] if target == "pipeline" else []
+        done = call_tool("convert_checkpoint", run, tmp_path / "out", "--to", target, *models)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "must be writable: No space left on device" in line
+    assert re.search(rf"output \({tmp_path}/out\) must be writable: .*File too large", line)
     assert sorted(tmp_path.rglob("*")) == before
