@@ -13,12 +13,14 @@ import yaml
 
 from afd_scale.checkpoint.formats.wan import WanSizes, weight_shapes
 from afd_scale.checkpoint.weights import save_weights
+from afd_scale.config import load_config, resolved_yaml
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.evaluation.model_card import find_run, model_card
 from afd_scale.evaluation.video import write_mp4
 from tests.tools import call_tool
 
+ROOT = Path(__file__).parents[3]
 CONFIG = PolicyConfig.model_validate({
     "student": {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 8,
                 "text_length": 512, "latent_channels": 4, "prediction": "velocity"},
@@ -48,9 +50,9 @@ def run(tmp_path: Path) -> Path:
     facts.save(shards)
     state = {name: torch.zeros(shape) for name, shape in weight_shapes(WanSizes.of_config(CONFIG.student)).items()}
     save_weights(state.items(), folder / "checkpoints" / "step_00000004" / "student", CONFIG)
-    config = {"name": "my-run", "data": {"shards": str(shards)}, "method": {"name": "afd", "clip": 1.5},
-              "student": {"weights": "weights/base.pt"}, "train": {"steps": 4}}  # fmt: skip
-    (folder / "config.yaml").write_text("# date: 2026-05-01\n# git_commit: 0123abc\n" + yaml.safe_dump(config))
+    overrides = ["name=my-run", f"data.shards={shards}", "student.weights=weights/base.pt", "method.advantage.clip=1.5"]
+    config = load_config(ROOT / "configs" / "toy" / "afd.yaml", overrides)
+    (folder / "config.yaml").write_text("# date: 2026-05-01\n# git_commit: 0123abc\n" + resolved_yaml(config))
     metrics = {"base": {"trajectory_fd": 104.2}, "student": {"trajectory_fd": 15.1}}
     (folder / "summary.json").write_text(json.dumps({"method": "afd", "steps": 4, "metrics": metrics, "seconds": {}}))
     write_mp4(np.zeros((3, 16, 16), np.uint8), folder / "samples" / "00_a.mp4", 8)
@@ -87,7 +89,7 @@ def test_an_unfinished_run_elsewhere(run: Path) -> None:
     (run / "samples" / "00_a.mp4").unlink()
     (Path(yaml.safe_load((run / "config.yaml").read_text())["data"]["shards"]) / "dataset.json").unlink()
     text = sections(model_card("diffusers", CONFIG, run, "other", find_run(run)))
-    assert "not finished, of 4 steps" in text["Method"]
+    assert "not finished, of 160 steps" in text["Method"]
     assert "could not be read" in text["Data"]
     assert "None were measured" in text["Metrics"]
 
