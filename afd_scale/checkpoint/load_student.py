@@ -99,7 +99,7 @@ def _read_folder(path: Path) -> tuple[Path, str, wan.Stated, dict[str, Tensor]]:
         return path, "student folder", config.model_dump(), state
     try:
         class_name = json.loads(described.read_text()).get("_class_name")
-        if class_name == "WanTransformer3DModel":
+        if class_name in ("WanTransformer3DModel", "CausalWanTransformer3DModel"):  # the second is FastVideo's
             return path, "diffusers folder", *diffusers.read_diffusers_folder(path)
         if class_name == "WanModel":
             return path, "Wan folder", *wan.read_wan_folder(path)

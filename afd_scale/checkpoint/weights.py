@@ -147,10 +147,13 @@ def read_shards(folder: Path, stem: str) -> dict[str, Tensor]:
 
 
 def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """One safetensors file that Hugging Face's loaders accept, with the permissions of any new file."""
+    """One safetensors file that Hugging Face's loaders accept, with the permissions of any new file; OSError."""
     path.touch()
     mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+    try:
+        save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from error
     path.chmod(mode)  # safetensors 0.8 leaves 0600, which shuts out the rest of a cluster's group
 
 

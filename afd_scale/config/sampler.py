@@ -8,12 +8,15 @@ from afd_scale.config.presets import FAMILIES, with_preset
 from afd_scale.config.section import Section
 
 Timesteps = tuple[int, ...]
+Family = Literal["toy", "self-forcing", "krea-realtime", "longlive", "causal-forcing", "causal-forcing-framewise"]
 
 
 class SamplerConfig(Section):
     """A video chunk by chunk, each in a few denoising steps that see the chunks before it."""
 
-    family: Literal["toy", "self-forcing", "krea-realtime", "longlive", "causal-forcing", "causal-forcing-framewise"] = "toy"
+    family: Literal[
+        "toy", "self-forcing", "krea-realtime", "longlive", "causal-forcing", "causal-forcing-framewise"
+    ] = "toy"
     """Preset of the fields below; any of them overrides it."""
     chunk_frames: PositiveInt = 1
     """Latent frames denoised together."""

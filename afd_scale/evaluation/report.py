@@ -87,7 +87,7 @@ def write_report(run_folder: Path) -> Path:
         raise ValueError(f"run folder ({run_folder}) must hold config.yaml: every run writes it when it starts")
     config_text = config_path.read_text()
     config = yaml.safe_load(config_text)
-    facts = dict(re.findall(r"^# ([\w.-]+): (.+)$", config_text, flags=re.MULTILINE))  # of `provenance_header`
+    facts = header_facts(config_text)
     summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
     metrics_path = run_folder / "metrics.jsonl"
     records = read_metrics(metrics_path) if metrics_path.is_file() else []
@@ -99,7 +99,7 @@ def write_report(run_folder: Path) -> Path:
         *((label, facts.pop(key)) for key, label in
           (("ranks", "ranks"), ("date", "date"), ("git_commit", "commit")) if key in facts),
     ]  # fmt: skip
-    samples = _newest_samples(run_folder / "samples")
+    samples = newest_samples(run_folder / "samples")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("afd_scale.evaluation", "."), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
@@ -121,7 +121,12 @@ def write_report(run_folder: Path) -> Path:
     return report
 
 
-def _newest_samples(folder: Path) -> list[Path]:
+def header_facts(config_text: str) -> dict[str, str]:
+    """What `provenance_header` wrote."""
+    return dict(re.findall(r"^# ([\w.-]+): (.+)$", config_text, flags=re.MULTILINE))
+
+
+def newest_samples(folder: Path) -> list[Path]:
     """Sample files of the end of the run, else those of the newest step folder."""
     for place in [folder, *sorted(folder.glob("*/"), reverse=True)]:
         files = sorted(path for path in place.glob("[!.]*") if path.suffix in {".mp4", ".png"})

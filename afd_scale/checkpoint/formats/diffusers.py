@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from afd_scale.checkpoint.formats.wan import Stated
-from afd_scale.checkpoint.weights import read_config, read_shards, write_shards, written_whole
+from afd_scale.checkpoint.weights import read_config, read_shards, write_shards
 from afd_scale.config.models import PolicyConfig, WanConfig
 
 CONFIG_NAME = "config.json"
@@ -95,19 +95,15 @@ def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {our_key(key): tensor for key, tensor in state.items()}
 
 
-def write_diffusers_folder(state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig) -> None:
-    """Write what `WanTransformer3DModel.from_pretrained` reads, and the sidecar that says the rest.
+def fill_diffusers_folder(state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig) -> None:
+    """Write what `WanTransformer3DModel.from_pretrained` reads, and the sidecar with the rest, into an empty folder.
 
     Args:
         state: our names and tensors, one by one.
-    Raises:
-        ValueError: the folder exists.
     """
-    with written_whole(folder) as partial:
-        partial.mkdir()
-        write_shards(((diffusers_key(key), tensor) for key, tensor in state), partial, STEM, MAX_SHARD_BYTES)
-        (partial / CONFIG_NAME).write_text(json.dumps(diffusers_config(config.student), indent=2) + "\n")
-        (partial / SIDECAR_NAME).write_text(config.model_dump_json(indent=2))
+    write_shards(((diffusers_key(key), tensor) for key, tensor in state), folder, STEM, MAX_SHARD_BYTES)
+    (folder / CONFIG_NAME).write_text(json.dumps(diffusers_config(config.student), indent=2) + "\n")
+    (folder / SIDECAR_NAME).write_text(config.model_dump_json(indent=2))
 
 
 def read_diffusers_folder(folder: Path) -> tuple[Stated, dict[str, Tensor]]:

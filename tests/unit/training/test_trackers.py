@@ -39,11 +39,6 @@ def test_tensorboard_has_each_step_once_and_moving_pictures(tmp_path: Path, vide
     events = EventAccumulator(str(config.folder / "tensorboard"), size_guidance={"images": 0}).Reload()
     scalars = events.Scalars("student/loss")
     assert [(scalar.step, scalar.value) for scalar in scalars] == [(10, 1), (20, 2), (30, 3), (40, 4)]
-        (10, 1),
-        (20, 2),
-        (30, 3),
-        (40, 4),
-    ]
     images = events.Images("samples/00_a-ball")
     assert [(image.step, image.width, image.height) for image in images] == [(40, 24, 16)]
     gif = images[0].encoded_image_string

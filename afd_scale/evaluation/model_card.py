@@ -1,0 +1,97 @@
+"""The model card of an exported student: `README.md` with the front matter that model hubs read."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from afd_scale.config import ConfigError
+from afd_scale.config.models import PolicyConfig
+from afd_scale.data.schema import DatasetFacts
+from afd_scale.evaluation.report import header_facts, metric_table, newest_samples
+
+CARD_NAME = "README.md"
+SAMPLE_NAME = "sample.mp4"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run left of a student.
+
+    Attributes:
+        config: the resolved `config.yaml`, and its head: date, commit, versions.
+        summary: `summary.json`; empty where the run is not finished.
+        dataset: of `dataset.json`; None where the shards cannot be read here.
+        sample: a sample video.
+    """
+
+    config: dict[str, Any]
+    head: dict[str, str]
+    summary: dict[str, Any]
+    dataset: DatasetFacts | None
+    sample: Path | None
+
+
+def find_run(source: Path) -> Run | None:
+    """The run that a run folder, a checkpoint or a student folder is of; None where it is of none."""
+    for folder in (source, *source.absolute().parents[:3]):
+        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            return _read_run(folder)
+    return None
+
+
+def model_card(
+    target: str, config: PolicyConfig, source: Path, licence: str, run: Run | None, with_models: bool = True
+) -> str:
+    """The text of `README.md`: base, method, data, configuration, metrics, sample, how to load it, licence.
+
+    Args:
+        target: `diffusers`, `pipeline` or `served`.
+        source: the checkpoint; a bare one tells nothing of base, method, data and metrics.
+        licence: id of a licence, as hubs know it.
+        with_models: a pipeline has a VAE and a text encoder.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("afd_scale.evaluation", "."), trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template("model_card.md.j2").render(
+        target=target,
+        with_models=with_models,
+        source=source,
+        licence=licence,
+        run=run,
+        student=config.student,
+        sampler=config.sampler,
+        sections=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+        run_config=yaml.safe_dump(run.config, sort_keys=False) if run else "",
+        metrics=metric_table(run.summary) if run and run.summary.get("metrics") else "",
+        sample_name=SAMPLE_NAME,
+    )
+
+
+def write_card(folder: Path, card: str, run: Run | None) -> None:
+    """Put the card, and the run's sample video where there is one, into an export."""
+    (folder / CARD_NAME).write_text(card)
+    if run and run.sample:
+        shutil.copyfile(run.sample, folder / SAMPLE_NAME)
+
+
+def _read_run(folder: Path) -> Run:
+    text = (folder / "config.yaml").read_text()
+    config, summary = yaml.safe_load(text), folder / "summary.json"
+    try:
+        dataset = DatasetFacts.load(Path(config["data"]["shards"]), "data.shards")
+    except ConfigError:  # elsewhere, or made again since: an export does not need them
+        dataset = None
+    return Run(
+        config=config,
+        head=header_facts(text),
+        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        dataset=dataset,
+        sample=next((path for path in newest_samples(folder / "samples") if path.suffix == ".mp4"), None),
+    )
