@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planning",
         "data",
     },
-    "evaluation": {"types", "config", "files", "data"},
+    "evaluation": {"types", "config", "files", "codecs", "data"},
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
 
@@ -58,9 +58,10 @@ LIBRARIES: dict[str, set[str]] = {
     "openai": {"data"},
     "diffusers": {"checkpoint", "codecs"},
     "transformers": {"models", "codecs"},
+    "cv2": {"evaluation"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
-ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton"}
+ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton", "cv2"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
