@@ -38,13 +38,14 @@ def metric_rows(result: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
         values = aligned([source, teacher, distance])
         spreads = found["distance_in_spreads"]
         ratio = distance / chance if chance > 0 else 0.0 if distance == 0 else math.nan
+        wanted = result["metrics"][name]["better"] == "lower" and source < teacher
         rows.append(result["metrics"][name] | {
             "name": name,
             "values": values[:2],
             "distance": values[2],
             "spreads": "-" if spreads is None else f"{spreads:.2f}",
             "over_chance": f"{ratio:.1f}" if math.isfinite(ratio) else "-",
-            "verdict": "" if not math.isfinite(ratio) else "worse" if ratio > 1 else "better",
+            "verdict": "" if not math.isfinite(ratio) else "better" if ratio <= 1 or wanted else "worse",
         })  # fmt: skip
     return rows
 
@@ -71,8 +72,9 @@ def write_comparison_page(result: Mapping[str, Any], samples: Sequence[Path], pa
         all=ALL,
         splits={split: (found["clips"], metric_rows(result, split)) for split, found in result["splits"].items()},
         clips=[(read_title(path), data_url(path, "video/mp4")) for path in samples],
-        drawings=[(metric["label"], *_drawings(result, name)) for name, metric in result["metrics"].items()
-                  if name in result["splits"][ALL]["metrics"]],
+        drawings=[(result["metrics"][name]["label"], *_drawings(result, name))
+                  for name, found in result["splits"][ALL]["metrics"].items()
+                  if found["distance"] or found["teacher_spread"]],
         rejects={side: result[side]["rejects"] for side in ("source", "teacher") if result[side]["rejects"]},
     ))  # fmt: skip
 
