@@ -7,7 +7,8 @@ A folder's prompts are in its prompts.jsonl ({"video": "a.mp4", "prompt": "...",
 its videos. Both sides are brought to one form, the lesser of the two in size, frame rate and length; where the teacher
 has clips of the source's prompts, these are compared. Latents of Wan's codec need its VAE: --models DIR, as for
 make_shards. Jumps at chunk borders are measured where --chunk-frames says how many frames a chunk of the source has
-(Wan with chunks of 3 latent frames: --chunk-frames 12 --first-chunk-frames 9).
+(Wan with chunks of 3 latent frames: --chunk-frames 12 --first-chunk-frames 9). --reward-model asks a video-language
+model of transformers, by path, whether each clip shows its prompt.
 
 DIR gets evaluation.json (everything), table.md, evaluation.html and samples/. docs/evaluation.md defines the measures.
 
@@ -20,8 +21,8 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ from afd_scale.evaluation.comparison import MeasuredClip, compare
 from afd_scale.evaluation.comparison_page import markdown_tables, write_comparison_page
 from afd_scale.evaluation.measuring import measure_set
 from afd_scale.evaluation.report import provenance
+from afd_scale.evaluation.suites.reward_model import METRIC as REWARD_METRIC
+from afd_scale.evaluation.suites.reward_model import NAME as REWARD
+from afd_scale.evaluation.suites.reward_model import RewardModel
 from afd_scale.evaluation.suites.video import LEAST_FRAMES, METRICS, chunk_borders
 from afd_scale.evaluation.video import write_comparison_mp4
 from afd_scale.files import system_errors
@@ -54,6 +58,7 @@ def parser() -> Parser:
     add("--models", help="folder or hub id of Wan in diffusers' layout, for shards of its codec")
     add("--chunk-frames", type=count, help="of a chunk of the source, in frames of its videos")
     add("--first-chunk-frames", type=count, help="of the first, where it has others")
+    add("--reward-model", type=Path, metavar="PATH", help="folder of a video-language model that is asked as well")
     add("--clips", type=count, default=512, help="of a side at most, spread evenly (%(default)s)")
     add("--samples", type=int, default=4, help="of them side by side on the page (%(default)s)")
     add("--workers", type=count, default=os.cpu_count(), help="processes that measure (%(default)s)")
@@ -125,12 +130,17 @@ def evaluate(
         raise ConfigError(f"source ({source.name}) and teacher ({teacher.name}) must share {LEAST_FRAMES} frames or "
                           f"more: they share {form.frames}")  # fmt: skip
     borders = borders_of(source, form, options)
+    judge = None if options.reward_model is None else RewardModel(options.reward_model)
+    metrics = {**METRICS, **({} if judge is None else {REWARD: REWARD_METRIC})}
     chosen = chosen_clips(source, teacher, options.clips)
     sides: dict[str, tuple[list[MeasuredClip], list[Reject]]] = {}
     for name, clip_set, clips in zip(("source", "teacher"), (source, teacher), chosen, strict=True):
         workers = min(options.workers, len(clips))
         with progress(f"Clips of the {name}") as on_clip:
             measured, rejects = measure_set(clip_set, clips, form, borders, workers, on_clip)
+        if judge is not None:
+            with progress(f"Rewards of the {name}") as on_clip:
+                measured = rewarded(judge, measured, clip_set, clips, form, on_clip)
         if not measured:
             raise ConfigError(f"{name} ({clip_set.name}) must have a clip that can be used: all {len(clips)} were "
                               f"rejected, the first, {rejects[0].video} {rejects[0].reason}")  # fmt: skip
@@ -140,8 +150,9 @@ def evaluate(
         "form": asdict(form),
         "same_prompts": all(clip.prompt in {other.prompt for other in chosen[0]} for clip in chosen[1]),
         "chunk_borders": borders,
-        "metrics": {name: asdict(metric) for name, metric in METRICS.items()},
-        "splits": compare(sides["source"][0], sides["teacher"][0], METRICS),
+        "reward_model": options.reward_model and str(options.reward_model),
+        "metrics": {name: asdict(metric) for name, metric in metrics.items()},
+        "splits": compare(sides["source"][0], sides["teacher"][0], metrics),
         "provenance": provenance(),
     }
     return result, sample_pairs(source, teacher, chosen, form, options.samples)
@@ -170,6 +181,25 @@ def side(clip_set: ClipSet, measured: Sequence[MeasuredClip], rejects: Sequence[
         ],
         "rejects": [asdict(reject) for reject in rejects],
     }
+
+
+def rewarded(
+    judge: RewardModel,
+    measured: Sequence[MeasuredClip],
+    clip_set: ClipSet,
+    clips: Sequence[Clip],
+    form: VideoForm,
+    on_clip: Callable[[int, int], None],
+) -> list[MeasuredClip]:
+    """With a reward for each."""
+    usable = {clip.video: clip for clip in measured}
+    judged = []
+    for clip, load in clip_set.loads([clip for clip in clips if clip.video in usable], form):
+        found = usable[clip.video].measures
+        values = found.values | {REWARD: judge.score(load(), clip.prompt, form.fps)}
+        judged.append(replace(usable[clip.video], measures=replace(found, values=values)))
+        on_clip(len(judged), len(usable))
+    return judged
 
 
 def sample_pairs(

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planning",
         "data",
     },
-    "evaluation": {"types", "config", "files", "codecs", "data"},
+    "evaluation": {"types", "config", "files", "codecs", "data", "torchvision_ops"},
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
 
@@ -57,7 +57,7 @@ LIBRARIES: dict[str, set[str]] = {
     "torchvision": {"data"},
     "openai": {"data"},
     "diffusers": {"checkpoint", "codecs"},
-    "transformers": {"models", "codecs"},
+    "transformers": {"models", "codecs", "evaluation"},
     "cv2": {"evaluation"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.

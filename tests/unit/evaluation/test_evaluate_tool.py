@@ -8,6 +8,7 @@ import pytest
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.toy_world import render_clips, toy_prompts
 from afd_scale.evaluation.video import write_mp4
+from tests.judges import save_tiny_judge
 from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards
 from tests.videos import moving_bar, write_video
@@ -55,7 +56,7 @@ def test_a_folder_against_a_folder(folders, tmp_path):
     found = result["splits"]["all"]["metrics"]
     assert set(found) == set(result["metrics"])
     assert found["motion"]["source"] < found["motion"]["teacher"]
-    assert found["brightness_drift"]["source"] > 2 * found["brightness_drift"]["teacher"]
+    assert found["jerkiness"]["source"] > found["jerkiness"]["teacher"]
     assert len(found["motion"]["by_time"]) == 4
     assert (result["same_prompts"], result["chunk_borders"], result["form"]["fps"]) == (True, [3, 6, 9], 8)
     assert [clip["split"] for clip in result["source"]["clips"]] == [prompt.speed for prompt in PROMPTS]
@@ -75,6 +76,19 @@ def test_a_folder_against_shards(folders, tmp_path):
     assert {clip["prompt"] for clip in result["teacher"]["clips"]} == {prompt.sentence for prompt in PROMPTS}
     assert (result["form"]["height"], result["form"]["colour"], result["chunk_borders"]) == (16, "gray", None)
     assert result["splits"]["all"]["metrics"]["motion"]["teacher"] > 0.3
+
+
+def test_a_reward_model_judges_both_sides(folders, tmp_path):
+    judge = save_tiny_judge(tmp_path / "judge")
+    done = evaluate(*folders, tmp_path / "out", "--json", "--clips", "2", "--samples", "0", "--reward-model", judge)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    found = result["splits"]["all"]["metrics"]["reward"]
+    assert found["source"] != found["teacher"]
+    assert found["by_time"] == []
+    assert "| Reward | higher |" in (tmp_path / "out" / "table.md").read_text()
+    out = tmp_path / "other"
+    assert refused(evaluate(*folders, out, "--reward-model", tmp_path), out).startswith("error: reward_model (")
 
 
 def test_several_processes_measure_the_same(folders, tmp_path):
