@@ -8,7 +8,8 @@ its videos. Both sides are brought to one form, the lesser of the two in size, f
 has clips of the source's prompts, these are compared. Latents of Wan's codec need its VAE: --models DIR, as for
 make_shards. Jumps at chunk borders are measured where --chunk-frames says how many frames a chunk of the source has
 (Wan with chunks of 3 latent frames: --chunk-frames 12 --first-chunk-frames 9). --reward-model asks a video-language
-model of transformers, by path, whether each clip shows its prompt.
+model of transformers, by path, whether each clip shows its prompt. --vbench runs VBench on folders, in its own
+environment.
 
 DIR gets evaluation.json (everything), table.md, evaluation.html and samples/. docs/evaluation.md defines the measures.
 
@@ -21,7 +22,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ from afd_scale.evaluation.report import provenance
 from afd_scale.evaluation.suites.reward_model import METRIC as REWARD_METRIC
 from afd_scale.evaluation.suites.reward_model import NAME as REWARD
 from afd_scale.evaluation.suites.reward_model import RewardModel
+from afd_scale.evaluation.suites.vbench import check_vbench, vbench_scores
+from afd_scale.evaluation.suites.vbench import metric_of as vbench_metric
 from afd_scale.evaluation.suites.video import LEAST_FRAMES, METRICS, chunk_borders
 from afd_scale.evaluation.video import write_comparison_mp4
 from afd_scale.files import system_errors
@@ -59,6 +62,7 @@ def parser() -> Parser:
     add("--chunk-frames", type=count, help="of a chunk of the source, in frames of its videos")
     add("--first-chunk-frames", type=count, help="of the first, where it has others")
     add("--reward-model", type=Path, metavar="PATH", help="folder of a video-language model that is asked as well")
+    add("--vbench", metavar="PYTHON", help="Python of an environment that has VBench, which judges folders as well")
     add("--clips", type=count, default=512, help="of a side at most, spread evenly (%(default)s)")
     add("--samples", type=int, default=4, help="of them side by side on the page (%(default)s)")
     add("--workers", type=count, default=os.cpu_count(), help="processes that measure (%(default)s)")
@@ -131,26 +135,32 @@ def evaluate(
                           f"more: they share {form.frames}")  # fmt: skip
     borders = borders_of(source, form, options)
     judge = None if options.reward_model is None else RewardModel(options.reward_model)
-    metrics = {**METRICS, **({} if judge is None else {REWARD: REWARD_METRIC})}
+    if options.vbench is not None:
+        check_vbench(options.vbench)
     chosen = chosen_clips(source, teacher, options.clips)
     sides: dict[str, tuple[list[MeasuredClip], list[Reject]]] = {}
+    benchmark: dict[str, Any] = {}
     for name, clip_set, clips in zip(("source", "teacher"), (source, teacher), chosen, strict=True):
-        workers = min(options.workers, len(clips))
-        with progress(f"Clips of the {name}") as on_clip:
-            measured, rejects = measure_set(clip_set, clips, form, borders, workers, on_clip)
+        measured, rejects = measured_side(name, clip_set, clips, form, borders, options.workers)
         if judge is not None:
             with progress(f"Rewards of the {name}") as on_clip:
-                measured = rewarded(judge, measured, clip_set, clips, form, on_clip)
-        if not measured:
-            raise ConfigError(f"{name} ({clip_set.name}) must have a clip that can be used: all {len(clips)} were "
-                              f"rejected, the first, {rejects[0].video} {rejects[0].reason}")  # fmt: skip
+                measured = with_values(measured, rewards(judge, measured, clip_set, clips, form, on_clip))
+        if options.vbench is not None and isinstance(clip_set, FolderClips):
+            scores = vbench_scores(options.vbench, {clip_set.folder / clip.video: clip.prompt for clip in measured})
+            of_video = {file.relative_to(clip_set.folder).as_posix(): found for file, found in scores.values.items()}
+            measured = with_values(measured, of_video)
+            benchmark[name] = {"standard": scores.standard, "dimensions": scores.dimensions}
         sides[name] = (measured, [*clip_set.rejects, *rejects])
+    found = dict.fromkeys(name for measured, _ in sides.values() for clip in measured for name in clip.measures.values)
+    known = {**METRICS, REWARD: REWARD_METRIC}
+    metrics = {**METRICS, **{name: known.get(name) or vbench_metric(name) for name in found}}
     result = {
         **{name: side(clip_set, *sides[name]) for name, clip_set in (("source", source), ("teacher", teacher))},
         "form": asdict(form),
         "same_prompts": all(clip.prompt in {other.prompt for other in chosen[0]} for clip in chosen[1]),
         "chunk_borders": borders,
         "reward_model": options.reward_model and str(options.reward_model),
+        "vbench": benchmark,
         "metrics": {name: asdict(metric) for name, metric in metrics.items()},
         "splits": compare(sides["source"][0], sides["teacher"][0], metrics),
         "provenance": provenance(),
@@ -183,23 +193,46 @@ def side(clip_set: ClipSet, measured: Sequence[MeasuredClip], rejects: Sequence[
     }
 
 
-def rewarded(
+def measured_side(
+    name: str,
+    clip_set: ClipSet,
+    clips: Sequence[Clip],
+    form: VideoForm,
+    borders: Sequence[int] | None,
+    workers: int,
+) -> tuple[list[MeasuredClip], list[Reject]]:
+    """What was measured, one clip at least, and what could not be."""
+    with progress(f"Clips of the {name}") as on_clip:
+        measured, rejects = measure_set(clip_set, clips, form, borders, min(workers, len(clips)), on_clip)
+    if not measured:
+        raise ConfigError(f"{name} ({clip_set.name}) must have a clip that can be used: all {len(clips)} were "
+                          f"rejected, the first, {rejects[0].video} {rejects[0].reason}")  # fmt: skip
+    return measured, rejects
+
+
+def rewards(
     judge: RewardModel,
     measured: Sequence[MeasuredClip],
     clip_set: ClipSet,
     clips: Sequence[Clip],
     form: VideoForm,
     on_clip: Callable[[int, int], None],
-) -> list[MeasuredClip]:
-    """With a reward for each."""
-    usable = {clip.video: clip for clip in measured}
-    judged = []
+) -> dict[str, dict[str, float]]:
+    """Of each video that was measured."""
+    usable = {clip.video for clip in measured}
+    found: dict[str, dict[str, float]] = {}
     for clip, load in clip_set.loads([clip for clip in clips if clip.video in usable], form):
-        found = usable[clip.video].measures
-        values = found.values | {REWARD: judge.score(load(), clip.prompt, form.fps)}
-        judged.append(replace(usable[clip.video], measures=replace(found, values=values)))
-        on_clip(len(judged), len(usable))
-    return judged
+        found[clip.video] = {REWARD: judge.score(load(), clip.prompt, form.fps)}
+        on_clip(len(found), len(usable))
+    return found
+
+
+def with_values(measured: Sequence[MeasuredClip], more: Mapping[str, Mapping[str, float]]) -> list[MeasuredClip]:
+    """With further values, by video."""
+    values = [{**clip.measures.values, **more.get(clip.video, {})} for clip in measured]
+    return [
+        replace(clip, measures=replace(clip.measures, values=own)) for clip, own in zip(measured, values, strict=True)
+    ]
 
 
 def sample_pairs(

@@ -64,7 +64,7 @@ class FolderClips:
             raise ConfigError(f"{field} ({folder}) must be a folder: there is none")
         table = folder / PROMPTS_TABLE
         self._teacher = FolderTeacher(folder, table)
-        self.name = folder.resolve().name
+        self.folder, self.name = folder, folder.resolve().name
         rows = self._teacher.clips() if table.exists() else titled_clips(folder)
         self.clips = [row for row in rows if isinstance(row, Clip)]
         self.rejects = [row for row in rows if isinstance(row, Reject)]

@@ -59,9 +59,10 @@ LIBRARIES: dict[str, set[str]] = {
     "diffusers": {"checkpoint", "codecs"},
     "transformers": {"models", "codecs", "evaluation"},
     "cv2": {"evaluation"},
+    "vbench": {"evaluation"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
-ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton", "cv2"}
+ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton", "cv2", "vbench"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,6 +1,7 @@
 """tools/evaluate.py from videos to its page, and what it refuses."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -89,6 +90,52 @@ def test_a_reward_model_judges_both_sides(folders, tmp_path):
     assert "| Reward | higher |" in (tmp_path / "out" / "table.md").read_text()
     out = tmp_path / "other"
     assert refused(evaluate(*folders, out, "--reward-model", tmp_path), out).startswith("error: reward_model (")
+
+
+VBENCH = """
+import json, os
+from pathlib import Path
+__version__ = "0.1.5"
+class VBench:
+    def __init__(self, device, full_info, out):
+        self.out = out
+    def evaluate(self, videos_path, name, prompt_list, dimension_list, mode):
+        files = sorted(os.listdir(videos_path))
+        assert all(os.path.getsize(f"{videos_path}/{file}") for file in files)
+        if mode == "vbench_standard":
+            assert (prompt_list, dimension_list) == ([], None)
+            prompts = [file.rpartition("-")[0] for file in files]
+        else:
+            assert list(prompt_list) == files
+            prompts = list(prompt_list.values())
+        found = [
+            {"video_path": f"{videos_path}/{file}", "video_results": 0.25 if "slowly" in prompt else 0.75}
+            for file, prompt in zip(files, prompts)
+        ]
+        results = {"imaging_quality": [0.5, found]}
+        Path(self.out, f"{name}_eval_results.json").write_text(json.dumps(results))
+"""
+
+
+@pytest.mark.parametrize("standard", [False, True])
+def test_vbench_judges_in_its_own_process(folders, tmp_path, monkeypatch, standard):
+    (tmp_path / "vbench").mkdir()
+    (tmp_path / "vbench" / "__init__.py").write_text(VBENCH)
+    own = [{"prompt_en": prompt.sentence} for prompt in PROMPTS] if standard else []
+    (tmp_path / "vbench" / "VBench_full_info.json").write_text(json.dumps(own))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = evaluate(*folders, tmp_path / "out", "--json", "--samples", "0", "--vbench", sys.executable)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["vbench"]["source"] == {"standard": standard, "dimensions": {"imaging_quality": 0.5}}
+    slowly = result["splits"]["slowly"]["metrics"]["vbench_imaging_quality"]
+    assert (slowly["source"], slowly["teacher"], slowly["distance"]) == (0.25, 0.25, 0)
+
+
+def test_without_vbench_one_line_says_so(folders, tmp_path):
+    for python in (sys.executable, str(tmp_path / "absent")):
+        said = refused(evaluate(*folders, tmp_path / "out", "--vbench", python), tmp_path / "out")
+        assert said.startswith(f"error: vbench ({python}) must be a Python")
 
 
 def test_several_processes_measure_the_same(folders, tmp_path):
