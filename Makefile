@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 PYTHON ?=
 # Processes of the demo.
 RANKS ?= 2
+# Test files that run at once.
+JOBS ?= 2
 # SMOKE=1 shortens the demo; its student is too short in training to be good.
 SMOKE ?=
 
@@ -57,7 +59,7 @@ demo: install  ## adapt a toy student to a teacher seen as videos only, 2 proces
 	@echo "Done. Report: $(DEMO_RUN)/report.html   figures: $(DEMO_RUN)/summary.json   videos: $(DEMO_RUN)/samples/"
 
 test: install lint  ## lint, types and all tests; the last line says how many ran
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check

@@ -58,6 +58,7 @@ setup(
         "dev": [
             "pytest>=8.4",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.8",
             "moto[s3,server]>=5.1",
             "ruff>=0.12",
             "mypy>=1.16",

@@ -62,12 +62,9 @@ def sync(path: Path) -> None:
 @contextmanager
 def only_one(lock: Path, rule: str) -> Iterator[None]:
     """Let one process at a time in; ConfigError, the rule, for another."""
-    held = FileLock(lock)
     try:
-        held.acquire(timeout=0)
+        held = FileLock(lock).acquire(timeout=0)
     except Timeout:
         raise ConfigError(f"{rule}: another one is at it") from None
-    try:
+    with held:
         yield
-    finally:
-        held.release()

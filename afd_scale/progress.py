@@ -39,7 +39,7 @@ def progress(
             task = bar.add_task(what, total=None, completed=begun, more="")
             yield lambda done, total, more="": bar.update(task, completed=done, total=total, more=more)
     else:
-        yield _Lines(what, begun, say)
+        yield _lines(what, begun, say)
 
 
 @contextmanager
@@ -58,17 +58,17 @@ def _below_the_log(bar: Progress) -> Iterator[None]:
                 handler.setStream(stderr)
 
 
-class _Lines:
+def _lines(what: str, begun: int, say: Callable[[str], None]) -> Callable[..., None]:
     """Progress in a log."""
+    began = last = time.monotonic()
 
-    def __init__(self, what: str, begun: int, say: Callable[[str], None]):
-        self._what, self._begun, self._say = what, begun, say
-        self._began = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int, more: str = "") -> None:
+    def show(done: int, total: int, more: str = "") -> None:
+        nonlocal last
         now = time.monotonic()
-        if more or now - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = now
-            seconds = (now - self._began) / max(done - self._begun, 1) * (total - done)
+        if more or now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            seconds = (now - began) / max(done - begun, 1) * (total - done)
             left = f"{timedelta(seconds=round(seconds))} left"
-            self._say("  ".join(filter(None, (f"{self._what}: {done} of {total}", more, left))))
+            say("  ".join(filter(None, (f"{what}: {done} of {total}", more, left))))
+
+    return show

@@ -1,6 +1,6 @@
 """The few interfaces that cross packages: what a method needs of engines, and a trainer of methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -22,10 +22,6 @@ class Engine(Protocol):
 
     def resident(self) -> AbstractContextManager[None]:
         """A phase of passes without gradient: weights may stay whole on every rank, and at its end none does."""
-        ...
-
-    def frozen(self, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
-        """A resident phase: `run` on one micro-batch of rows after another, without gradient; their results as one."""
         ...
 
 

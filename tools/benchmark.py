@@ -101,9 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def benchmark_attention(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Forward and backward of our segments against a dense masked call, and full attention by the same kernel."""
-    if options.config or options.precision or options.overrides:
-        given = options.config or options.precision or options.overrides[0]
-        raise ValueError(f"attention ({given}) must be given shapes, as --chunks: it measures kernels, not a config")
+    _refuse_config(options, "must be given shapes, as --chunks: it measures kernels, not a config")
     tokens = options.tokens_per_chunk
     layout = AttentionLayout.block_causal(options.chunks, chunk_frames=1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -151,6 +149,11 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
     }
 
 
+def _refuse_config(options: argparse.Namespace, why: str) -> None:
+    for given in filter(None, (options.config, options.precision, *options.overrides)):
+        raise ValueError(f"{options.name} ({given}) {why}")
+
+
 def _of_config(benchmark: Callable[[RunConfig, int, torch.device], dict[str, Any]]) -> Benchmark:
     """A benchmark whose shapes are a config's."""
 
@@ -164,9 +167,7 @@ def _of_config(benchmark: Callable[[RunConfig, int, torch.device], dict[str, Any
 
 
 def _data(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    if options.config or options.precision or options.overrides:
-        given = options.config or options.precision or options.overrides[0]
-        raise ValueError(f"data ({given}) takes no config: it reads videos of one size")
+    _refuse_config(options, "takes no config: it reads videos of one size")
     return benchmark_data(options.samples, options.repeats, options.step_seconds, options.text_rows)
 
 

@@ -19,10 +19,10 @@ from afd_scale.checkpoint.formats.wan import write_wan_file
 from afd_scale.checkpoint.load_student import read_student
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.command_line import Parser
-from afd_scale.config.models import PolicyConfig
 from afd_scale.config.presets import ARCHITECTURES, FAMILIES
 from afd_scale.progress import progress
 
+WRITERS = {"diffusers": write_diffusers_folder, "wan": write_wan_file, "afd": save_weights}
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="run, checkpoint or student folder; diffusers or Wan folder; "
                         ".safetensors, .pt or .pth file")  # fmt: skip
     parser.add_argument("out", type=Path, help="folder to write; with `--to wan` a .safetensors file")
-    parser.add_argument("--to", choices=("diffusers", "wan", "afd"), required=True)
+    parser.add_argument("--to", choices=tuple(WRITERS), required=True)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="keep")
     parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), help="of a source that states none")
     parser.add_argument("--family", choices=tuple(FAMILIES), help="of a source that states none; default self-forcing")
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Read, check, write; ValueError in one line for bad input."""
+    """Read, check, write, say what was written; ValueError in one line for bad input."""
     if options.out.exists():
         raise ValueError(f"out ({options.out}) must not exist: nothing is overwritten")
     source = read_student(options.source, prefer_ema=not options.no_ema)
@@ -55,13 +55,13 @@ def convert(options: argparse.Namespace) -> None:
             raise ValueError(f"--{option} ({getattr(options, option)}) must not be given: {source.path} states its own")
     config = source.config(options.architecture, options.family)
     tensors = _converted(source.state, DTYPES[options.dtype])
-    if options.to == "diffusers":
-        write_diffusers_folder(tensors, options.out, config)
-    elif options.to == "wan":
-        write_wan_file(tensors, options.out, config)
-    else:
-        save_weights(tensors, options.out, config)
-    _report(source.kind, source.path, options, config)
+    WRITERS[options.to](tensors, options.out, config)
+    student, family = config.student, config.sampler.family
+    if student.prediction == "x0" and options.to != "afd":
+        print("note: this student predicts x0 where diffusers' schedulers and Wan's code expect a velocity: "
+              "convert its output, (noisy - x0) / sigma")  # fmt: skip
+    sizes = f"{student.num_layers} layers, dim {student.dim}, {student.num_heads} heads, family {family}"
+    print(f"wrote {options.out} ({options.to}, {sizes}) from {source.kind} {source.path}")
 
 
 def _converted(state: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
@@ -69,15 +69,6 @@ def _converted(state: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[
         for number, (name, tensor) in enumerate(state.items(), 1):
             yield name, tensor if dtype is None else tensor.to(dtype)
             on_tensor(number, len(state))
-
-
-def _report(kind: str, path: Path, options: argparse.Namespace, config: PolicyConfig) -> None:
-    student, family = config.student, config.sampler.family
-    if student.prediction == "x0" and options.to != "afd":
-        print("note: this student predicts x0 where diffusers' schedulers and Wan's code expect a velocity: "
-              "convert its output, (noisy - x0) / sigma")  # fmt: skip
-    sizes = f"{student.num_layers} layers, dim {student.dim}, {student.num_heads} heads, family {family}"
-    print(f"wrote {options.out} ({options.to}, {sizes}) from {kind} {path}")
 
 
 if __name__ == "__main__":

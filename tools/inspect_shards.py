@@ -25,7 +25,6 @@ from afd_scale.codecs.conversions import to_uint8
 from afd_scale.config import ConfigError, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.data.inspection import describe, samples_at, validate
-from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
 from afd_scale.files import system_errors
@@ -65,7 +64,7 @@ def inspect(options: argparse.Namespace, location: Location) -> int:
     elif options.validate:
         print("", *corrupt or ["everything was read and is as it was written"], sep="\n")
     if options.pictures is not None:
-        draw(options, location)
+        draw(options, location, found)
     if corrupt:
         print(f"error: out ({options.out}) must be as it was written: problems found: {len(corrupt)}", file=sys.stderr)
         return 2
@@ -100,19 +99,18 @@ def readable(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def draw(options: argparse.Namespace, location: Location) -> None:
+def draw(options: argparse.Namespace, location: Location, found: dict[str, Any]) -> None:
     """A contact sheet and mp4 of samples spread over the dataset."""
-    facts = DatasetFacts.load(location.folder, location.field)
-    if facts.latent_shape is None:
+    if found["latent_shape"] is None:
         raise ConfigError(f"out ({location.shards}) must hold videos for --pictures: it holds prompts alone")
-    codec = codec_of(facts.codec, models=options.models)
-    count = min(options.samples, facts.num_samples)
-    positions = np.linspace(0, facts.num_samples - 1, count).round().astype(int).tolist()
+    codec = codec_of(found["codec"], models=options.models)
+    count = min(options.samples, found["samples"])
+    positions = np.linspace(0, found["samples"] - 1, count).round().astype(int).tolist()
     rows = samples_at(location, positions)
     frames = np.concatenate([to_uint8(codec.decode(torch.tensor(row["latents"])[None])) for row in rows])
     frames = frames[..., 0] if frames.shape[-1] == 1 else frames
     captions = [row["prompt"] for row in rows]
-    name = facts.teacher
+    name = found["teacher"]
     # Fewer than asked for where num_samples is wrong.
     numbered = [f"{position}: {caption}" for position, caption in zip(positions, captions, strict=False)]
     write_grid({name: frames}, numbered, options.pictures / "contact_sheet.png")

@@ -23,13 +23,12 @@ import math
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import ValidationError
 
 from afd_scale.codecs.codec import Codec, VideoForm
 from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
@@ -39,7 +38,7 @@ from afd_scale.config.command_line import Parser
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.clips import Teacher
 from afd_scale.data.make_shards import ALONE, Processes, ShardJob, make_shards
-from afd_scale.data.schema import REJECTS_FILE, DatasetFacts
+from afd_scale.data.schema import REJECTS_FILE, DatasetFacts, parse_problem
 from afd_scale.data.teachers.exchange import Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.http import HttpTeacher
@@ -123,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
             run(options, launched, processes)
     except ValueError as error:
         if launched is None or launched.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {parse_problem(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from what is finished", file=sys.stderr)
@@ -151,51 +150,47 @@ def job_of(options: argparse.Namespace, launched: Launched) -> ShardJob:
     return ShardJob(teacher_of(options), codec, form, options.out, options.max_rejects, options.compression)
 
 
+def given(options: argparse.Namespace, name: str, why: str) -> Any:
+    """What an option says; ConfigError, the reason, where it was left out."""
+    value = getattr(options, name)
+    if value is None:
+        raise ConfigError(f"{name} must be given {why}")
+    return value
+
+
 def form_of(options: argparse.Namespace) -> VideoForm:
     colour: Any = "gray" if options.codec == "identity" else "rgb24"
-    given = {name: getattr(options, name) for name in ("size", "frames", "fps")}
     if options.teacher == "procedural":
         toy = {"size": f"{FORM.height}x{FORM.width}", "frames": FORM.frames, "fps": FORM.fps}
         for name, value in toy.items():
-            if given[name] not in (None, value):
-                raise ConfigError(f"{name} ({given[name]}) must be {value}: the toy world is rendered in no other")
-        given = toy
-    for name, value in given.items():
-        if value is None:
-            raise ConfigError(f"{name} must be given: --size HxW --frames N --fps N say what all videos are brought to")
-    height, _, width = given["size"].partition("x")
+            if getattr(options, name) not in (None, value):
+                raise ConfigError(f"{name} ({getattr(options, name)}) must be {value}: the toy world is rendered in no "
+                                  "other")  # fmt: skip
+        return replace(FORM, aspect=options.aspect, colour=colour)
+    why = "with --size HxW --frames N --fps N: all videos are brought to this form"
+    size, frames, fps = (given(options, name, why) for name in ("size", "frames", "fps"))
+    height, _, width = size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        raise ConfigError(f"size ({given['size']}) must be HxW in pixels, such as 480x832")
-    return VideoForm(given["frames"], given["fps"], int(height), int(width), options.aspect, colour)
+        raise ConfigError(f"size ({size}) must be HxW in pixels, such as 480x832")
+    return VideoForm(frames, fps, int(height), int(width), options.aspect, colour)
 
 
 def codec_of(options: argparse.Namespace, form: VideoForm, launched: Launched) -> Codec:
     if options.codec == "identity":
         return IdentityCodec.of_form(form, (options.text_length or TEXT_SHAPE[0], TEXT_SHAPE[1]))
-    if options.models is None:
-        raise ConfigError(
-            "models must be given with codec wan: a folder or hub id with vae/, text_encoder/, tokenizer/"
-        )
+    models = given(options, "models", "with codec wan: a folder or hub id with vae/, text_encoder/, tokenizer/")
     import torch
 
     device = torch.device("cuda", launched.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return WanCodec(options.models, device=device, text_length=options.text_length or TEXT_LENGTH)
+    return WanCodec(models, device=device, text_length=options.text_length or TEXT_LENGTH)
 
 
 def teacher_of(options: argparse.Namespace) -> Teacher:
     if options.teacher == "procedural":
-        try:
-            source = ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise ConfigError(f"{problem['loc'][0]} ({problem['input']}): {problem['msg']}") from error
-        return ProceduralTeacher(source)
+        return ProceduralTeacher(ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed))
     if options.teacher == "none":
-        if options.prompts is None:
-            raise ConfigError("prompts must be given with teacher none: they are all there is")
-        return PromptsAlone(options.prompts)
-    if options.source is None:
-        raise ConfigError(f"source must be given with teacher {options.teacher}: the folder of its videos")
+        return PromptsAlone(given(options, "prompts", "with teacher none: they are all there is"))
+    given(options, "source", f"with teacher {options.teacher}: the folder of its videos")
     if options.teacher == "folder":
         return FolderTeacher(options.source, options.prompts, options.name)
     return http_teacher(options)
@@ -203,8 +198,7 @@ def teacher_of(options: argparse.Namespace) -> Teacher:
 
 def http_teacher(options: argparse.Namespace) -> HttpTeacher:
     for name in ("url", "model", "prompts"):
-        if getattr(options, name) is None:
-            raise ConfigError(f"{name} must be given with teacher http")
+        given(options, name, "with teacher http")
     if options.budget is not None and not 0 < options.price < math.inf:
         raise ConfigError(f"price ({options.price}) must be positive with a budget: it is what the budget counts")
     url = urlsplit(options.url)

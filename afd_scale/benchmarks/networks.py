@@ -1,6 +1,7 @@
 """Time, rate and memory of a config's networks on one device, with random weights: linears, rollout, update, step."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,11 @@ from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain
 from afd_scale.flow.randomness import Randomness
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
-from afd_scale.layers.precision import Precision
 from afd_scale.methods import make_method
 from afd_scale.models.wan import CausalWan
-from afd_scale.planning.activations import training_activations
+from afd_scale.planning.activations import Trunk, training_activations
 from afd_scale.planning.flops import step_flops, video_flops
-from afd_scale.planning.memory import cache_bytes, tokens_of, trunk
+from afd_scale.planning.memory import cache_bytes, itemsize, tokens_of
 from afd_scale.planning.parameters import network_sizes
 from afd_scale.planning.workload import Workload, workload
 from afd_scale.rollout.sampler import Sampler
@@ -44,7 +44,7 @@ def benchmark_linear(config: RunConfig, repeats: int, device: torch.device) -> d
         for name, (inputs, outputs) in shapes.items():
             linear = precision.linear(inputs, outputs).to(device, dtype)
             x = torch.randn(tokens, inputs, device=device, dtype=dtype)
-            variants[name + suffix] = _without_gradient(precision, linear, x)
+            variants[name + suffix] = torch.no_grad()(partial(precision.run_block, linear, x, recompute=False))
             flops[name + suffix] = 2.0 * tokens * inputs * outputs
     moved = {name: dtype.itemsize * (tokens * (i + o) + i * o + o) for name, (i, o) in shapes.items()}
     measured = rates(variants, flops, dtype, repeats, device)
@@ -90,7 +90,7 @@ def benchmark_update(config: RunConfig, repeats: int, device: torch.device) -> d
         variants["update" + suffix] = updating(student)
 
     flops = videos * video_flops(config, load, each, recompute=False).total
-    planned = training_activations(trunk(config, config.student, sequence=1), tokens_of(load, each, videos))
+    planned = training_activations(Trunk(config.student, itemsize(config)), tokens_of(load, each, videos))
     weights = sum(p.nbytes for p in student.network.parameters()) + sum(p.nbytes for p in student.trained)
     planned += len(variants) * weights  # networks that take turns stand side by side
     dtype = parameter_dtype(config.precision)
@@ -161,15 +161,6 @@ def _speedups(measured: dict[str, Any]) -> dict[str, Any]:
     seconds = measured["seconds"]
     ratios = {name: seconds[name + BF16] / taken for name, taken in seconds.items() if name + BF16 in seconds}
     return {"speedup_over_bf16": ratios} if ratios else {}
-
-
-def _without_gradient(precision: Precision, linear: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        with torch.no_grad():
-            output: Tensor = precision.run_block(linear, x, recompute=False)
-        return output
-
-    return run
 
 
 def _described(config: RunConfig) -> dict[str, Any]:

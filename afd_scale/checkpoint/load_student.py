@@ -48,6 +48,8 @@ def read_student(path: Path, prefer_ema: bool = True) -> StudentSource:
     Raises:
         ValueError: it is none of these, is damaged, or is no text-to-video Wan 2.1.
     """
+    if not path.exists():
+        raise ValueError(f"weights ({path}) must exist: there is no such file or folder")
     if path.is_dir():
         path, kind, stated, state = _read_folder(path)
     elif path.suffix in FILE_SUFFIXES:
@@ -55,10 +57,8 @@ def read_student(path: Path, prefer_ema: bool = True) -> StudentSource:
         stated, state = wan.read_wan_file(path, prefer_ema)
         if any(key.startswith("condition_embedder.") for key in state):
             kind, state = "diffusers file", diffusers.from_diffusers(state)
-    elif path.is_file():
-        raise ValueError(f"weights ({path}) must end in one of {', '.join(FILE_SUFFIXES)}")
     else:
-        raise ValueError(f"weights ({path}) must exist: there is no such file or folder")
+        raise ValueError(f"weights ({path}) must end in one of {', '.join(FILE_SUFFIXES)}")
     sizes = wan.check_state(state, path)
     for field, size in asdict(sizes).items():
         said = stated["student"].get(field, size)

@@ -158,8 +158,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """One safetensors file; ValueError in one line."""
     try:
         return load_file(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"weights ({path}) must exist: there is no such file") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"weights ({path}) must be a whole safetensors file: {error}") from error
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import OrderedDict, defaultdict
-from functools import cached_property
+from collections import defaultdict
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +87,7 @@ class WanCodec:
             "name": self.name, "models": self._identity(), "whole_frame_pixels": whole_frame_pixels,
             "vae_dtype": str(vae_dtype), "text_dtype": str(self._text_dtype),
         }  # fmt: skip
-        self._embeddings: OrderedDict[str, NDArray[np.float16]] = OrderedDict()
+        self._remembered = lru_cache(_CACHED_PROMPTS)(self._embed)
 
     def latent_shape(self, form: VideoForm) -> tuple[int, int, int, int]:
         """(F, C, H, W) of a video's latents.
@@ -157,13 +157,7 @@ class WanCodec:
             ConfigError: the text encoder cannot be loaded.
             RejectedError: a value is not finite, or beyond float16.
         """
-        if prompt in self._embeddings:
-            self._embeddings.move_to_end(prompt)
-        else:
-            self._embeddings[prompt] = self._embed(prompt)
-            if len(self._embeddings) > _CACHED_PROMPTS:
-                self._embeddings.popitem(last=False)
-        return self._embeddings[prompt].copy()
+        return self._remembered(prompt).copy()
 
     @torch.no_grad()
     def _embed(self, prompt: str) -> NDArray[np.float16]:

@@ -6,10 +6,10 @@ from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import DataConfig
 from afd_scale.data.make_shards import ShardJob, make_shards
-from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, PROMPTS_FILE, DatasetFacts
+from afd_scale.data.schema import FACTS_FILE, DatasetFacts
 from afd_scale.data.storage import Location, extra_prompts, is_remote, locations, teacher_data
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
-from afd_scale.data.validate import KnownGood, check_shard, load_beside
+from afd_scale.data.validate import check_shard, contradictions, known_good, load_beside
 
 
 def ensure_dataset(config: DataConfig) -> None:
@@ -67,11 +67,8 @@ def check_dataset(config: RunConfig) -> DatasetFacts:
 
 
 def check_copies(config: RunConfig) -> None:
-    """Check a machine's copies of the run's remote datasets, and bring what lies beside their shards up to date; call
-    it on one rank of each machine.
-
-    Raises:
-        ConfigError: names the first thing that is wrong.
+    """Check a machine's copies of the run's remote datasets, as `check_files` does, and bring what lies beside their
+    shards up to date; call it on one rank of each machine.
     """
     for location in locations(config):
         if location.is_remote:
@@ -85,18 +82,11 @@ def check_files(location: Location) -> DatasetFacts:
         ConfigError: names the first thing that is wrong.
     """
     facts, prompts, shards = load_beside(location)
-    folder, field = location.folder, location.field
-    num_samples = sum(shard["samples"] for shard in shards)
-    if num_samples != facts.num_samples:
-        raise ConfigError(f"{field} ({folder}) must have the {facts.num_samples} samples of {FACTS_FILE}: "
-                          f"{INDEX_FILE} has {num_samples}; make it again")  # fmt: skip
-    for prompt in prompts:
-        if not 0 <= prompt.sample < num_samples:
-            raise ConfigError(f"{field} ({folder / PROMPTS_FILE}) must name samples from 0 to {num_samples - 1}: "
-                              f"{prompt.prompt_id} names {prompt.sample}; make it again")  # fmt: skip
-    with KnownGood(location) as known_good:
+    for wrong in contradictions(facts, prompts, shards):
+        raise ConfigError(f"{location.field} ({location.folder}) must be as it was written: {wrong}; make it again")
+    with known_good(location) as known:
         for shard in shards:
-            check_shard(location, shard, known_good)
+            check_shard(location, shard, known)
     return facts
 
 

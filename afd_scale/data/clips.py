@@ -30,6 +30,11 @@ class Clip:
     index: int
     split: str | None = None
 
+    @property
+    def asked(self) -> tuple[str, int]:
+        """Names it among all that its teacher is asked for."""
+        return self.prompt_id, self.index
+
 
 @dataclass(frozen=True)
 class Reject:
@@ -46,12 +51,13 @@ class Teacher(Protocol):
     Attributes:
         name: who made them.
         provenance: the settings that they follow from, JSON; no secrets.
-        clips_at_once: after so many clips at the latest, finished work is safe from a kill.
+        clips_at_once: after so many clips at the latest, finished work is safe from a kill; the many of here are for
+            clips that cost little to make again.
     """
 
     name: str
     provenance: dict[str, Any]
-    clips_at_once: int
+    clips_at_once: int = 1 << 30
 
     def clips(self) -> Sequence[Clip | Reject]:
         """Every clip in its order; one that cannot be had is a Reject in its place.
@@ -62,8 +68,8 @@ class Teacher(Protocol):
         ...
 
     def fingerprint(self, clip: Clip) -> str:
-        """Another one when the clip's video has changed."""
-        ...
+        """Another one when the clip's video has changed; where there is no file, it follows from the settings."""
+        return ""
 
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
         """(T, H, W, C) of a clip in its form.

@@ -8,13 +8,11 @@ from contextlib import contextmanager
 @contextmanager
 def in_environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set them while it lasts."""
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)

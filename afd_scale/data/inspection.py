@@ -1,20 +1,24 @@
 """What is in a dataset, and whether all of it is as written."""
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, problems
+from afd_scale.data.clips import Reject
+from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, parse_problem, problems
 from afd_scale.data.storage import Location, download
-from afd_scale.data.validate import hash_of, load_beside, name_of
+from afd_scale.data.validate import contradictions, hash_of, load_beside
 from afd_scale.torchvision_ops import define_torchvision_ops
+
+_REJECT = TypeAdapter(Reject)
 
 
 def describe(location: Location) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def describe(location: Location) -> dict[str, Any]:
         "text_shape": facts.text_shape,
         "schema_version": facts.schema_version,
         "shards": len(shards),
-        "bytes": _bytes(shard["zip_data"] or shard["raw_data"] for shard in shards),
+        "bytes": _bytes(_written(shard) for shard in shards),
         "bytes_unpacked": _bytes(shard["raw_data"] for shard in shards),
         "rejects": None if reasons is None else len(reasons),
         "reasons": dict(Counter(reason.partition(":")[0] for reason in reasons or ()).most_common(5)),
@@ -58,9 +62,8 @@ def validate(location: Location, on_shard: Callable[[int, int], None] = lambda d
     facts, listed, shards = load_beside(location)
     prompts = {prompt.prompt_id: prompt.prompt for prompt in listed}
     seen: set[str] = set()
-    begin = 0
-    for number, shard in enumerate(shards, 1):
-        name = name_of(shard)
+    for number, (begin, shard) in enumerate(_placed(shards), 1):
+        name = _written(shard)["basename"]
         try:
             for position, sample in enumerate(read_shard(location, shard), begin):
                 for problem in problems(sample, facts):
@@ -72,10 +75,8 @@ def validate(location: Location, on_shard: Callable[[int, int], None] = lambda d
         except Exception as error:  # damage takes any form, and the other shards are to be read
             yield f"{name}: {_reason(error)}"
             seen |= prompts.keys()  # nobody knows which of them are in it
-        begin += shard["samples"]
         on_shard(number, len(shards))
-    if begin != facts.num_samples:
-        yield f"dataset.json: num_samples is {facts.num_samples}, index.json has {begin}"
+    yield from contradictions(facts, listed, shards)
     for prompt_id in sorted(prompts.keys() - seen):
         yield f"prompts.jsonl: {prompt_id} is in no sample"
 
@@ -86,17 +87,20 @@ def samples_at(location: Location, positions: Sequence[int]) -> list[dict[str, A
     Raises:
         ConfigError: a shard that holds one is not as it was written.
     """
-    begin, rows = 0, []
-    for shard in load_beside(location)[2]:
-        end = begin + shard["samples"]
-        wanted = {position for position in positions if begin <= position < end}
-        if wanted:
+    rows = []
+    for begin, shard in _placed(load_beside(location)[2]):
+        if any(begin <= position < begin + shard["samples"] for position in positions):
             try:
-                rows += [row for at, row in enumerate(read_shard(location, shard), begin) if at in wanted]
+                rows += [row for at, row in enumerate(read_shard(location, shard), begin) if at in positions]
             except Exception as error:  # damage takes any form
-                raise ConfigError(f"{location.field} ({name_of(shard)}) cannot be shown: {_reason(error)}") from error
-        begin = end
+                name = _written(shard)["basename"]
+                raise ConfigError(f"{location.field} ({name}) cannot be shown: {_reason(error)}") from error
     return rows
+
+
+def _placed(shards: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Shards with the position of their first sample."""
+    return zip(accumulate((shard["samples"] for shard in shards), initial=0), shards, strict=False)
 
 
 def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -110,8 +114,8 @@ def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, 
     from streaming.base.format import reader_from_json
 
     with tempfile.TemporaryDirectory() as folder:
-        path = _file(location, name_of(shard), Path(folder))
-        _check_file(path, shard["zip_data"] or shard["raw_data"])
+        path = _file(location, _written(shard)["basename"], Path(folder))
+        _check_file(path, _written(shard))
         if shard["zip_data"]:
             packed, path = path, Path(folder) / shard["raw_data"]["basename"]
             path.write_bytes(decompress(shard["compression"], packed.read_bytes()))
@@ -126,14 +130,16 @@ def read_shard(location: Location, shard: dict[str, Any]) -> Iterator[dict[str, 
             yield reader[position]
 
 
+def _written(shard: dict[str, Any]) -> Any:
+    """The entry of a shard's file as it was written."""
+    return shard["zip_data"] or shard["raw_data"]
+
+
 def _file(location: Location, name: str, copies: Path) -> Path:
     """A file of a dataset; of a remote one a copy."""
     if not location.is_remote:
         return location.folder / name
-    try:
-        download(location, name, copies / name)
-    except Exception as error:  # every storage has its own
-        raise ValueError(f"cannot be downloaded: {error}") from error
+    download(location, name, copies / name)
     return copies / name
 
 
@@ -168,14 +174,8 @@ def _reject_reasons(location: Location) -> list[str] | None:
             content = _file(location, REJECTS_FILE, Path(folder)).read_bytes()
         except (ValueError, OSError):  # storages say in many ways that it is absent, and gave the index a moment ago
             return None
-    reasons = []
     try:
-        for line in content.decode().splitlines():
-            reject = json.loads(line)
-            if not isinstance(reject, dict) or not isinstance(reject.get("reason"), str):
-                raise ValueError(f"{line} has no reason")
-            reasons.append(reject["reason"])
+        return [_REJECT.validate_json(line).reason for line in content.splitlines()]
     except ValueError as error:
         raise ConfigError(f"{location.field} ({location.folder / REJECTS_FILE}) must be a JSON object with a reason a "
-                          f"line: {one_line(error)}") from error  # fmt: skip
-    return reasons
+                          f"line: {parse_problem(error)}") from error  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
 from afd_scale.codecs.conversions import to_float16, to_unit
@@ -32,7 +33,7 @@ from afd_scale.files import full_disk_explained, only_one, write_text
 log = logging.getLogger(__name__)
 
 Clips = Sequence[Clip | Reject]
-FIELD = "out"
+_SHARD = TypeAdapter(Shard)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ShardJob:
     max_rejects: int = 100
     compression: str = "zstd"
     decoders: int = 2
-    field: str = FIELD
+    field: str = "out"
 
     @property
     def growing(self) -> Path:
@@ -68,7 +69,7 @@ class ShardJob:
         return self.out.with_name(f".{self.out.name}.records")
 
     def facts(self, clips: Clips) -> DatasetFacts:
-        """Those of its dataset, the number of samples aside."""
+        """Those of its dataset, the number of samples aside; ConfigError for a form that the codec does not take."""
         return DatasetFacts(
             latent_shape=None if self.form is None else self.codec.latent_shape(self.form),
             text_shape=self.codec.text_shape,
@@ -97,13 +98,10 @@ class Processes(Protocol):
     def run_on_all(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
 
 
-@dataclass(frozen=True)
 class Alone:
     """One process."""
 
-    rank: int = 0
-    size: int = 1
-    is_main: bool = True
+    rank, size, is_main = 0, 1, True
 
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return work(*arguments)
@@ -115,7 +113,7 @@ ALONE = Alone()
 
 
 def make_shards(
-    job: ShardJob, processes: Processes = ALONE, on_clips: Callable[[int, int], None] | None = None
+    job: ShardJob, processes: Processes = ALONE, on_clips: Callable[[int, int], None] = lambda done, total: None
 ) -> DatasetFacts:
     """Make a job's dataset, or what is left of it to make; one that is there already stays as it is.
 
@@ -126,19 +124,20 @@ def make_shards(
         ConfigError: bad input; what is finished stays, and the same job goes on from there.
     """
     clips: Clips = processes.run_on_main(job.teacher.clips)
-    done: DatasetFacts | None = processes.run_on_main(_complete, job, clips)
-    if done is not None:
-        return done
+    facts = job.facts(clips)
+    written: DatasetFacts | None = processes.run_on_main(_complete, job, facts)
+    if written is not None:
+        return written
+    size = min(job.teacher.clips_at_once, clips_of_shard(facts))
+    parts = [clips[begin : begin + size] for begin in range(0, len(clips), size)]
     with ExitStack() as alone:
-        processes.run_on_main(_prepare, job, clips, alone)
-        _make_parts(job, clips, processes, on_clips or (lambda done, total: None))
-        facts: DatasetFacts = processes.run_on_main(_finish, job, clips)
-    return facts
+        processes.run_on_main(_prepare, job, facts, len(parts), alone)
+        _make_parts(job, facts, parts, processes, on_clips)
+        return processes.run_on_main(_finish, job, facts, len(parts))
 
 
-def _complete(job: ShardJob, clips: Clips) -> DatasetFacts | None:
-    """The facts of the job's dataset where it is there; refuses a form that the codec does not take."""
-    expected = job.facts(clips)
+def _complete(job: ShardJob, expected: DatasetFacts) -> DatasetFacts | None:
+    """The facts of the job's dataset where it is there; ConfigError where another is."""
     if not job.out.exists():
         return None
     try:
@@ -151,7 +150,7 @@ def _complete(job: ShardJob, clips: Clips) -> DatasetFacts | None:
     return there
 
 
-def _prepare(job: ShardJob, clips: Clips, alone: ExitStack) -> None:
+def _prepare(job: ShardJob, facts: DatasetFacts, parts: int, alone: ExitStack) -> None:
     """Begin, or check that what is there was begun by the same job, and drop parts that are there no more.
 
     Args:
@@ -160,9 +159,8 @@ def _prepare(job: ShardJob, clips: Clips, alone: ExitStack) -> None:
     make_folder(job.growing, job.out, job.field)
     make_folder(job.records, job.out, job.field)
     alone.enter_context(only_one(job.records / "lock", f"{job.field} ({job.out}) must be made by one job at a time"))
-    facts = job.facts(clips)
-    del facts.provenance["clips"]  # a part knows its own
     begun = {**json.loads(json.dumps(asdict(facts))), "compression": job.compression}
+    del begun["provenance"]["clips"]  # a part knows its own
     record = job.records / "job.json"
     if not record.exists():
         with full_disk_explained(job.out, job.field):
@@ -174,16 +172,16 @@ def _prepare(job: ShardJob, clips: Clips, alone: ExitStack) -> None:
                           f"delete {job.growing} and {job.records} to start over")  # fmt: skip
     for left_over in job.growing.glob(".*.incomplete"):
         shutil.rmtree(left_over, ignore_errors=True)
-    parts = len(_parts(job, clips))
     for path in [*job.records.glob("part.*.json"), *job.growing.glob("shard.*")]:
-        number = int(path.name.split(".")[1])
-        if number >= parts:
-            _drop(job, number)
+        if int(path.name.split(".")[1]) >= parts:
+            path.unlink()
 
 
-def _make_parts(job: ShardJob, clips: Clips, processes: Processes, on_clips: Callable[[int, int], None]) -> None:
+def _make_parts(
+    job: ShardJob, facts: DatasetFacts, parts: list[Clips], processes: Processes, on_clips: Callable[[int, int], None]
+) -> None:
     """In rounds of a part for each process, so that all hear of an error, and of too many rejects, at the next."""
-    parts, facts, rejects, done = _parts(job, clips), job.facts(clips), 0, 0
+    rejects, done = 0, 0
     total = sum(map(len, parts[processes.rank :: processes.size]))
 
     def make(number: int) -> int:
@@ -199,29 +197,26 @@ def _make_parts(job: ShardJob, clips: Clips, processes: Processes, on_clips: Cal
         rejects = processes.run_on_main(_count_rejects, job, this_round, rejects)
 
 
-def _parts(job: ShardJob, clips: Clips) -> list[Clips]:
-    size = min(job.teacher.clips_at_once, clips_of_shard(job.facts(clips)))
-    return [clips[begin : begin + size] for begin in range(0, len(clips), size)]
-
-
 def _make_part(job: ShardJob, facts: DatasetFacts, number: int, part: Clips, on_clip: Callable[[int], None]) -> None:
     """Make a part unless it is there, made of the same clips."""
     prints = [job.teacher.fingerprint(clip) for clip in part if isinstance(clip, Clip)]
     digest = _digest(part, *prints)
-    if _record(job, number).exists() and _recorded(job, number)["digest"] == digest:
+    if _record(job, number).exists() and _recorded(job, number)[0] == digest:
         return
-    _drop(job, number)
+    _record(job, number).unlink(missing_ok=True)  # first, for what has one counts as made
+    for left_over in job.growing.glob(f"shard.{number:05d}.*"):
+        left_over.unlink()
     rejects: list[Reject] = []
 
     def samples() -> Iterator[PromptSample]:
-        for position, (clip, frames) in enumerate(_read_ahead(job, part), start=1):
-            try:
-                if isinstance(clip, Reject):
-                    rejects.append(clip)
-                else:
-                    yield _sample(job, clip, frames)
-            except RejectedError as error:
-                rejects.append(Reject(clip.video, clip.prompt, str(error)))
+        for position, (clip, reading) in enumerate(_read_ahead(job, part), start=1):
+            if isinstance(clip, Reject):
+                rejects.append(clip)
+            else:
+                try:
+                    yield _sample(job, clip, reading)
+                except RejectedError as error:
+                    rejects.append(Reject(clip.video, clip.prompt, str(error)))
             on_clip(position)
 
     with full_disk_explained(job.out, job.field):
@@ -240,38 +235,38 @@ def encode_frames(codec: Codec, frames: Frames) -> NDArray[np.float16]:
     return to_float16(codec.encode(to_unit(frames)[None])[0], "latents")
 
 
-def _sample(job: ShardJob, clip: Clip, frames: Callable[[], Frames]) -> PromptSample:
+def _sample(job: ShardJob, clip: Clip, reading: Future[Frames | None]) -> PromptSample:
     meta = {"video": clip.video, "index": clip.index, "split": clip.split}
     sample = PromptSample(clip.prompt, clip.prompt_id, job.codec.embed(clip.prompt), meta)
-    if job.form is None:
+    frames = reading.result()
+    if job.form is None or frames is None:
         return sample
-    latents = encode_frames(job.codec, frames())
+    latents = encode_frames(job.codec, frames)
     return TeacherSample(**vars(sample), latents=latents, teacher=job.teacher.name, fps=job.form.fps)
 
 
-def _read_ahead(job: ShardJob, part: Clips) -> Iterator[tuple[Clip | Reject, Callable[[], Frames]]]:
-    """The clips in their order with a function that waits for their frames, while threads read the next."""
+def _read_ahead(job: ShardJob, part: Clips) -> Iterator[tuple[Clip | Reject, Future[Frames | None]]]:
+    """The clips in their order with their frames, if they have any, while threads read the next."""
+
+    def read(clip: Clip | Reject) -> Frames | None:
+        return None if job.form is None or isinstance(clip, Reject) else job.teacher.frames(clip, job.form)
+
+    waiting: deque[tuple[Clip | Reject, Future[Frames | None]]] = deque()
     with ThreadPoolExecutor(job.decoders) as pool:
-        waiting: deque[tuple[Clip | Reject, Future[Frames]]] = deque()
-        coming = iter(part)
         try:
-            while True:
-                while len(waiting) <= job.decoders and (clip := next(coming, None)) is not None:
-                    if isinstance(clip, Clip) and job.form is not None:
-                        waiting.append((clip, pool.submit(job.teacher.frames, clip, job.form)))
-                    else:
-                        waiting.append((clip, Future()))  # nobody waits for it
-                if not waiting:
-                    return
-                clip, read = waiting.popleft()
-                yield clip, read.result
+            for clip in part:
+                waiting.append((clip, pool.submit(read, clip)))
+                if len(waiting) > job.decoders:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _count_rejects(job: ShardJob, numbers: range, before: int) -> int:
     """Rejects up to these parts; ConfigError where they are too many."""
-    rejects = [reject for number in numbers for reject in _shard(job, number).rejects]
+    rejects = [reject for number in numbers for reject in _recorded(job, number)[1].rejects]
     count = before + len(rejects)
     if count > job.max_rejects and rejects:
         last = rejects[-1]
@@ -281,14 +276,14 @@ def _count_rejects(job: ShardJob, numbers: range, before: int) -> int:
     return count
 
 
-def _finish(job: ShardJob, clips: Clips) -> DatasetFacts:
-    shards = [_shard(job, number) for number in range(len(_parts(job, clips)))]
+def _finish(job: ShardJob, facts: DatasetFacts, parts: int) -> DatasetFacts:
+    shards = [_recorded(job, number)[1] for number in range(parts)]
     rejects = [reject for shard in shards for reject in shard.rejects]
-    if len(rejects) == len(clips):
-        raise ConfigError(f"source ({job.teacher.name}) must have a clip that can be used: all {len(clips)} were "
+    if not any(shard.samples for shard in shards):
+        raise ConfigError(f"source ({job.teacher.name}) must have a clip that can be used: all {len(rejects)} were "
                           f"rejected, the first, {rejects[0].video}: {rejects[0].reason}")  # fmt: skip
     with full_disk_explained(job.out, job.field):
-        written = finish_dataset(shards, job.facts(clips), job.growing, job.out, job.field)
+        written = finish_dataset(shards, facts, job.growing, job.out, job.field)
     shutil.rmtree(job.records, ignore_errors=True)
     return written
 
@@ -302,16 +297,7 @@ def _record(job: ShardJob, number: int) -> Path:
     return job.records / f"part.{number:05d}.json"
 
 
-def _recorded(job: ShardJob, number: int) -> Any:
-    return json.loads(_record(job, number).read_text())
-
-
-def _shard(job: ShardJob, number: int) -> Shard:
-    return Shard.from_dict(_recorded(job, number)["shard"])
-
-
-def _drop(job: ShardJob, number: int) -> None:
-    """Remove a part or what is there of it; its record first, for what has one counts as made."""
-    _record(job, number).unlink(missing_ok=True)
-    for file in job.growing.glob(f"shard.{number:05d}.*"):
-        file.unlink(missing_ok=True)
+def _recorded(job: ShardJob, number: int) -> tuple[str, Shard]:
+    """Of a part that is made: what it was made of, and what it holds."""
+    record = json.loads(_record(job, number).read_text())
+    return record["digest"], _SHARD.validate_python(record["shard"])

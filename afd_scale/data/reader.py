@@ -36,7 +36,6 @@ class SampleStream:
         """Open the dataset; a collective.
 
         Args:
-            location: of a dataset that is checked.
             batch_field: the user's setting that is the global batch, for errors.
         Raises:
             ConfigError: the global batch or the canonical nodes do not divide among the ranks.
@@ -118,27 +117,20 @@ class TeacherStream:
     """This rank's share of one step's batch after another: prompts with teacher videos, then extra prompts.
 
     Every rank makes one and draws from it in step with the others; see `SampleStream`.
+
+    Attributes:
+        steps_per_epoch: global batches of an epoch of the teacher's videos.
     """
 
     def __init__(self, config: RunConfig) -> None:
-        """Open the datasets; a collective.
-
-        Args:
-            config: whose datasets passed `check_dataset`.
-        Raises:
-            ConfigError: a batch or the canonical nodes do not divide among the ranks.
-        """
+        """Open the datasets of a config that passed `check_dataset`; raises what `SampleStream` does."""
         data, extra = config.data, extra_prompts(config)
         self._text_length = config.student.text_length
         self._teacher = SampleStream(teacher_data(config), config, data.global_batch, "data.global_batch")
+        self.steps_per_epoch = self._teacher.steps_per_epoch
         self._extra = None
         if extra is not None:
             self._extra = SampleStream(extra, config, data.prompts_per_step, "data.prompts_per_step")
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches of an epoch of the teacher's videos."""
-        return self._teacher.steps_per_epoch
 
     def __iter__(self) -> "TeacherStream":
         return self
@@ -153,16 +145,12 @@ class TeacherStream:
         return Batch(teacher, prompts_of(extra, self._text_length))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch drawn, the same on every rank, and what the order depends on."""
+        """As of `SampleStream`."""
         extra = {} if self._extra is None else {"extra_prompts": self._extra.state_dict()}
         return {**self._teacher.state_dict(), **extra}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue behind the last batch drawn when `state` was taken, on any number of ranks; on every rank.
-
-        Raises:
-            ConfigError: the order of samples is not the one that the state is a position of.
-        """
+        """As of `SampleStream`."""
         self._teacher.load_state_dict(state)
         if self._extra is not None:
             self._extra.load_state_dict(state.get("extra_prompts", {}))
@@ -177,14 +165,13 @@ class TeacherStream:
 class Ahead:
     """A stream that draws its next batch while the last one is trained on.
 
+    A `pinned` one lays batches into memory that a GPU copies from by itself.
+
     Attributes:
         waited_seconds: for batches, in all.
     """
 
     def __init__(self, stream: TeacherStream, pinned: bool):
-        """Args:
-            pinned: batches lie in memory that a GPU copies from by itself.
-        """  # fmt: skip
         self._stream, self._pinned = stream, pinned
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="data")
         self._coming: Future[tuple[Batch, dict[str, Any]]] | None = None
@@ -208,7 +195,7 @@ class Ahead:
         return self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `TeacherStream`."""
+        """As of `SampleStream`."""
         if self._coming is not None:
             self._coming.result()
             self._coming = None

@@ -6,13 +6,15 @@ A folder is `shard.*.mds[.zstd]` and `index.json` (MosaicML Streaming), `prompts
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from afd_scale.config import ConfigError, one_line
 from afd_scale.files import system_errors
@@ -83,11 +85,13 @@ class DatasetFacts:
         schema_version: of the columns and of this file.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     latent_shape: tuple[int, ...] | None
     text_shape: tuple[int, ...]
     codec: str
     teacher: str
-    num_samples: int
+    num_samples: Annotated[int, Field(gt=0)]
     provenance: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
 
@@ -96,18 +100,14 @@ class DatasetFacts:
         """Of its shards."""
         return PROMPT_COLUMNS if self.latent_shape is None else VIDEO_COLUMNS
 
-    def save(self, folder: Path) -> None:
-        (folder / FACTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
-
     @classmethod
     def load(cls, folder: Path, field: str) -> "DatasetFacts":
         """Read `dataset.json`.
 
         Args:
-            folder: of the dataset.
             field: the user's setting that names the folder, for the error.
         Raises:
-            ConfigError: the file is absent, no JSON, of another schema version, or lacks a fact.
+            ConfigError: the file is absent, of another schema version, or damaged.
         """
         path = folder / FACTS_FILE
         where = f"{field} ({path}) must"
@@ -116,27 +116,17 @@ class DatasetFacts:
             content = path.read_bytes()
         try:
             facts = json.loads(content)
+            version = facts.get("schema_version") if isinstance(facts, dict) else None
+            if version == SCHEMA_VERSION:
+                return _FACTS.validate_json(content)
         except ValueError as error:
-            raise ConfigError(f"{where} be JSON: {one_line(error)}") from error
-        version = facts.get("schema_version") if isinstance(facts, dict) else None
-        if version != SCHEMA_VERSION:
-            newer = isinstance(version, int) and version > SCHEMA_VERSION
-            remedy = "a newer version of afd_scale wrote it, update this one" if newer else "make the dataset again"
-            raise ConfigError(f"{where} have schema_version {SCHEMA_VERSION}: it has {version}; {remedy}")
-        names = {item.name for item in fields(cls)}
-        if set(facts) != names:
-            raise ConfigError(f"{where} have exactly the keys {sorted(names)}: {sorted(names ^ set(facts))} differ")
-        for name, fits, kind in (
-            ("latent_shape", lambda value: value is None or _is_shape(value), "a list of integers"),
-            ("text_shape", _is_shape, "a list of integers"),
-            ("codec", lambda value: isinstance(value, str), "a text"),
-            ("teacher", lambda value: isinstance(value, str), "a text"),
-            ("num_samples", lambda value: isinstance(value, int) and value > 0, "a positive integer"),
-        ):
-            if not fits(facts[name]):
-                raise ConfigError(f"{where} have {kind} as {name}: it has {facts[name]}")
-        shapes = {name: facts[name] and tuple(facts[name]) for name in ("latent_shape", "text_shape")}
-        return cls(**facts | shapes)
+            raise ConfigError(f"{where} hold the facts of a dataset: {parse_problem(error)}") from error
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        remedy = "a newer version of afd_scale wrote it, update this one" if newer else "make the dataset again"
+        raise ConfigError(f"{where} have schema_version {SCHEMA_VERSION}: it has {version}; {remedy}")
+
+
+_FACTS = TypeAdapter(DatasetFacts)
 
 
 def problems(sample: Mapping[str, Any], facts: DatasetFacts) -> Iterator[str]:
@@ -165,16 +155,15 @@ class PromptEntry:
         split: name of the group of prompts that it is of; None where the prompts name none.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     prompt_id: str
     prompt: str
     sample: int
     split: str | None = None
 
 
-def save_prompts(folder: Path, prompts: Sequence[PromptEntry]) -> None:
-    """Write `prompts.jsonl`."""
-    lines = (json.dumps(asdict(prompt)) + "\n" for prompt in prompts)
-    (folder / PROMPTS_FILE).write_text("".join(lines))
+_PROMPT = TypeAdapter(PromptEntry)
 
 
 def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
@@ -185,15 +174,15 @@ def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
     """
     path = folder / PROMPTS_FILE
     try:
-        entries = [PromptEntry(**json.loads(line)) for line in path.read_text().splitlines()]
-        kinds = {"sample": int, "prompt_id": str, "prompt": str, "split": str | None}
-        if not all(isinstance(getattr(entry, name), kind) for entry in entries for name, kind in kinds.items()):
-            raise TypeError("a prompt's sample is an integer, and its prompt_id, prompt and split are texts")
-    except (OSError, ValueError, TypeError) as error:
+        entries = [_PROMPT.validate_json(line) for line in path.read_bytes().splitlines()]
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{field} ({path}) must list the dataset's prompts, a JSON object a line: "
-                          f"{one_line(error)}") from error  # fmt: skip
+                          f"{parse_problem(error)}") from error  # fmt: skip
     return tuple(sorted(entries, key=lambda entry: entry.prompt_id))
 
 
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(size, int) for size in value)
+def parse_problem(error: Exception) -> str:
+    """What is wrong with a file or a value, the first thing of it, in one line."""
+    if isinstance(error, ValidationError) and (first := error.errors()[0])["loc"]:
+        return f"{'.'.join(map(str, first['loc']))} ({reprlib.repr(first['input'])}): {first['msg']}"
+    return one_line(error)

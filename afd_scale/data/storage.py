@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from afd_scale.config import ConfigError, RunConfig, one_line
-from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE
+from afd_scale.data.schema import FACTS_FILE, INDEX_FILE, PROMPTS_FILE
 from afd_scale.files import replacing, system_errors
 from afd_scale.torchvision_ops import define_torchvision_ops
 
-_DOWNLOAD_TIMEOUT_SECONDS = 600.0
+DOWNLOAD_TIMEOUT_SECONDS = 600.0
 _SHARD_LOCKS = 32  # of a cache
 
 
@@ -54,17 +53,6 @@ class Location:
     def remote(self) -> str | None:
         """What `streaming` calls a remote dataset."""
         return self.shards.removeprefix("file://") if self.is_remote else None
-
-    def opening(self) -> dict[str, Any]:
-        """What `streaming` is told."""
-        return {
-            "remote": self.remote,
-            "local": str(self.folder),
-            "download_retry": 2,
-            "download_timeout": _DOWNLOAD_TIMEOUT_SECONDS,
-            "validate_hash": HASH if self.is_remote else None,
-            "keep_zip": not self.is_remote,
-        }
 
 
 def is_remote(shards: str) -> bool:
@@ -114,23 +102,23 @@ def fetch_facts(location: Location, *, again: bool = True) -> None:
         for name in (INDEX_FILE, PROMPTS_FILE, FACTS_FILE):
             path = location.folder / name
             if again or not path.exists():
-                try:  # another job of this machine may be reading the present one
-                    with replacing(path) as partial:
-                        download(location, name, partial)
-                except Exception as error:  # every storage has its own
-                    reason = one_line(f"{type(error).__name__}: {error}")
-                    raise ConfigError(f"{location.field} ({location.remote}) must be a readable MDS dataset with "
-                                      f"{FACTS_FILE}: {reason}") from error  # fmt: skip
+                with replacing(path) as partial:  # another job of this machine may be reading the present one
+                    download(location, name, partial)
 
 
 def download(location: Location, name: str, path: Path) -> None:
-    """Copy a file of a remote dataset; every storage has exceptions of its own."""
+    """Copy a file of a remote dataset; ConfigError where it cannot be had."""
     define_torchvision_ops()
     from streaming.base.storage import CloudDownloader
 
     assert location.remote is not None
     source = f"{location.remote.rstrip('/')}/{name}"
-    CloudDownloader.get(source).download(source, str(path), _DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        CloudDownloader.get(source).download(source, str(path), DOWNLOAD_TIMEOUT_SECONDS)
+    except Exception as error:  # every storage has its own
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ConfigError(f"{location.field} ({location.remote}) must be a readable MDS dataset with {name}: {reason}"
+                          ) from error  # fmt: skip
 
 
 @contextmanager
@@ -142,8 +130,8 @@ def cache_lock(location: Location, file: str | None = None) -> Iterator[None]:
     Raises:
         ConfigError: the cache cannot be written to.
     """
+    number = "" if file is None else f".{zlib.crc32(file.encode()) % _SHARD_LOCKS}"
     with system_errors(f"data.cache ({location.cache}) must be a folder that can be written to"):
         location.folder.mkdir(parents=True, exist_ok=True)
-    number = "" if file is None else f".{zlib.crc32(file.encode()) % _SHARD_LOCKS}"
-    with FileLock(location.folder / f".lock{number}"):
-        yield
+        with FileLock(location.folder / f".lock{number}"):
+            yield

@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from afd_scale.config import ConfigError, LostInputError, RunConfig, one_line
 from afd_scale.data.environment import in_environment
-from afd_scale.data.storage import Location, cache_lock
+from afd_scale.data.schema import HASH
+from afd_scale.data.storage import DOWNLOAD_TIMEOUT_SECONDS, Location, cache_lock
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 define_torchvision_ops()
@@ -37,7 +38,11 @@ class SharedStream(Stream):
     """
 
     def __init__(self, location: Location):
-        super().__init__(**location.opening())
+        super().__init__(
+            remote=location.remote, local=str(location.folder), download_retry=2,
+            download_timeout=DOWNLOAD_TIMEOUT_SECONDS, validate_hash=HASH if location.is_remote else None,
+            keep_zip=not location.is_remote,
+        )  # fmt: skip
         self._location = location
 
     def prepare_shard(self, shard: Reader) -> int:
@@ -49,14 +54,13 @@ class SharedStream(Stream):
         location, files = self._location, [part.basename for part in shard.file_pairs[0] if part is not None]
         with cache_lock(location, files[0]) if location.is_remote else nullcontext():
             try:
-                size: int = super().prepare_shard(shard)
+                return super().prepare_shard(shard)
             except Exception as error:  # every storage has its own
                 for name in files if location.is_remote else ():
                     (location.folder / name).unlink(missing_ok=True)
                 reason = one_line(f"{type(error).__name__}: {error}")
                 raise LostInputError(f"{location.field} ({location.shards}) must have its shard {files[0]} as it was "
                                      f"written: {reason}") from error  # fmt: skip
-            return size
 
 
 class NumberedDataset(StreamingDataset):

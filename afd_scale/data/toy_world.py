@@ -62,7 +62,6 @@ WRONG_FADE_TO = (0.2, 0.6)
 _STREAM = {"teacher": 1, "wrong": 2}
 _START_DRAWS = 4
 _WRONG_DRAWS = 6
-_RENDER_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -208,14 +207,9 @@ def render_clips(
     Returns:
         (N, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE) uint8.
     """
-    frames = np.empty((len(prompts), NUM_FRAMES, FRAME_SIZE, FRAME_SIZE), dtype=np.uint8)
-    for begin in range(0, len(prompts), _RENDER_BLOCK):
-        block = prompts[begin : begin + _RENDER_BLOCK]
-        draws = _uniform_draws(seed, _STREAM[physics], first_index + begin, len(block))
-        values = prompt_values(block)
-        clips = _teacher_clips(values, draws) if physics == "teacher" else _wrong_clips(values, draws)
-        frames[begin : begin + len(block)] = np.round(clips * 255.0)
-    return frames
+    values, draws = prompt_values(prompts), _uniform_draws(seed, _STREAM[physics], first_index, len(prompts))
+    clips = _teacher_clips(values, draws) if physics == "teacher" else _wrong_clips(values, draws)
+    return np.round(clips * 255.0).astype(np.uint8)
 
 
 def launch(values: PromptValues, draws: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -1,7 +1,10 @@
 """Whether the shards of a dataset are what was written."""
 
+import hashlib
 import json
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,52 +12,39 @@ import xxhash
 from filelock import FileLock
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, DatasetFacts, PromptEntry, load_prompts
+from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE, DatasetFacts, PromptEntry, load_prompts
 from afd_scale.data.storage import Location, fetch_facts
 from afd_scale.files import replacing, system_errors, write_text
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 1 << 24
 _UNPACKING = ".unpacking.lock"  # in a dataset's folder, for jobs that start at once
 
 
-class KnownGood:
-    """Files that were hashed before and have not changed since, by size and time of change.
+@contextmanager
+def known_good(location: Location) -> Iterator[dict[str, Any]]:
+    """Files that were hashed before, and what `_state` was then: what has not changed since is not read again.
 
-    It is kept in the cache, for datasets may be read-only; it spares a start to read terabytes again. Use it as a
-    context: what was found good is kept at its end, also when the next file is not.
+    It is kept in the cache, for datasets may be read-only; it spares a start to read terabytes. What is added is kept
+    at the end, also when the next file is not good.
     """
-
-    def __init__(self, location: Location):
-        self._path = location.cache / f"validated.{location.digest}.json"
+    path = location.cache / f"validated.{location.digest}.json"
+    try:
+        files = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):  # absent or damaged: everything is hashed
+        files = {}
+    before = dict(files)
+    try:
+        yield files
+    finally:
         try:
-            self._files: dict[str, list[Any]] = dict(json.loads(self._path.read_text()))
-        except (OSError, ValueError, TypeError):  # absent or damaged: everything is hashed
-            self._files = {}
-        self._changed = False
-
-    def has(self, path: Path, expected: str) -> bool:
-        """Whether this file was found to have this hash."""
-        return path.exists() and self._files.get(path.name) == _state(path, expected)
-
-    def add(self, path: Path, expected: str) -> None:
-        self._files[path.name] = _state(path, expected)
-        self._changed = True
-
-    def __enter__(self) -> "KnownGood":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not self._changed:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, json.dumps(self._files))
+            if files != before:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(files))
         except OSError as problem:  # the next start reads everything again
             log.warning("data.cache (%s) cannot be written to, %s: shards are hashed at every start",
-                        self._path.parent, problem.strerror)  # fmt: skip
+                        path.parent, problem.strerror)  # fmt: skip
 
 
 def load_beside(location: Location) -> tuple[DatasetFacts, tuple[PromptEntry, ...], list[dict[str, Any]]]:
@@ -94,10 +84,16 @@ def _load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]
     return shards
 
 
-def name_of(shard: dict[str, Any]) -> str:
-    """Of the file of a shard as it was written."""
-    name: str = (shard["zip_data"] or shard["raw_data"])["basename"]
-    return name
+def contradictions(
+    facts: DatasetFacts, prompts: Sequence[PromptEntry], shards: Sequence[dict[str, Any]]
+) -> Iterator[str]:
+    """What the files beside a dataset's shards say against each other, a line each."""
+    held = sum(shard["samples"] for shard in shards)
+    if held != facts.num_samples:
+        yield f"{INDEX_FILE}: must have the {facts.num_samples} samples of {FACTS_FILE}, it has {held}"
+    for prompt in prompts:
+        if not 0 <= prompt.sample < held:
+            yield f"{PROMPTS_FILE}: must name samples from 0 to {held - 1}, {prompt.prompt_id} names {prompt.sample}"
 
 
 def shards_digest(location: Location) -> str:
@@ -107,7 +103,7 @@ def shards_digest(location: Location) -> str:
     return xxhash.xxh64(json.dumps(held)).hexdigest()
 
 
-def check_shard(location: Location, shard: dict[str, Any], known_good: KnownGood) -> None:
+def check_shard(location: Location, shard: dict[str, Any], known: dict[str, Any]) -> None:
     """Check a shard's files on this machine.
 
     A local one that is compressed is unpacked beside it. A copy of a remote one that is not what the index says, of an
@@ -121,17 +117,17 @@ def check_shard(location: Location, shard: dict[str, Any], known_good: KnownGood
     if location.is_remote:  # what an earlier run has downloaded and unpacked; the rest is validated as it arrives
         if path.exists():
             try:
-                _check_file(location, path, unpacked, "it is downloaded again", known_good)
+                _check_file(location, path, unpacked, "it is downloaded again", known)
             except ConfigError as problem:
                 log.warning("%s", problem)
                 path.unlink(missing_ok=True)
         return
     packed = shard["zip_data"]
     if packed:
-        _check_file(location, location.folder / packed["basename"], packed, "make the dataset again", known_good)
+        _check_file(location, location.folder / packed["basename"], packed, "make the dataset again", known)
         _unpack(location, location.folder / packed["basename"], path, shard["compression"])
     remedy = "delete it, it is unpacked again" if packed else "make the dataset again"
-    _check_file(location, path, unpacked, remedy, known_good)
+    _check_file(location, path, unpacked, remedy, known)
 
 
 def _unpack(location: Location, packed: Path, path: Path, compression: str) -> None:
@@ -149,25 +145,22 @@ def _unpack(location: Location, packed: Path, path: Path, compression: str) -> N
                 growing.write_bytes(decompress(compression, packed.read_bytes()))
 
 
-def _check_file(location: Location, path: Path, part: dict[str, Any], remedy: str, known_good: KnownGood) -> None:
+def _check_file(location: Location, path: Path, part: dict[str, Any], remedy: str, known: dict[str, Any]) -> None:
     expected = part["hashes"][HASH]
-    if known_good.has(path, expected):
+    if path.exists() and known.get(path.name) == _state(path, expected):
         return
     with system_errors(f"{location.field} ({path}) must be readable", f"; {remedy}"):
         found = hash_of(path)
     if found != expected:
         raise ConfigError(f"{location.field} ({path}) must have {HASH} {expected}, it has {found}: "
                           f"the file is corrupt or truncated; {remedy}")  # fmt: skip
-    known_good.add(path, expected)
+    known[path.name] = _state(path, expected)
 
 
 def hash_of(path: Path) -> str:
     """What a shard's file is known by, in the index."""
-    digest = xxhash.xxh64()
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh64).hexdigest()  # type: ignore[arg-type]  # typed for hashlib's own
 
 
 def _state(path: Path, expected: str) -> list[Any]:

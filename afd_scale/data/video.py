@@ -73,6 +73,8 @@ def own_form(path: Path) -> VideoForm:
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A container and its video stream, which is all there as far as its index tells."""
     try:
+        if not path.is_file():
+            raise RejectedError("must be a readable file: it is not there")
         with av.open(f"file:{path}") as container:  # without the prefix, 12:30.mp4 is taken for a URL
             if not container.streams.video:
                 raise RejectedError("must be a whole video: no video stream is found in it")
@@ -155,10 +157,8 @@ def _pixels(frame: Any, stream: Any, form: VideoForm) -> Frames:
         raise RejectedError(
             f"pixels ({float(ratio):g} times as wide as high) must be nearly square: the metadata is wrong"
         )
-    width = round(pixels.shape[1] * float(ratio))  # of square pixels
-    if frame.rotation % 180:
-        return fit(np.rot90(pixels, frame.rotation // 90), form, square=(width, pixels.shape[0]))
-    return fit(np.rot90(pixels, frame.rotation // 90), form, square=(pixels.shape[0], width))
+    square = (pixels.shape[0], round(pixels.shape[1] * float(ratio)))
+    return fit(np.rot90(pixels, frame.rotation // 90), form, square[::-1] if frame.rotation % 180 else square)
 
 
 def fit(pixels: Frames, form: VideoForm, square: tuple[int, int] | None = None) -> Frames:

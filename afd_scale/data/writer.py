@@ -18,14 +18,15 @@ import numpy as np
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Reject
 from afd_scale.data.schema import (
+    FACTS_FILE,
     HASH,
     INDEX_FILE,
+    PROMPTS_FILE,
     REJECTS_FILE,
     DatasetFacts,
     PromptEntry,
     PromptSample,
     problems,
-    save_prompts,
 )
 from afd_scale.files import sync, system_errors
 from afd_scale.torchvision_ops import define_torchvision_ops
@@ -52,12 +53,6 @@ class Shard:
     def samples(self) -> int:
         return 0 if self.entry is None else int(self.entry["samples"])
 
-    @classmethod
-    def from_dict(cls, tree: dict[str, Any]) -> "Shard":
-        """Of `asdict`."""
-        prompts = tuple(PromptEntry(**prompt) for prompt in tree["prompts"])
-        return cls(tree["entry"], prompts, tuple(Reject(**reject) for reject in tree["rejects"]))
-
 
 def write_shard(
     samples: Iterable[PromptSample], facts: DatasetFacts, folder: Path, number: int, compression: str = "zstd"
@@ -65,15 +60,15 @@ def write_shard(
     """Write samples as one shard; a file of its name is there when it is complete.
 
     Args:
-        facts: of the dataset.
         folder: gains `shard.<number>.mds`, with a suffix where it is compressed.
-        compression: `zstd` or `none`.
+        compression: one of COMPRESSIONS.
     Raises:
         ValueError: a sample contradicts the facts, or one prompt_id has two prompts.
     """
     define_torchvision_ops()
     from streaming import MDSWriter
 
+    entry: dict[str, Any] | None = None
     prompts: dict[str, PromptEntry] = {}
     growing = folder / f".{number:05d}.{uuid.uuid4().hex[:8]}.incomplete"
     try:
@@ -86,13 +81,13 @@ def write_shard(
                     raise ValueError(f"sample {position}: {problem}")
                 _note(prompts, PromptEntry(sample.prompt_id, sample.prompt, position, sample.meta.get("split")))
                 writer.write(vars(sample))
-        shards = json.loads((growing / INDEX_FILE).read_text())["shards"]
-        entry = _named(shards[0], number) if shards else None
-        for part in _parts(entry):
-            written = growing / part["basename"].replace(f"{number:05d}", "00000", 1)
-            if written.exists():  # of a compressed shard the raw file is gone
-                sync(written)
-                written.replace(folder / part["basename"])
+        for entry in json.loads((growing / INDEX_FILE).read_text())["shards"]:  # one, or none without samples
+            for part in filter(None, (entry["raw_data"], entry["zip_data"])):
+                written = growing / part["basename"]
+                part["basename"] = part["basename"].replace("00000", f"{number:05d}", 1)
+                if written.exists():  # of a compressed shard the raw file is gone
+                    sync(written)
+                    written.replace(folder / part["basename"])
     finally:
         shutil.rmtree(growing, ignore_errors=True)
     return Shard(entry, tuple(prompts.values()))
@@ -105,12 +100,10 @@ def finish_dataset(
 
     Args:
         shards: in their order.
-        facts: `num_samples` is set to what is there.
+        facts: are returned with `num_samples` set to what is there.
         growing: holds the shards' files and nothing else of a name that datasets have.
         folder: does not exist.
         field: the user's setting that names the folder, for errors.
-    Returns:
-        The facts as written.
     Raises:
         ConfigError: the folder exists.
         ValueError: there is no sample, or one prompt_id has two prompts.
@@ -123,13 +116,12 @@ def finish_dataset(
         begin += shard.samples
     if not begin:
         raise ValueError("samples must not be empty: a dataset of nothing trains nothing")
-    rejects = [reject for shard in shards for reject in shard.rejects]
     index = {"version": 2, "shards": [shard.entry for shard in shards if shard.entry is not None]}
     (growing / INDEX_FILE).write_text(json.dumps(index, sort_keys=True))
-    (growing / REJECTS_FILE).write_text("".join(json.dumps(asdict(reject)) + "\n" for reject in rejects))
-    save_prompts(growing, list(prompts.values()))
+    _write_lines(growing / PROMPTS_FILE, prompts.values())
+    _write_lines(growing / REJECTS_FILE, (reject for shard in shards for reject in shard.rejects))
     written = replace(facts, num_samples=begin)
-    written.save(growing)
+    (growing / FACTS_FILE).write_text(json.dumps(asdict(written), indent=2) + "\n")
     check_new_folder(folder, field)  # another run may have made it meanwhile; a rename replaces an empty folder
     growing.rename(folder)
     return written
@@ -139,8 +131,6 @@ def write_dataset(
     samples: Iterable[PromptSample],
     facts: DatasetFacts,
     folder: Path,
-    *,
-    field: str = "out",
     shard_bytes: int = SHARD_BYTES,
     compression: str = "zstd",
 ) -> DatasetFacts:
@@ -148,25 +138,22 @@ def write_dataset(
 
     Args:
         samples: of the facts' shapes and teacher.
-        facts: `num_samples` is set to what was written.
+        facts: are returned with `num_samples` set to what was written.
         folder: does not exist yet.
-        field: the user's setting that names the folder, for errors.
         shard_bytes: of latents and text, before compression.
-        compression: `zstd` or `none`.
-    Returns:
-        The facts as written.
+        compression: one of COMPRESSIONS.
     Raises:
         ConfigError: the folder exists or cannot be made.
         ValueError: there is no sample, a sample contradicts the facts, or one prompt_id has two prompts.
     """
-    check_new_folder(folder, field)
+    check_new_folder(folder, "out")
     growing = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.incomplete")
-    make_folder(growing, folder, field)
+    make_folder(growing, folder, "out")
     try:
         source, shards = iter(samples), list[Shard]()
         while block := list(islice(source, clips_of_shard(facts, shard_bytes))):
             shards.append(write_shard(block, facts, growing, len(shards), compression))
-        return finish_dataset(shards, facts, growing, folder, field)
+        return finish_dataset(shards, facts, growing, folder, "out")
     except BaseException:
         shutil.rmtree(growing, ignore_errors=True)
         raise
@@ -192,15 +179,8 @@ def make_folder(folder: Path, out: Path, field: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _named(entry: dict[str, Any], number: int) -> dict[str, Any]:
-    """The index entry of a lone shard with the name that it has among others."""
-    for part in _parts(entry):
-        part["basename"] = part["basename"].replace("00000", f"{number:05d}", 1)
-    return entry
-
-
-def _parts(entry: dict[str, Any] | None) -> list[dict[str, Any]]:
-    return [] if entry is None else [part for part in (entry["raw_data"], entry["zip_data"]) if part]
+def _write_lines(path: Path, rows: Iterable[PromptEntry | Reject]) -> None:
+    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
 
 def _note(prompts: dict[str, PromptEntry], entry: PromptEntry) -> None:

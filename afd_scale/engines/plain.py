@@ -15,7 +15,6 @@ from afd_scale.config import RunConfig
 from afd_scale.config.cast import Role
 from afd_scale.config.models import NetworkConfig, OptimizerConfig, WanConfig
 from afd_scale.engines.cast import State
-from afd_scale.engines.frozen import in_parts
 from afd_scale.layers.attention import choose_backend
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.lora import Adapters, adapter_of
@@ -30,21 +29,16 @@ class PlainNetwork:
 
     def __init__(self, network: nn.Module, adapter: str | None = None, micro_batch: int | None = None):
         self.network, self.adapter, self.micro_batch = network, adapter, micro_batch
+        self._adapter_option = {} if adapter is None else {"adapter": adapter}
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        if self.adapter is not None:
-            options["adapter"] = self.adapter
-        output: Tensor = self.network(*arguments, **options)
-        return output
+        return self.network(*arguments, **options, **self._adapter_option)
 
     def new_cache(self, frames: int) -> Any:
         return self.network.new_cache(frames)
 
     def resident(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-    def frozen(self, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
-        return in_parts(self, rows, run)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Of the adapter, or of the base."""

@@ -25,16 +25,8 @@ from afd_scale.config.cast import Role
 from afd_scale.config.models import NetworkConfig, OptimizerConfig, StudentConfig, WanConfig
 from afd_scale.engines.cast import State
 from afd_scale.engines.deepspeed_config import deepspeed_config
-from afd_scale.engines.frozen import in_parts
 from afd_scale.engines.resharding import SavedShards, save_shards
-from afd_scale.engines.shards import (
-    GatherCounter,
-    Residency,
-    ShardAverage,
-    kept_whole,
-    merged_weights,
-    whole_weight,
-)
+from afd_scale.engines.shards import GatherCounter, Residency, kept_whole, merged_weights, whole_weight
 from afd_scale.layers.attention import Backend, choose_backend
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.lora import Adapters, adapter_of
@@ -47,19 +39,13 @@ WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # what is saved of a trai
 _NVME_TAG = "engine"
 
 
-def build_sharded(
-    config: RunConfig,
-    build: Callable[[], Network],
-    state: dict[str, Tensor] | None,
-    counter: GatherCounter | None = None,
-) -> Network:
+def build_sharded(config: RunConfig, build: Callable[[], Network], state: State) -> Network:
     """Construct a network shard by shard, so that no rank ever holds all of it, and fill it.
 
     Args:
         build: makes the network; its random numbers come from a generator seeded with config.seed, alike on all ranks.
         state: weights by parameter name (needed on the main rank only), or None to keep the initial ones; a parameter
             that it lacks keeps its initial weight.
-        counter: counts what is gathered of this network.
     """
     # No dtype argument: DeepSpeed 0.19 takes bf16 for any that is given where the accelerator has no fp16. It follows
     # the configuration when none is.
@@ -75,8 +61,6 @@ def build_sharded(
             with GatheredParameters([parameter], modifier_rank=0):
                 if name in state:
                     parameter.data.copy_(state[name])
-    if counter is not None:
-        counter.watch(network.parameters())
     return network
 
 
@@ -96,23 +80,20 @@ class ShardedNetwork:
         micro_batch: int | None = None, twin: Callable[[], Network] | None = None,
     ):  # fmt: skip
         self.engine, self.adapter, self.residency, self.micro_batch = engine, adapter, residency, micro_batch
+        self._adapter_option = {} if adapter is None else {"adapter": adapter}
         self._make_twin, self._calls = twin, engine
         self._twin: Network | None = None
         self._all = list(self.network.parameters())  # adapters of others too: a block is gathered as a whole
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        if self.adapter is not None:
-            options["adapter"] = self.adapter
-        output: Tensor = self._calls(*arguments, **options)
-        return output
+        return self._calls(*arguments, **options, **self._adapter_option)
 
     def new_cache(self, frames: int) -> Any:
         return self.engine.module.new_cache(frames)
 
     @property
     def network(self) -> Network:
-        network: Network = self.engine.module
-        return network
+        return self.engine.module
 
     def parameters(self, adapter: str | None) -> dict[str, Any]:
         """ZeRO-3 parameters of one adapter, or of the base, by name."""
@@ -146,8 +127,13 @@ class ShardedNetwork:
             self._calls = self.engine
             self._twin.borrow(p.data.new_empty(0) for p in self._all)
 
-    def frozen(self, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
-        return in_parts(self, rows, run)
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole float32 weight of each parameter, the adapter merged; on all ranks together."""
+        return merged_weights(self.network, self.adapter, self._whole)
+
+    def _whole(self, name: str, parameter: Any) -> Tensor:
+        """The whole float32 weight of a named parameter; on all ranks together."""
+        return whole_weight(parameter)
 
     def release(self) -> None:
         """Let go of whole copies that passes have left behind for reuse, and of those fetched ahead."""
@@ -182,10 +168,6 @@ class TrainedNetwork(ShardedNetwork):
         self.release()
         norm = self.engine.get_global_grad_norm()
         return torch.zeros(()) if norm is None else torch.as_tensor(norm)
-
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole float32 weight of each parameter, the adapter merged; on all ranks together."""
-        return merged_weights(self.network, self.adapter, lambda name, parameter: whole_weight(parameter))
 
     def trained(self) -> dict[str, Any]:
         """ZeRO-3 parameters that the optimizer steps, by name."""
@@ -260,29 +242,48 @@ class TrainedNetwork(ShardedNetwork):
 
 
 class AveragedPolicy(ShardedNetwork):
-    """A frozen policy whose shards are a running average of a trained network's: of its weights, or of its adapter."""
+    """A frozen policy whose shards are a running average of a trained network's: of its weights, or of its adapter.
+
+    It is kept in float32 beside bf16 shards: a small step would vanish in bf16.
+    """
 
     def __init__(self, engine: Any, adapter: str | None = None, **options: Any):
         super().__init__(engine, adapter, **options)
-        self.average = ShardAverage(self.parameters(adapter), self.release)
+        self.averaged = self.parameters(adapter)
+        self.shards = {name: p.ds_tensor.detach().float() for name, p in self.averaged.items()}  # float32: no copy
 
+    @torch.no_grad()
     def follow(self, trained: ShardedNetwork, decay: float) -> None:
         """weights <- decay weights + (1 - decay) trained weights, on this rank's shards."""
-        self.average.follow(trained.parameters(trained.adapter).values(), decay)
+        for shard, source in zip(self.shards.values(), trained.parameters(trained.adapter).values(), strict=True):
+            shard.lerp_(safe_get_local_fp32_param(source).view_as(shard).to(shard.device), 1 - decay)
+        self._write()
 
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole float32 weight of each parameter, an adapter merged; on all ranks together."""
+    def _write(self) -> None:
+        """Let passes gather the average."""
+        self.release()  # whole copies would hide new shards
+        for name, parameter in self.averaged.items():
+            parameter.ds_tensor.copy_(self.shards[name])
+        get_accelerator().synchronize()  # a stream of its own gathers, and does not wait for the new weights
 
-        def whole(name: str, parameter: Any) -> Tensor:
-            return self.average.whole(name) if name in self.average.parameters else whole_weight(parameter)
-
-        return merged_weights(self.network, self.adapter, whole)
+    def _whole(self, name: str, parameter: Any) -> Tensor:
+        if name not in self.averaged:
+            return whole_weight(parameter)
+        # Parameters may be offloaded; collectives run on the device.
+        shard = self.shards[name].to(get_accelerator().current_device_name())
+        shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
+        dist.all_gather(shards, shard)
+        return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
 
     def save(self, folder: Path) -> None:
-        self.average.save(folder)
+        save_shards(folder, self.shards)
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        self.average.load(folder)
+        with SavedShards(folder) as saved:
+            for name, shard in self.shards.items():
+                shard.copy_(saved.part(name, self.averaged[name].ds_numel, dist.get_rank(), dist.get_world_size()))
+        self._write()
 
 
 def freeze(config: RunConfig, network: Network) -> Any:
@@ -324,7 +325,8 @@ class Sharded:
         return ModelOps(**options)
 
     def place(self, build: Callable[[], Network], state: State) -> Network:
-        network = build_sharded(self.config, build, state, self.counter)
+        network = build_sharded(self.config, build, state)
+        self.counter.watch(network.parameters())
         self.builders[network] = build
         return network
 

@@ -1,23 +1,19 @@
-"""Operations on ZeRO-3 shards: count what is gathered, keep weights whole for a while, average shard by shard.
+"""Operations on ZeRO-3 shards: count what is gathered, keep weights whole for a while, give them whole.
 
 A ZeRO-3 parameter has `ds_tensor` (this rank's shard, padded), `ds_numel` and `ds_shape` (of the whole).
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
-from afd_scale.engines.resharding import SavedShards, save_shards
 from afd_scale.layers.lora import FOLDER, adapter_of
 
 log = logging.getLogger(__name__)
@@ -102,57 +98,10 @@ def kept_whole(parameters: Sequence[Any], units: Iterable[nn.Module]) -> Iterato
         parameters[0].partition(param_list=list(parameters), has_been_updated=False)
 
 
-class ShardAverage:
-    """A running average of trained weights, kept shard by shard in other parameters.
-
-    It is kept in float32 beside bf16 shards: a small step would vanish in bf16.
-
-    Args:
-        parameters: that hold the average, by name.
-        release: lets go of whole copies, which would hide new shards.
-    """
-
-    def __init__(self, parameters: Mapping[str, Any], release: Callable[[], None]):
-        self.parameters, self.release = parameters, release
-        self.shards = {name: p.ds_tensor.detach().float() for name, p in parameters.items()}  # float32: no copy
-
-    @torch.no_grad()
-    def follow(self, sources: Iterable[Any], decay: float) -> None:
-        """average <- decay average + (1 - decay) source, on this rank's shards."""
-        for shard, source in zip(self.shards.values(), sources, strict=True):
-            shard.lerp_(safe_get_local_fp32_param(source).view_as(shard).to(shard.device), 1 - decay)
-        self._write()
-
-    def _write(self) -> None:
-        self.release()
-        for name, parameter in self.parameters.items():
-            parameter.ds_tensor.copy_(self.shards[name])
-        get_accelerator().synchronize()  # a stream of its own gathers, and does not wait for the new weights
-
-    def whole(self, name: str) -> Tensor:
-        """The whole float32 average of a parameter; on all ranks together."""
-        parameter, device = self.parameters[name], get_accelerator().current_device_name()
-        shard = self.shards[name].to(device)  # parameters may be offloaded; collectives run on the device
-        shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
-        dist.all_gather(shards, shard)
-        return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
-
-    def save(self, folder: Path) -> None:
-        save_shards(folder, self.shards)
-
-    @torch.no_grad()
-    def load(self, folder: Path) -> None:
-        with SavedShards(folder) as saved:
-            for name, shard in self.shards.items():
-                shard.copy_(saved.part(name, self.parameters[name].ds_numel, dist.get_rank(), dist.get_world_size()))
-        self._write()
-
-
 def whole_weight(parameter: Any) -> Tensor:
     """A parameter's whole float32 weight: the optimizer's where it is trained; on all ranks together."""
     if parameter.requires_grad:
-        weight: Tensor = safe_get_full_fp32_param(parameter)
-        return weight
+        return safe_get_full_fp32_param(parameter)
     with GatheredParameters([parameter]):
         return parameter.data.float().clone()
 

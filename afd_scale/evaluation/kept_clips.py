@@ -32,8 +32,7 @@ def read_clips(path: Path, facts: Mapping[str, str]) -> FrameArray | None:
             kept = file.metadata() or {}
             changed = [name for name in facts if facts[name] != kept.get(name)]
             if not changed:
-                frames: FrameArray = file.get_tensor("frames")
-                return frames
+                return file.get_tensor("frames")
             reason = f"{', '.join(changed)} changed since"
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]

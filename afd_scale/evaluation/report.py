@@ -86,7 +86,7 @@ def write_report(run_folder: Path) -> Path:
         raise ValueError(f"run folder ({run_folder}) must hold config.yaml: every run writes it when it starts")
     config_text = config_path.read_text()
     config = yaml.safe_load(config_text)
-    facts = _header_facts(config_text)
+    facts = dict(re.findall(r"^# ([\w.-]+): (.+)$", config_text, flags=re.MULTILINE))  # of `provenance_header`
     summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
     metrics_path = run_folder / "metrics.jsonl"
     records = read_metrics(metrics_path) if metrics_path.is_file() else []
@@ -115,11 +115,6 @@ def write_report(run_folder: Path) -> Path:
     report = run_folder / REPORT_NAME
     write_text(report, html)
     return report
-
-
-def _header_facts(config_text: str) -> dict[str, str]:
-    """What `provenance_header` wrote."""
-    return dict(re.findall(r"^# ([\w.-]+): (.+)$", config_text, flags=re.MULTILINE))
 
 
 def _newest_samples(folder: Path) -> list[Path]:

@@ -36,16 +36,14 @@ DOTS_PER_INCH = 100
 _Label = tuple[float, float, str, float, str]  # x, baseline y from the top, text, points, colour
 
 
-def write_mp4(frames: FrameArray, path: Path, fps: float, scale: int = 1, title: str = "") -> None:
+def write_mp4(frames: FrameArray, path: Path, fps: float, title: str = "") -> None:
     """Write one H.264 video (yuv420p); the file appears only when it is complete.
 
     Args:
         frames: uint8 (F, H, W) or (F, H, W, 3). An odd height or width gains one repeated row or column.
-        fps: frames per second.
-        scale: whole factor of nearest-neighbour enlargement.
         title: kept in the file, `read_title` finds it.
     """
-    video = _even(_scaled(_rgb(frames, 4), scale, 1))
+    video = _even(_rgb(frames, 4))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, av.open(partial, "w", format="mp4") as container:
         container.metadata["title"] = title
@@ -97,14 +95,13 @@ def write_grid(columns: Mapping[str, FrameArray], captions: Sequence[str], path:
 
 def write_comparison_mp4(
     columns: Mapping[str, FrameArray], captions: Sequence[str], folder: Path, fps: float = 8.0
-) -> list[Path]:
+) -> None:
     """Write one mp4 for each prompt, the policies side by side below their names.
 
     Args:
         columns: name of the policy to its N clips, uint8 (N, F, H, W) or (N, F, H, W, 3), all of one shape.
         captions: N prompts; each is the title of its file and part of its name.
         folder: gains `00_<prompt>.mp4` and so on.
-        fps: frames per second.
     """
     clips = {name: [_fit(clip, COMPARISON_FRAME_SIZES) for clip in policy_clips]
              for name, policy_clips in _checked(columns, captions).items()}  # fmt: skip
@@ -115,15 +112,12 @@ def write_comparison_mp4(
     ]
     blank = _canvas(LABEL_HEIGHT + clip_height, len(clips) * step - CLIP_GAP)
     labelled = _rendered(_figure(blank, labels))
-    paths = []
     for row, caption in enumerate(captions):
         video = np.repeat(labelled[None], num_frames, axis=0)
         for column, policy_clips in enumerate(clips.values()):
             video[:, LABEL_HEIGHT:, column * step : column * step + clip_width] = policy_clips[row]
         name = re.sub(r"\W+", "-", caption.lower())[:60].strip("-")
-        paths.append(folder / f"{row:02d}_{name}.mp4")
-        write_mp4(video, paths[-1], fps, title=caption)
-    return paths
+        write_mp4(video, folder / f"{row:02d}_{name}.mp4", fps, title=caption)
 
 
 def _rgb(frames: FrameArray, ndim: int) -> FrameArray:

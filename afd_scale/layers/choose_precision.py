@@ -5,7 +5,7 @@ import logging
 import torch
 
 from afd_scale.layers.fp8_emulated import EmulatedFp8
-from afd_scale.layers.precision import ParameterPrecision, Precision
+from afd_scale.layers.precision import Precision
 from afd_scale.layers.transformer_engine import TransformerEngineFp8
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def choose_precision(name: str, scaling: str, device: torch.device) -> Precision
         ValueError: FP8 cannot be had here as asked for.
     """
     if name != "fp8":
-        return ParameterPrecision()
+        return Precision()
     if device.type == "cuda":
         precision = TransformerEngineFp8(scaling)
         log.info("precision fp8: Transformer Engine, %s scaling", scaling)

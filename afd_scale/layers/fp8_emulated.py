@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from afd_scale.layers.precision import ParameterPrecision
+from afd_scale.layers.precision import Precision
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 
 
-class EmulatedFp8(ParameterPrecision):
+class EmulatedFp8(Precision):
     """Blocks run as they are, their linears round."""
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:

@@ -8,7 +8,7 @@ base itself; the name travels down to the linear as an argument and nothing reme
 Source: LoRA, arXiv:2106.09685.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +50,6 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, self.down) * self.scale, self.up)
-
-
-def train_only(network: nn.Module, trained: Callable[[str], bool]) -> None:
-    """Freeze all parameters but those whose names pass."""
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(trained(name))
 
 
 def adapted(linear: nn.Module, x: Tensor, adapter: str | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from afd_scale.layers.attention import AttentionLayout, attend
 from afd_scale.layers.kv_cache import Past
 from afd_scale.layers.lora import Adapters
-from afd_scale.layers.precision import ParameterPrecision, Precision
+from afd_scale.layers.precision import Precision
 from afd_scale.layers.rope import Rotation
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout], Tensor]
@@ -28,7 +28,7 @@ class ModelOps:
     """
 
     def __init__(self, precision: Precision | None = None, attend: Attend = attend, adapters: Adapters | None = None):
-        self.precision, self.attend, self.adapters = precision or ParameterPrecision(), attend, adapters
+        self.precision, self.attend, self.adapters = precision or Precision(), attend, adapters
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         """A linear layer with bias: q, k, v, o and feed-forward of a block."""

@@ -1,32 +1,22 @@
 """In which precision a block's products are computed: its linears, and how it is run."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-class Precision(Protocol):
-    """What makes the linears of a block (q, k, v, o, feed-forward) and runs the block."""
+class Precision:
+    """What makes the linears of a block (q, k, v, o, feed-forward) and runs it; here in the parameters' own dtype."""
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         """A linear layer with bias whose parameters are named `weight` and `bias`."""
-        ...
-
-    def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
-        """A transformer block, its activations stored or recomputed in the backward pass."""
-        ...
-
-
-class ParameterPrecision:
-    """Products in the parameters' own dtype."""
-
-    def linear(self, in_features: int, out_features: int) -> nn.Module:
         return nn.Linear(in_features, out_features)
 
     def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
+        """A transformer block, its activations stored or recomputed in the backward pass."""
         if not (recompute and torch.is_grad_enabled()):
             return block(*arguments)
         # ZeRO-3 empties a parameter between forward and recomputation, which the metadata check takes for an error.

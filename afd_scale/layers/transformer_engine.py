@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afd_scale.layers.precision import ParameterPrecision
+from afd_scale.layers.precision import Precision
 
 ROWS = 16  # of an operand: the weight's gradient is a product along the rows, and FP8 GEMMs take rows of 16 bytes
 
 
-class TransformerEngineFp8(ParameterPrecision):
+class TransformerEngineFp8(Precision):
     """Blocks run in an FP8 region, with and without gradient.
 
     Args:
@@ -52,7 +52,7 @@ class TransformerEngineFp8(ParameterPrecision):
     def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
         if recompute and self._delayed and torch.is_grad_enabled():
             # Recomputation must find the scales of the first pass. The library's other, non-reentrant form runs a block
-            # to its end again, which fails under ZeRO-3 for the reason given in ParameterPrecision.
+            # to its end again, which fails under ZeRO-3 for the reason given in Precision.
             return self._in_region(partial(self._te.checkpoint, use_reentrant=True), block, *arguments)
         # Current scaling has no state. The region is part of what is recomputed.
         return super().run_block(self._in_region, block, *arguments, recompute=recompute)

@@ -24,7 +24,7 @@ from afd_scale.flow.advantage import centre, divide_by_spread, weight_from_advan
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS
-from afd_scale.methods.updates import accumulate, learning_rate
+from afd_scale.methods.updates import accumulate, learning_rate, without_gradient
 from afd_scale.protocols import AveragedPolicy, Metrics, Policy, TrainedPolicy, TrainedScorer
 from afd_scale.rollout.sampler import Sampler
 from afd_scale.types import Batch, Prompts, RankMean, Videos, repeat_keys
@@ -76,7 +76,6 @@ class Afd:
         self.mean_over_ranks = mean_over_ranks
         self.warmup_steps = self.config.discriminator_warmup_steps
         self.sampler = Sampler(run.sampler)
-        self.sigma_draw = self.sampler.sigma_draw(self.config.sigma)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         rollouts = self._roll_out(batch.prompts, batch.teacher, step)
@@ -103,7 +102,7 @@ class Afd:
             noise = self.sampler.draw(self.randomness, "rollout", step, prompts.keys[rows], shape, device)
             return self.sampler.rollout(self.old_policy, prompts.embeddings[rows], noise)
 
-        return Videos(prompts, self.old_policy.frozen(len(prompts), run), like.fps, like.decode)
+        return Videos(prompts, without_gradient(self.old_policy, len(prompts), run), like.fps, like.decode)
 
     def _train_discriminator(self, teacher: Videos, rollouts: Videos, step: int) -> Metrics:
         """On pairs of a teacher video and a rollout of its prompt; rollouts beyond, of prompts alone, teach nothing."""
@@ -159,7 +158,7 @@ class Afd:
     def _weigh(self, rollouts: Videos) -> tuple[Tensor, Tensor]:
         """(P, G) logits of the rollouts and their weights in [0, 1]."""
         rule = self.config.advantage
-        logits = self.discriminator.frozen(len(rollouts), lambda rows: self.discriminator(rollouts[rows]))
+        logits = without_gradient(self.discriminator, len(rollouts), lambda rows: self.discriminator(rollouts[rows]))
         reward = logits.unflatten(0, (-1, self.config.rollouts_per_prompt))
         centred = centre(reward, rule.baseline, self.mean_over_ranks)
         advantage = divide_by_spread(centred, rule.spread, rule.spread_floor, self.mean_over_ranks)
@@ -184,11 +183,11 @@ class Afd:
         keys = repeat_keys(rollouts.prompts.keys, count)
         x0 = rollouts.latents.repeat_interleave(count, dim=0)
         noise = self.randomness.normal("student/noise", step, keys, tuple(x0.shape[1:]), x0.device)
-        sigma = self.sigma_draw(self.randomness, "student/sigma", step, keys, x0)
+        sigma = self.sampler.draw_sigma(self.config.sigma, self.randomness, "student/sigma", step, keys, x0)
         return States(count, add_noise(x0, noise, sigma), sigma, {})
 
     def _frozen_velocity(self, policy: Policy, rollouts: Videos, states: States) -> Tensor:
-        return policy.frozen(len(rollouts), lambda rows: states[rows].velocity(policy, rollouts[rows]))
+        return without_gradient(policy, len(rollouts), lambda rows: states[rows].velocity(policy, rollouts[rows]))
 
     def _student_loss(self, rollouts: Videos, states: States, weight: Tensor) -> tuple[Tensor, Metrics]:
         config, old_velocity = self.config, states.velocities["old_policy"]

@@ -38,7 +38,7 @@ class Sft:
         self.student: TrainedPolicy = engines["student"]
         self.average: AveragedPolicy | None = engines.get("average")
         self.space = run.student.prediction
-        self.sigma_draw = Sampler(run.sampler).sigma_draw(self.config.sigma)
+        self.sampler = Sampler(run.sampler)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         videos, student = batch.teacher, self.student
@@ -53,7 +53,7 @@ class Sft:
     def _loss(self, videos: Videos, step: int) -> tuple[Tensor, Metrics]:
         x0, keys = videos.latents, videos.prompts.keys
         noise = self.randomness.normal("sft/noise", step, keys, tuple(x0.shape[1:]), x0.device)
-        sigma = self.sigma_draw(self.randomness, "sft/sigma", step, keys, x0)
+        sigma = self.sampler.draw_sigma(self.config.sigma, self.randomness, "sft/sigma", step, keys, x0)
         velocity = self.student(add_noise(x0, noise, sigma), sigma * TIMESTEPS, videos.prompts.embeddings, clean=x0)
         loss = losses.flow_matching_loss(velocity, x0, noise, sigma, space=self.space).mean()
         return loss, {"student/loss": loss.detach()}

@@ -1,13 +1,21 @@
-"""What the updates of all methods have in common: a gradient in pieces, a scheduled learning rate."""
+"""What the steps of all methods have in common: passes in pieces, with gradient or without; learning rates."""
 
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from afd_scale.config.models import OptimizerConfig
-from afd_scale.protocols import Metrics, Trained
+from afd_scale.protocols import Engine, Metrics, Trained
 from afd_scale.types import pieces
+
+
+@torch.no_grad()
+def without_gradient(engine: Engine, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
+    """A resident phase of an engine: `run` on one micro-batch of rows after another; their results as one."""
+    with engine.resident():
+        return torch.cat([run(part) for part in pieces(rows, engine.micro_batch)])
 
 
 def accumulate(

@@ -3,7 +3,7 @@
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Role
 from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, NetworkConfig
-from afd_scale.layers.lora import Adapters, adapter_of, train_only
+from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
@@ -29,6 +29,7 @@ def adapters_of(run: RunConfig, leader: Role) -> Adapters | None:
     return Adapters(names, leader.lora.rank, leader.lora.alpha / leader.lora.rank)
 
 
-def train_adapter(network: Network, name: str) -> None:
+def train_adapter(network: Network, adapter: str) -> None:
     """Freeze all but one adapter, and what no start weights have."""
-    train_only(network, lambda parameter: adapter_of(parameter) == name or network.starts_anew(parameter))
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(adapter_of(name) == adapter or network.starts_anew(name))

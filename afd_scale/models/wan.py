@@ -4,7 +4,7 @@ Reading order: `WanTrunk` embeds latents, time and text and runs the blocks; `Ca
 student; `Block` is one layer. Parameter names are those of original Wan and Self-Forcing checkpoints.
 
 Three passes, one set of weights (`CausalWan.forward`):
-    block-causal      forward(noisy, timestep, text)                chunk i sees chunks <= i
+    block-causal      forward(noisy, timestep, text)                chunk i sees chunks <= i (one chunk: original Wan)
     teacher forcing   forward(noisy, timestep, text, clean=clean)   chunk i sees clean chunks < i and itself
     cached            forward(chunk, timestep, text, cache=cache)   one chunk sees the cached ones and itself
 
@@ -245,7 +245,7 @@ class CausalWan(WanTrunk):
     def forward(
         self, noisy: Tensor, timestep: Tensor, text: Tensor,
         *, clean: Tensor | None = None, clean_gradient: bool = True, cache: KVCache | None = None,
-        bidirectional: bool = False, adapter: str | None = None,
+        adapter: str | None = None,
     ) -> Tensor:  # fmt: skip
         """Velocity of noisy latents.
 
@@ -257,7 +257,6 @@ class CausalWan(WanTrunk):
                 serves the S noised states that stand side by side in `noisy`, at the price of one pass.
             clean_gradient: let gradients flow through the clean pass.
             cache: of a rollout; `noisy` is its current chunk.
-            bidirectional: every frame sees every frame, as in original Wan.
             adapter: of `ops.adapters`; None is the base itself.
         Returns:
             (B, F, C, H, W) velocity noise - x0, in the dtype of `noisy`.
@@ -270,10 +269,7 @@ class CausalWan(WanTrunk):
         elif clean is not None:
             prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, clean_gradient, adapter)
         else:
-            layout = (
-                AttentionLayout.full(frames) if bidirectional
-                else AttentionLayout.block_causal(frames, *self.sampler.layout)
-            )  # fmt: skip
+            layout = AttentionLayout.block_causal(frames, *self.sampler.layout)
             prediction = self._predict(noisy, timestep, text, self.rotation(noisy, range(frames)), layout, adapter)
         prediction = prediction.to(noisy.dtype)
         return prediction if self.config.prediction == "velocity" else velocity_from_x0(noisy, prediction, timestep)

@@ -52,14 +52,7 @@ class Ranks:
         return self.rank == 0
 
     def sharing_videos(self, sequence: int, timeout_minutes: int) -> "Ranks":
-        """The same processes with so many of them to a video; on all ranks together.
-
-        Raises:
-            ConfigError: the ranks are no multiple of it.
-        """
-        if self.size % sequence:
-            raise ConfigError(f"parallel.sequence ({sequence}) must divide the number of ranks ({self.size}): every "
-                              "video takes as many ranks")  # fmt: skip
+        """The same processes with so many of them, a divisor of all, to a video; on all ranks together."""
         if sequence == 1:
             return replace(self, sequence=1, sequence_group=None)
         group, _ = dist.new_subgroups(sequence, timeout=timedelta(minutes=timeout_minutes))

@@ -29,22 +29,18 @@ class Trunk:
     """A trunk as memory sees it.
 
     Attributes:
-        network: its architecture.
+        network: its architecture, and whether blocks are recomputed and adapters trained.
         itemsize: bytes of an activation.
-        checkpointing: blocks are recomputed in the backward pass.
-        adapter_rank: of the trained adapter; None where the weights are trained.
         sequence: ranks that share a video.
     """
 
     network: WanConfig
     itemsize: int
-    checkpointing: bool
-    adapter_rank: int | None
     sequence: int = 1
 
     @property
     def weights_trained(self) -> bool:
-        return self.adapter_rank is None
+        return self.network.lora is None
 
 
 @dataclass(frozen=True)
@@ -77,12 +73,12 @@ def saved_by_block(trunk: Trunk, tokens: Tokens) -> int:
     per_token = 6 * dim * upcast + (7 * dim + 2 * network.ffn_dim) * size
     per_token += FLOAT32 * (3 * 2 + 3 + 2 * network.num_heads)  # statistics of norms, of softmax in both attentions
     per_text_row = dim * upcast + 2 * dim * size
-    if trunk.adapter_rank is None:
+    if network.lora is None:
         per_token += 7 * dim * size
         per_text_row += dim * size
     else:
-        per_token += 8 * trunk.adapter_rank * size
-        per_text_row += 2 * trunk.adapter_rank * size
+        per_token += 8 * network.lora.rank * size
+        per_text_row += 2 * network.lora.rank * size
     keys_and_values = 2 * (own + tokens.past) * dim * size
     if trunk.sequence > 1 and not tokens.past:
         keys_and_values += 2 * own * dim * size  # q, k and v arrive as one tensor, which v keeps
@@ -131,7 +127,7 @@ def training_activations(trunk: Trunk, tokens: Tokens) -> int:
     network, size = trunk.network, trunk.itemsize
     block = saved_by_block(trunk, tokens)
     outside = saved_outside_blocks(trunk, tokens)
-    if trunk.checkpointing:
+    if network.activation_checkpointing:
         # Every block's input, and the clean past, which recomputation reads again.
         kept = network.num_layers * tokens.own * network.dim * size + key_value_bytes(trunk, tokens.past)
         return outside + kept + block + backward_working(trunk, tokens)

@@ -7,7 +7,7 @@ Counted are matrix products and attention; norms, RoPE and activations are left 
 from dataclasses import dataclass
 
 from afd_scale.config import RunConfig
-from afd_scale.config.cast import Pass, Role
+from afd_scale.config.cast import Pass
 from afd_scale.config.models import WanConfig
 from afd_scale.layers.attention.layout import AttentionLayout
 from afd_scale.planning.workload import Workload
@@ -86,7 +86,8 @@ def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> 
 def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: bool = True) -> Flops:
     """One video of a pass, its backward pass included; networks that are no transformers are not counted."""
     role = config.role(each.role)
-    network, rank = role.network, adapter_rank(role)
+    network = role.network
+    rank = role.lora.rank if role.lora and role.adapter else 0
     if not isinstance(network, WanConfig):
         return Flops()
     *before, last = (
@@ -118,9 +119,3 @@ def _layouts(config: RunConfig, each: Pass, network: WanConfig) -> list[tuple[in
         return [(1, AttentionLayout.clean_and_noisy(frames, *sampler.layout, each.states), outputs)]
     context = AttentionLayout.block_causal(frames, *sampler.layout)
     return [(1, context, 0), (1, AttentionLayout.teacher_forcing(frames, *sampler.layout, each.states), outputs)]
-
-
-def adapter_rank(role: Role) -> int:
-    """Of the adapter that counts in a role's passes; 0 is none, as in a network that never changes."""
-    lora = role.network.lora if isinstance(role.network, WanConfig) else None
-    return lora.rank if lora is not None and role.changes else 0

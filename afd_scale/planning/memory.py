@@ -114,16 +114,10 @@ def reduced_itemsize(config: RunConfig) -> int:
     return FLOAT32 if config.engine.deepspeed.get("communication_data_type", "fp32") == "fp32" else 2
 
 
-def trunk(config: RunConfig, network: WanConfig, sequence: int) -> Trunk:
-    """A transformer as memory sees it."""
-    rank = None if network.lora is None else network.lora.rank
-    return Trunk(network, itemsize(config), network.activation_checkpointing, rank, sequence)
-
-
 def cache_bytes(config: RunConfig, load: Workload, videos: int) -> int:
     """Of a rank's KV cache in a rollout of so many videos."""
     tokens = videos * config.sampler.cached_frames(load.frames) * load.local_tokens_per_frame
-    return key_value_bytes(trunk(config, config.student, load.sequence), tokens)
+    return key_value_bytes(Trunk(config.student, itemsize(config), load.sequence), tokens)
 
 
 def tokens_of(load: Workload, each: Pass, videos: int) -> Tokens:
@@ -179,7 +173,7 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
     elif each.gradient:
         latents += LATENTS_AT_ONCE * each.states * videos
     if isinstance(network, WanConfig):  # others, of convolutions, are too small to matter
-        parts |= _activations(load, each, trunk(config, network, load.sequence))
+        parts |= _activations(load, each, Trunk(network, itemsize(config), load.sequence))
     return {**parts, "latents": latents * _video_bytes(config)}
 
 

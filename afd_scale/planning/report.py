@@ -12,7 +12,8 @@ def report(plan: Plan, remedies: dict[str, Suggestion | None]) -> str:
     Args:
         remedies: of `afd_scale.planning.plan.remedies`, empty where the plan fits.
     """
-    sections = (_headline(plan, remedies), _networks(plan), _memory(plan), _step(plan), _assumptions(plan))
+    assumed = ["Assumed", *(f"  {line}" for line in plan.gpu.assumptions())]
+    sections = (_headline(plan, remedies), _networks(plan), _memory(plan), _step(plan), assumed)
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
@@ -22,7 +23,7 @@ def _headline(plan: Plan, remedies: dict[str, Suggestion | None]) -> list[str]:
         f"{plan.config.name} on {load.gpus} {plan.gpu.name}: {'fits' if plan.fits else 'does not fit'} "
         f"({_gib(memory.peak)} at its peak, {_gib(plan.gpu.usable_bytes)} usable)",
         f"  data {load.data_ranks} x sequence {load.sequence} (sequence may be "
-        f"{_listed(valid_degrees(plan.config, load.gpus))}); {load.videos} videos a data rank and step, "
+        f"{', '.join(map(str, valid_degrees(plan.config, load.gpus)))}); {load.videos} videos a data rank and step, "
         f"{load.together} at once; rollout weights {'gathered' if memory.gathered_rollout else 'sharded'}",
         *(f"  note: {note}" for note in plan.notes),
     ]
@@ -85,13 +86,5 @@ def _step(plan: Plan) -> list[str]:
     return [*lines, f"  predicted: {plan.step_seconds:.1f} s a step"]
 
 
-def _assumptions(plan: Plan) -> list[str]:
-    return ["Assumed", *(f"  {line}" for line in plan.gpu.assumptions())]
-
-
 def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB"
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(str(number) for number in numbers)

@@ -73,8 +73,8 @@ def workload(config: RunConfig, gpus: int) -> Workload:
     if gpus % sequence:
         valid = ", ".join(str(degree) for degree in valid_degrees(config, gpus))
         raise ConfigError(
-            f"parallel.sequence ({sequence}) must divide the {gpus} GPUs: they are data x sequence ranks; it may be "
-            f"{valid}"
+            f"parallel.sequence ({sequence}) must divide the number of ranks ({gpus}), one a GPU: they are data x "
+            f"sequence; it may be {valid}"
         )
     data_ranks = gpus // sequence
     for name in ("global_batch", "prompts_per_step"):
@@ -82,7 +82,7 @@ def workload(config: RunConfig, gpus: int) -> Workload:
         if batch % data_ranks:
             larger = math.ceil(batch / data_ranks) * data_ranks
             raise ConfigError(
-                f"data.{name} ({batch}) must divide among {data_ranks} data ranks ({gpus} GPUs / "
+                f"data.{name} ({batch}) must divide among {data_ranks} data ranks ({gpus} ranks / "
                 f"parallel.sequence {sequence}): each takes as many samples; data.{name}={larger} would do"
             )
     prompts = data.global_batch // data_ranks

@@ -1,4 +1,7 @@
-"""Few-step causal generation: a video chunk by chunk, each chunk denoised given the cached clean ones before it."""
+"""Few-step causal generation: a video chunk by chunk, each chunk denoised given the cached clean ones before it.
+
+And the noise levels to train at, which follow the sampler's own.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from afd_scale.config.methods.method import SigmaConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.flow.process import add_noise, x0_from_velocity
 from afd_scale.flow.randomness import Randomness
-from afd_scale.flow.schedule import TIMESTEPS, SigmaDraw, denoising_sigmas
+from afd_scale.flow.schedule import TIMESTEPS, denoising_sigmas, warp
 from afd_scale.protocols import Policy
 
 
@@ -78,12 +81,25 @@ class Sampler:
                 policy(chunk, chunk.new_zeros(chunk.shape[:2], dtype=torch.float32), text, cache=cache)
                 cache.advance()
 
-    def sigma_draw(self, config: SigmaConfig) -> SigmaDraw:
-        """The draw of training noise levels that a config describes, for these chunks and steps."""
-        return SigmaDraw(
-            config.name, self.sigmas, self.first_sigmas, self.config.timestep_shift, config.mean, config.deviation,
-            self.config.chunk_frames,
-        )  # fmt: skip
+    def draw_sigma(
+        self, config: SigmaConfig, randomness: Randomness, stream: str, step: int, keys: Sequence[int], latents: Tensor
+    ) -> Tensor:
+        """(B, F) noise levels in [0, 1] to train on (B, F, C, H, W) latents, one for each chunk of each video."""
+        chunks, device = (latents.shape[1] // self.config.chunk_frames,), latents.device
+        if config.name == "logit_normal":
+            normal = randomness.normal(stream, step, keys, chunks, device)
+            sigma = warp(torch.sigmoid(config.mean + config.deviation * normal), self.config.timestep_shift)
+        else:
+            sigma = randomness.uniform(stream, step, keys, chunks, device)
+            if config.name == "steps":
+                sigma = torch.cat([_pick(self.first_sigmas, sigma[:, :1]), _pick(self.sigmas, sigma[:, 1:])], dim=1)
+        return sigma.repeat_interleave(self.config.chunk_frames, dim=1)
+
+
+def _pick(sigmas: Tensor, uniform: Tensor) -> Tensor:
+    """One of the levels for each number in [0, 1)."""
+    index = (uniform * len(sigmas)).long().clamp(max=len(sigmas) - 1)
+    return sigmas.to(uniform.device, non_blocking=True)[index]
 
 
 def _denoise(policy: Policy, text: Tensor, noise: Noise, sigmas: Tensor, cache: object) -> Tensor:

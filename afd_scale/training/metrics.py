@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from afd_scale.evaluation.report import read_metrics
@@ -20,62 +20,42 @@ SHOWN_METRICS = ("student/loss", "rollout/reward_mean", "discriminator/accuracy"
 def recording(
     name: str, folder: Path, steps: range, *, is_main: bool
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Record the logged steps of a run, on its main rank.
+    """Record the logged steps of a run, on its main rank; what an earlier attempt wrote of these steps is dropped.
 
     Args:
-        name: of the run.
-        folder: of the run.
+        name, folder: of the run.
         steps: that are to be done, to the last of the run.
     Yields:
-        Takes a step that is done, and its metrics.
+        Takes a step that is done, and its metrics; a value that is not finite is written as null, with a warning.
     """
     if not is_main:
         yield lambda step, metrics: None
         return
-    done, zero = steps.start - 1, min(steps.start - 1, 0)  # a warm-up's steps are numbered up to 0
-    with closing(MetricsWriter(folder, done)) as writer, progress(name, begun=done - zero, say=log.info) as show:
+    # Loads slowly, and only one rank needs it.
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = folder / "metrics.jsonl"
+    _drop_later_steps(lines, steps.start - 1)
+    zero = min(steps.start - 1, 0)  # a warm-up's steps are numbered up to 0
+    with (
+        lines.open("a", buffering=1) as file,
+        SummaryWriter(str(folder / "tensorboard"), purge_step=steps.start) as events,
+        progress(name, begun=steps.start - 1 - zero, say=log.info) as show,
+    ):
 
         def record(step: int, metrics: Mapping[str, float]) -> None:
-            writer.write(step, metrics)
+            line: dict[str, float | None] = {"step": step}
+            for key, value in metrics.items():
+                events.add_scalar(key, value, step)
+                line[key] = value if math.isfinite(value) else None
+                if line[key] is None:
+                    log.warning("%s is %s at step %d; written as null", key, value, step)
+            file.write(json.dumps(line) + "\n")
             shown = [f"{key} {metrics[key]:.3g}" for key in SHOWN_METRICS if key in metrics]
             show(step - zero, steps.stop - 1 - zero, "  ".join(shown))
 
         yield record
-
-
-class MetricsWriter:
-    """Appends to `<folder>/metrics.jsonl` and to tensorboard events in `<folder>/tensorboard`."""
-
-    def __init__(self, folder: Path, resume_step: int = 0) -> None:
-        """
-        Args:
-            folder: of the run; made when absent.
-            resume_step: last step that counts; what an earlier attempt wrote of later steps is dropped.
-        """
-        # Loads slowly, and only one rank needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        _drop_later_steps(path, resume_step)
-        self._file = path.open("a", buffering=1)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one step's metrics; a value that is not finite becomes null, with a warning."""
-        record: dict[str, float | None] = {"step": step}
-        for name, value in metrics.items():
-            number = float(value)
-            self._events.add_scalar(name, number, step)
-            record[name] = number if math.isfinite(number) else None
-            if record[name] is None:
-                log.warning("%s is %s at step %d; written as null", name, number, step)
-        self._file.write(json.dumps(record) + "\n")
-
-    def close(self) -> None:
-        """Write what is buffered; nothing may be written after."""
-        self._file.close()
-        self._events.close()
 
 
 def _drop_later_steps(path: Path, last_step: int) -> None:

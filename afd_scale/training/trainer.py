@@ -4,9 +4,10 @@ import json
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from afd_scale.evaluation.report import metric_table, write_report
 from afd_scale.files import write_text
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
+from afd_scale.planning.workload import workload
 from afd_scale.protocols import Metrics
 from afd_scale.training.build import Run, build_run
 from afd_scale.training.evaluator import Evaluator
@@ -42,6 +44,7 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
         ConfigError: the config, the data, the start weights or the run folder cannot be used.
         Preempted: the run was told to stop, and has saved, or was in its warm-up.
     """
+    workload(config, ranks.size)  # refuses ranks and batches that do not divide
     sharing = ranks.sharing_videos(config.parallel.sequence, config.engine.timeout_minutes)
     ranks.run_on_main(_check_early, config, sharing, requirers)
     if config.requires is not None:
@@ -55,25 +58,13 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
     Trainer(config, sharing).run()
 
 
-@dataclass
-class Clock:
-    """Seconds spent in each phase of this process."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-
-
 class Trainer:
     """One run."""
 
     def __init__(self, config: RunConfig, ranks: Ranks):
-        self.config, self.ranks, self.clock = config, ranks, Clock()
-        with self.clock.phase("prepare"), _input_errors():
+        self.config, self.ranks = config, ranks
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
+        with self._phase("prepare"), _input_errors():
             facts = ranks.run_on_main(_check_inputs, config)
             ranks.run_on_each_machine(check_copies, config)
             self.stream = Ahead(TeacherStream(config), pinned=ranks.device.type == "cuda")
@@ -92,24 +83,31 @@ class Trainer:
 
     def run(self) -> None:
         if self.config.student.weights is not None:
-            with self.clock.phase("evaluate"):
+            with self._phase("evaluate"):
                 self.evaluator.keep_base(self.built.exported)
-        with self.clock.phase("prepare"), _input_errors():
+        with self._phase("prepare"), _input_errors():
             self._resume()
         if self.step == 0 and self.built.method.warmup_steps:
-            with self.clock.phase("warm_up"):
+            with self._phase("warm_up"):
                 self._train(1 - self.built.method.warmup_steps, 0)
         if self.step < self.config.train.steps:
-            with self.clock.phase("train"):
+            with self._phase("train"):
                 self._train(self.step + 1, self.config.train.steps)
-            with self.clock.phase("save"):
+            with self._phase("save"):
                 self._save()
-        with self.clock.phase("evaluate"):
+        with self._phase("evaluate"):
             metrics = self.evaluator.compare(self.built.exported)
         if self.ranks.is_main:
             self._finish(metrics)
         self.stream.close()
         self.ranks.barrier()
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Add up the seconds that this process spends in a phase."""
+        began = time.monotonic()
+        yield
+        self.seconds[name] += time.monotonic() - began
 
     def _resume(self) -> None:
         """Go on from the newest complete checkpoint, where there is one."""
@@ -193,9 +191,9 @@ class Trainer:
             "steps": self.step,
             "ranks": self.ranks.size,
             "metrics": metrics,
-            "seconds": {name: round(seconds, 2) for name, seconds in self.clock.seconds.items()},
+            "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
         }
-        write_text(_summary(self.config), json.dumps(summary, indent=1) + "\n")
+        write_text(self.config.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
         report = write_report(self.config.folder)
         if metrics:
             log.info("%s\n%s", self.config.name, metric_table(summary))
@@ -204,15 +202,9 @@ class Trainer:
 
 def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -> None:
     """What would otherwise come out only after the run that this one requires."""
-    check_folder(config)
     if config.requires in requirers:
         raise ConfigError(f"requires ({config.requires}) must not lead back to itself")
-    for name in ("global_batch", "prompts_per_step"):
-        batch = getattr(config.data, name)
-        if batch % ranks.data_size:
-            raise ConfigError(f"data.{name} ({batch}) must be a multiple of the number of data ranks "
-                              f"({ranks.data_size}): each takes an equal share")  # fmt: skip
-    if config.requires is not None and _complete_summary(config) is None:
+    if _complete_summary(config) is None and config.requires is not None:
         with _input_errors():
             choose_precision(config.precision, config.fp8_scaling, ranks.device)
         if not is_to_be_made(config.data):
@@ -221,7 +213,6 @@ def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -
 
 
 def _check_inputs(config: RunConfig) -> DatasetFacts:
-    check_folder(config)
     ensure_dataset(config.data)
     facts = check_dataset(config)
     if not config.train.resume:
@@ -230,17 +221,13 @@ def _check_inputs(config: RunConfig) -> DatasetFacts:
 
 
 def _complete_summary(config: RunConfig) -> dict[str, Any] | None:
-    """The summary of a run that has come to its end; None where something is left to do."""
-    path = _summary(config)
+    """Check a run's folder; the summary in it where the run has come to its end."""
+    check_folder(config)
+    path = config.folder / SUMMARY
     if not (config.train.resume and path.exists()):
         return None
-    check_folder(config)
     summary = json.loads(path.read_text())
     return summary if summary["steps"] >= config.train.steps else None
-
-
-def _summary(config: RunConfig) -> Path:
-    return config.folder / SUMMARY
 
 
 @contextmanager

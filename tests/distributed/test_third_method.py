@@ -21,6 +21,7 @@ from afd_scale.flow import losses
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS
+from afd_scale.methods.updates import without_gradient
 from afd_scale.rollout.sampler import Sampler
 from afd_scale.types import Batch, Videos
 from tests.distributed.processes import ROOT, on_ranks
@@ -74,8 +75,8 @@ class Regression:
             noise = self.sampler.draw(self.randomness, "third", step, keys, shape, latents.device)
             return self.sampler.rollout(policy, prompts.embeddings[rows], noise)
 
-        videos = Videos(prompts, policy.frozen(len(prompts), generate))
-        scores = judge.frozen(len(videos), lambda rows: judge(videos[rows]))
+        videos = Videos(prompts, without_gradient(policy, len(prompts), generate))
+        scores = without_gradient(judge, len(videos), lambda rows: judge(videos[rows]))
         weights = (GROUP * scores.unflatten(0, (-1, GROUP)).softmax(-1)).flatten()
         x0 = videos.latents
         noise = self.randomness.normal("third/noise", step, prompts.keys, tuple(x0.shape[1:]), x0.device)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.diffusers import diffusers_config, to_diffusers
+from afd_scale.checkpoint.formats.diffusers import diffusers_config, diffusers_key
 from afd_scale.checkpoint.load_student import load_student_state, read_student
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.models import PolicyConfig, StudentConfig, WanConfig
@@ -45,7 +45,7 @@ def policy_config(model: CausalWan) -> PolicyConfig:
 
 
 def inputs(config: WanConfig, frames: int = 3) -> tuple[Tensor, Tensor]:
-    """(B, F, C, H, W) noisy latents, H other than W, and text padded to its full length."""
+    """(B, F, C, H, W) noisy latents, one chunk with H other than W, and text padded to its full length."""
     noisy = torch.randn(2, frames, config.latent_channels, 6, 8)
     text = torch.randn(2, config.text_length, config.text_dim)
     text[:, -2:] = 0
@@ -82,7 +82,7 @@ def test_the_same_velocity(sizes: str, tmp_path: Path, tool: ModuleType, wan_tra
     theirs = wan_transformer.from_pretrained(export(model, tmp_path, tool))
     noisy, text = inputs(model.config)
     for timestep in (1000.0, 833.25, 3.0):
-        ours = model(noisy, torch.full((2, 3), timestep), text, bidirectional=True)
+        ours = model(noisy, torch.full((2, 3), timestep), text)
         output = theirs(noisy.transpose(1, 2), torch.full((2,), timestep), text).sample
         assert difference(ours, output) < TOLERANCE
 
@@ -96,7 +96,7 @@ def test_the_same_velocity_with_a_timestep_per_frame(
     theirs = wan_transformer.from_pretrained(export(model, tmp_path, tool))
     noisy, text = inputs(model.config)
     timestep = torch.tensor([[937.5, 625.0, 0.0], [1000.0, 250.0, 833.25]])
-    ours = model(noisy, timestep, text, bidirectional=True)
+    ours = model(noisy, timestep, text)
     output = theirs(noisy.transpose(1, 2), timestep.repeat_interleave(3 * 4, dim=1), text).sample
     assert difference(ours, output) < TOLERANCE
 
@@ -110,7 +110,7 @@ def test_an_x0_student_outputs_x0_in_diffusers(
     assert "predicts x0" in capsys.readouterr().out
     noisy, text = inputs(model.config)
     x0 = theirs(noisy.transpose(1, 2), torch.full((2,), 625.0), text).sample
-    velocity = model(noisy, torch.full((2, 3), 625.0), text, bidirectional=True)
+    velocity = model(noisy, torch.full((2, 3), 625.0), text)
     assert difference(noisy - 0.625 * velocity, x0) < TOLERANCE
 
 
@@ -122,7 +122,7 @@ def test_diffusers_reads_our_shards(
     exported = export(model, tmp_path, tool)
     assert len(list(exported.glob("diffusion_pytorch_model-*.safetensors"))) > 5
     theirs = wan_transformer.from_pretrained(exported).state_dict()
-    ours = to_diffusers(model.state_dict(), model.config)
+    ours = {diffusers_key(key): tensor for key, tensor in model.state_dict().items()}
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[key], ours[key]) for key in ours)
 
@@ -158,7 +158,7 @@ def test_weights_saved_by_diffusers(tmp_path: Path, wan_transformer: Any) -> Non
     model = CausalWan(config.student, config.sampler)
     model.load_state_dict(source.state)
     noisy, text = inputs(config.student)
-    ours = model(noisy, torch.full((2, 3), 625.0), text, bidirectional=True)
+    ours = model(noisy, torch.full((2, 3), 625.0), text)
     assert difference(ours, theirs(noisy.transpose(1, 2), torch.full((2,), 625.0), text).sample) < TOLERANCE
 
 

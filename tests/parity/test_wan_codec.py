@@ -277,10 +277,10 @@ def test_sizes_that_the_vae_would_cut_are_refused(models: Path, sizes: tuple[int
 
 def test_a_prompt_is_embedded_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("afd_scale.codecs.wan._CACHED_PROMPTS", 2)
-    codec = WanCodec(models, text_length=LENGTH)
     embedded: list[str] = []
-    embed = codec._embed
-    monkeypatch.setattr(codec, "_embed", lambda prompt: embedded.append(prompt) or embed(prompt))
+    embed = WanCodec._embed
+    monkeypatch.setattr(WanCodec, "_embed", lambda self, prompt: embedded.append(prompt) or embed(self, prompt))
+    codec = WanCodec(models, text_length=LENGTH)
     first = codec.embed("a cat")
     first[:] = 0  # the caller's own copy
     assert codec.embed("a cat").any()

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.wan import Stated, WanSizes, weight_shapes
+from afd_scale.checkpoint.formats.wan import Stated
 from afd_scale.checkpoint.weights import read_config, read_shards, write_shards, written_whole
 from afd_scale.config.models import PolicyConfig, WanConfig
 
@@ -29,8 +29,7 @@ _MODULES = {
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
     "text_embedding.2": "condition_embedder.text_embedder.linear_2",
     "head.head": "proj_out",
-}
-_BLOCK_MODULES = {
+    # Of a block.
     **{f"self_attn.{side}": f"attn1.to_{side}" for side in "qkv"},
     "self_attn.o": "attn1.to_out.0",
     "self_attn.norm_q": "attn1.norm_q",
@@ -43,16 +42,21 @@ _BLOCK_MODULES = {
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
 }
+_OUR_MODULES = {theirs: ours for ours, theirs in _MODULES.items()}
+
+
+def _parts(key: str) -> tuple[str, str, str]:
+    """The block, the module in it, and the parameter that a key names."""
+    block = re.match(r"blocks\.\d+\.", key)
+    prefix = block[0] if block else ""
+    module, _, parameter = key.removeprefix(prefix).rpartition(".")
+    return prefix, module, parameter
 
 
 def diffusers_key(key: str) -> str:
     """diffusers' name of one of our keys."""
-    block = re.match(r"blocks\.\d+\.", key)
-    prefix = block[0] if block else ""
-    module, _, parameter = key.removeprefix(prefix).rpartition(".")
-    if parameter == "modulation":
-        return f"{prefix}scale_shift_table"
-    return f"{prefix}{(_BLOCK_MODULES if block else _MODULES)[module]}.{parameter}"
+    block, module, parameter = _parts(key)
+    return f"{block}scale_shift_table" if parameter == "modulation" else f"{block}{_MODULES[module]}.{parameter}"
 
 
 def diffusers_config(config: WanConfig) -> dict[str, Any]:
@@ -79,24 +83,14 @@ def diffusers_config(config: WanConfig) -> dict[str, Any]:
     }
 
 
-def to_diffusers(state: dict[str, Tensor], config: WanConfig) -> dict[str, Tensor]:
-    """Rename our tensors; none is copied. `state` must hold exactly the weights of `config`."""
-    return {diffusers_key(key): state[key] for key in weight_shapes(WanSizes.of_config(config))}
-
-
 def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename diffusers' tensors to ours; a name we have none for stays, for `check_state` to report."""
-    ours = {theirs: key for key, theirs in _MODULES.items()}
-    block_ours = {theirs: key for key, theirs in _BLOCK_MODULES.items()}
 
     def our_key(key: str) -> str:
-        block = re.match(r"blocks\.\d+\.", key)
-        prefix = block[0] if block else ""
-        module, _, parameter = key.removeprefix(prefix).rpartition(".")
+        block, module, parameter = _parts(key)
         if parameter == "scale_shift_table" and not module:
-            return f"{prefix}modulation" if block else "head.modulation"
-        known = block_ours if block else ours
-        return f"{prefix}{known[module]}.{parameter}" if module in known else key
+            return f"{block or 'head.'}modulation"
+        return f"{block}{_OUR_MODULES[module]}.{parameter}" if module in _OUR_MODULES else key
 
     return {our_key(key): tensor for key, tensor in state.items()}
 

@@ -9,7 +9,7 @@ import logging
 import pickle
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from afd_scale.checkpoint.weights import read_safetensors, read_shards, save_safetensors, written_whole
-from afd_scale.config.models import PolicyConfig, WanConfig
+from afd_scale.config.models import PolicyConfig
 from afd_scale.config.presets import ARCHITECTURES
 
 log = logging.getLogger(__name__)
@@ -43,10 +43,6 @@ class WanSizes:
     text_dim: int
     latent_channels: int
     patch: tuple[int, int, int]
-
-    @classmethod
-    def of_config(cls, config: WanConfig) -> "WanSizes":
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
     @classmethod
     def of_state(cls, state: dict[str, Tensor], path: Path) -> "WanSizes":
@@ -208,8 +204,6 @@ def strip_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 def _read_torch_file(path: Path) -> dict[str, Any]:
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"weights ({path}) must exist: there is no such file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = "it is damaged, or holds other objects, which could run code"  # torch's text advises to allow them
         raise ValueError(f"weights ({path}) must be a torch file of tensors alone: {reason}") from error

@@ -1,5 +1,6 @@
 """Speaks to an OpenAI-compatible videos endpoint: at its pace, again after a failure, without a word of the key."""
 
+import math
 import random
 import time
 import warnings
@@ -7,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Lock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from afd_scale.codecs.codec import RejectedError
 from afd_scale.config import ConfigError, one_line
@@ -52,14 +53,6 @@ class Endpoint:
     ask_again: bool = False
 
 
-class Listed(NamedTuple):
-    """A video in the server's list: its prompt folded, and when it was asked for by the server's clock, if it says."""
-
-    id: str
-    prompt: str
-    created: float | None
-
-
 class StoppedError(Exception):
     """The job ends; what is under way goes on when it is started again."""
 
@@ -69,12 +62,9 @@ class NotHadError(Exception):
 
 
 class Exchange:
-    """A client of one endpoint; threads may share it."""
+    """A client of one endpoint; threads may share it. The key is written nowhere; None is for servers without one."""
 
     def __init__(self, endpoint: Endpoint, key: str | None):
-        """Args:
-            key: of the endpoint; it is written nowhere. None is for servers that want none.
-        """  # fmt: skip
         import openai
 
         # OpenAI closed its own video model in 2026 and marked these calls as deprecated (3.54); others speak them.
@@ -84,26 +74,26 @@ class Exchange:
         self.videos = openai.OpenAI(
             base_url=endpoint.url, api_key=key or "none", max_retries=0, timeout=endpoint.exchange_seconds
         ).videos
-        self._endpoint, self._key = endpoint, key
+        self.endpoint, self._key = endpoint, key
         self.stop = Event()
         self._pacing = Lock()
         self._next_request = 0.0
 
-    def listed(self) -> list[Listed]:
-        """Every video of the server.
+    def listed(self) -> list[Any]:
+        """Every video of the server: id, prompt and, if it says, created_at by its clock.
 
         Raises:
             ValueError: its list is cut off, or shows no prompts.
             NotHadError, ConfigError: see `patiently`.
         """
-        found: dict[str, Listed] = {}
+        found: dict[str, Any] = {}
         after: dict[str, Any] = {}
         while True:
             page: Any = self.patiently(partial(self.videos.list, limit=_PAGE, **after))
             new = [video for video in page.data if video.id not in found]
             if not all(isinstance(video.prompt, str) for video in new):
                 raise ValueError("its videos have no prompt")
-            found |= {video.id: Listed(video.id, folded(video.prompt), video.created_at) for video in new}
+            found |= {video.id: video for video in new}
             more = page.has_more if page.has_more is not None else len(page.data) >= _PAGE
             if not more:
                 return list(found.values())
@@ -119,21 +109,17 @@ class Exchange:
             ConfigError: it does not answer, or refuses the key.
         """
         problem: Exception | None = None
-        for attempt in range(self._endpoint.attempts):
+        for attempt in range(self.endpoint.attempts):
             self.back_off(attempt, problem)
-            if self.stop.is_set():
-                raise StoppedError
             try:
                 return exchange()
             except self._status_error as error:
-                problem = error
-                if error.status_code in (401, 403):
-                    raise ConfigError(f"url ({self._endpoint.url}) must take this key: it answers {error.status_code}, "
-                                      f"{self.text(error)}") from None  # fmt: skip
-                final = error.status_code < 500 or error.status_code == 501  # not implemented
-                if final and error.status_code not in AGAIN:
-                    raise NotHadError("the server must still have the teacher's video: it answers "
-                                      f"{error.status_code}, {self.text(error)}") from None  # fmt: skip
+                problem, status = error, error.status_code
+                answer = f"it answers {status}, {self.text(error)}"
+                if status in (401, 403):
+                    raise ConfigError(f"url ({self.endpoint.url}) must take this key: {answer}") from None
+                if (status < 500 or status == 501) and status not in AGAIN:  # 501 is not implemented
+                    raise NotHadError(f"the server must still have the teacher's video: {answer}") from None
             except ConfigError:
                 raise
             except Exception as error:  # a connection that breaks in the middle has an error of the layer below
@@ -144,20 +130,15 @@ class Exchange:
         raise self.gave_up(problem)
 
     def pace(self) -> None:
-        if self.stop.is_set():
-            raise StoppedError
-        if self._endpoint.requests_per_minute is None:
-            return
+        """Wait until another video may be asked for."""
         with self._pacing:
             begin = max(time.monotonic(), self._next_request)
-            self._next_request = begin + 60.0 / self._endpoint.requests_per_minute
+            self._next_request = begin + 60.0 / (self.endpoint.requests_per_minute or math.inf)
         self.pause(begin - time.monotonic())
 
     def back_off(self, attempt: int, problem: Exception | None) -> None:
         """Wait before an attempt that is not the first: longer each time, and at least as long as the server asks."""
-        if problem is None:
-            return
-        seconds = self._endpoint.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
+        seconds = self.endpoint.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0) if attempt else 0.0
         seconds = min(seconds, _LONGEST_BACKOFF_SECONDS)
         if isinstance(problem, self._status_error):
             asked_for = problem.response.headers.get("retry-after", "")
@@ -170,7 +151,7 @@ class Exchange:
             raise StoppedError
 
     def gave_up(self, problem: Exception) -> ConfigError:
-        return ConfigError(f"url ({self._endpoint.url}) must answer: {self._endpoint.attempts} attempts failed, "
+        return ConfigError(f"url ({self.endpoint.url}) must answer: {self.endpoint.attempts} attempts failed, "
                            f"the last with {self.text(problem)}; what was made stays, start again")  # fmt: skip
 
     def text(self, said: Any) -> str:

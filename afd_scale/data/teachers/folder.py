@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from afd_scale.codecs.codec import RejectedError, VideoForm
+from afd_scale.codecs.codec import VideoForm
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.teachers.prompts import PromptRow, read_prompts, read_sidecars
@@ -50,11 +50,4 @@ class FolderTeacher:
         return file_fingerprint(self.folder / clip.video)
 
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
-        path = self.folder / clip.video
-        try:
-            is_file = path.is_file()
-        except OSError as error:
-            raise RejectedError(f"must be a file of the source: {error.strerror}") from error
-        if not is_file:
-            raise RejectedError("must be a file of the source: it is not there")
-        return read_video(path, form)
+        return read_video(self.folder / clip.video, form)

@@ -5,21 +5,21 @@ and not when shards are made again in another form.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.data.clips import Clip, Frames, Reject
-from afd_scale.data.teachers.collector import Collector, Request
-from afd_scale.data.teachers.exchange import Endpoint
-from afd_scale.data.teachers.journal import HAVE, Journal
+from afd_scale.data.teachers.collector import Collector
+from afd_scale.data.teachers.exchange import Endpoint, Exchange
+from afd_scale.data.teachers.journal import HAVE, LOST, Journal
 from afd_scale.data.teachers.prompts import read_prompts
 from afd_scale.data.video import file_fingerprint, read_video
 from afd_scale.files import only_one, system_errors, write_text
 
 JOURNAL = "journal.jsonl"
-LISTED = "videos.jsonl"  # of the folder, with their prompts
+_NOBODY_KNOWS = "the teacher was asked and no answer came: it may have been paid for; --ask-again asks once more"
 
 
 class HttpTeacher:
@@ -48,38 +48,38 @@ class HttpTeacher:
         """Ask for every video that the folder lacks, and download it; on one process.
 
         Args:
-            on_video: called with the number of requests that are settled, and of all.
+            on_video: called with the number of videos that are settled, and of all.
         Raises:
             ConfigError: the endpoint cannot be used, the budget is spent, or another process collects into the folder.
         """
-        requests = [request for request in self._requests() if isinstance(request, Request)]
+        clips = [clip for clip in self._asked_for() if isinstance(clip, Clip)]
         with system_errors(f"source ({self.folder}) must be a folder to keep videos in"):
             self.folder.mkdir(parents=True, exist_ok=True)
         with only_one(self.folder / ".lock", f"source ({self.folder}) must be filled by one process at a time"):
             try:
                 journal = Journal(self.folder / JOURNAL)
-                Collector(self.endpoint, self.folder, journal, self._key).collect(requests, on_video)
+                Collector(Exchange(self.endpoint, self._key), self.folder, journal).collect(clips, on_video)
             finally:
                 self._list_videos()
 
     def _list_videos(self) -> None:
-        """Prompts of what is there, as the folder teacher reads them."""
+        """What is there with its prompts, as the folder teacher reads them."""
         rows = [{"video": clip.video, "prompt": clip.prompt, "prompt_id": clip.prompt_id, "split": clip.split}
                 for clip in self.clips() if isinstance(clip, Clip)]  # fmt: skip
         with system_errors(f"source ({self.folder}) must have room"):
-            write_text(self.folder / LISTED, "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(self.folder / "videos.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def clips(self) -> list[Clip | Reject]:
         journal = Journal(self.folder / JOURNAL)
 
-        def clip(request: Request) -> Clip | Reject:
-            last = journal.last(request.asked)
+        def had(clip: Clip) -> Clip | Reject:
+            last = journal.last(clip.asked)
             if last.get("state") == HAVE:
-                return Clip(request.video, request.row.prompt, *request.asked, request.row.split)
-            reason = last.get("reason", "there is no video yet; the same command asks again")
-            return Reject(request.video, request.row.prompt, reason)
+                return clip
+            why = _NOBODY_KNOWS if last.get("state") == LOST else "there is no video yet; the same command asks again"
+            return Reject(clip.video, clip.prompt, last.get("reason", why))
 
-        return [request if isinstance(request, Reject) else clip(request) for request in self._requests()]
+        return [clip if isinstance(clip, Reject) else had(clip) for clip in self._asked_for()]
 
     def fingerprint(self, clip: Clip) -> str:
         return file_fingerprint(self.folder / clip.video)
@@ -87,12 +87,11 @@ class HttpTeacher:
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
         return read_video(self.folder / clip.video, form)
 
-    def _requests(self) -> list[Request | Reject]:
+    def _asked_for(self) -> Iterator[Clip | Reject]:
         """A prompt's videos follow one another."""
-        requests: list[Request | Reject] = []
         for row in read_prompts(self.prompts, once=True):
             if isinstance(row, Reject):
-                requests.append(row)
+                yield row
             else:
-                requests += [Request(row, index) for index in range(self.videos_per_prompt)]
-        return requests
+                for index in range(self.videos_per_prompt):
+                    yield Clip(f"{row.prompt_id}-{index}.mp4", row.prompt, row.prompt_id, index, row.split)

@@ -20,7 +20,7 @@ NOT_MADE = "not made"  # it was not accepted
 ASKED = "asked"  # it was accepted: `id`; and `reason` where its video could not be had
 HAVE = "have"  # its video is in the folder
 REFUSED = "refused"  # there will be no video: `reason`
-LOST = "lost"  # nobody can tell whether it was accepted: `reason`
+LOST = "lost"  # nobody can tell whether it was accepted
 
 
 class Journal:
@@ -74,9 +74,8 @@ class Journal:
             self._take(entry)
 
     def _append(self, line: bytes) -> None:
-        with self._path.open("r+b" if self._path.exists() else "wb", buffering=0) as file:
+        with self._path.open("ab", buffering=0) as file:
             file.truncate(self._size)
-            file.seek(self._size)
             try:
                 if file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

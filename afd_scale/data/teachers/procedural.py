@@ -1,6 +1,6 @@
 """The toy world's teacher. Clips are rendered when shards are made and in evaluation, never while training."""
 
-from threading import Lock
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.config import ConfigError
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.clips import Clip, Frames
+from afd_scale.data.clips import Clip, Frames, Teacher
 from afd_scale.data.toy_world import FRAME_SIZE, NUM_FRAMES, WORLD_VERSION, ToyPrompt, render_clips, toy_prompts
 
 FORM = VideoForm(frames=NUM_FRAMES, fps=8.0, height=FRAME_SIZE, width=FRAME_SIZE, colour="gray")
@@ -17,22 +17,19 @@ _CLIPS_AT_ONCE = 256
 _ORDER_STREAM = 0  # the toy world's own streams are 1 and 2
 
 
-class ProceduralTeacher:
+class ProceduralTeacher(Teacher):
     """Renders the clips of a source.
 
     Every prompt comes once, in a random order, before any comes again. The first n clips do not depend on
     `source.clips`.
     """
 
-    clips_at_once = 1 << 30  # rendering again costs nothing
-
     def __init__(self, source: ProceduralSource):
         self.source = source
         self.name = f"procedural:{source.physics}"
         self.provenance: dict[str, Any] = {**source.model_dump(mode="json"), "world": WORLD_VERSION}
         self._order = prompt_order(source.clips, source.seed)
-        self._block: tuple[int, Frames] | None = None
-        self._lock = Lock()
+        self._block = lru_cache(maxsize=1)(self._render)  # clips are asked for in their order
 
     def clips(self) -> list[Clip]:
         cycle = len(toy_prompts())
@@ -41,20 +38,16 @@ class ProceduralTeacher:
             for position, prompt in enumerate(self._order)
         ]
 
-    def fingerprint(self, clip: Clip) -> str:
-        return ""  # it follows from the settings
-
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
         if form != FORM:
             raise ConfigError(f"form ({form}) must be the toy world's, {FORM}: it is rendered in no other")
-        position = int(clip.video)
-        begin = position - position % _CLIPS_AT_ONCE
-        with self._lock:
-            if self._block is None or self._block[0] != begin:
-                prompts = self._order[begin : begin + _CLIPS_AT_ONCE]
-                frames = render_clips(prompts, seed=self.source.seed, first_index=begin, physics=self.source.physics)
-                self._block = (begin, frames)
-            return self._block[1][position - begin][..., None]
+        block, row = divmod(int(clip.video), _CLIPS_AT_ONCE)
+        return self._block(block)[row][..., None]
+
+    def _render(self, block: int) -> Frames:
+        begin, source = block * _CLIPS_AT_ONCE, self.source
+        prompts = self._order[begin : begin + _CLIPS_AT_ONCE]
+        return render_clips(prompts, seed=source.seed, first_index=begin, physics=source.physics)
 
 
 def prompt_order(clips: int, seed: int) -> list[ToyPrompt]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.config import ConfigError
-from afd_scale.data.clips import Clip, Frames, Reject
+from afd_scale.data.clips import Clip, Frames, Reject, Teacher
 from afd_scale.files import system_errors
 
 Row = dict[str, Any] | str  # fields of a row, or why there are none
@@ -40,11 +40,10 @@ class PromptRow:
     split: str | None = None
 
 
-class PromptsAlone:
+class PromptsAlone(Teacher):
     """No teacher: prompts to roll out beside a teacher's, or held out for evaluation in named splits."""
 
     name = "none"
-    clips_at_once = 1 << 30  # embedding again costs little
 
     def __init__(self, prompts: Path):
         self.prompts = prompts
@@ -54,9 +53,6 @@ class PromptsAlone:
         rows = read_prompts(self.prompts, once=True)
         return [row if isinstance(row, Reject) else Clip(row.prompt_id, row.prompt, row.prompt_id, 0, row.split)
                 for row in rows]  # fmt: skip
-
-    def fingerprint(self, clip: Clip) -> str:
-        return ""
 
     def frames(self, clip: Clip, form: VideoForm) -> Frames:
         raise AssertionError("there are none")

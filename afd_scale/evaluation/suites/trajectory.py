@@ -188,17 +188,7 @@ def score(frames: FrameArray, prompts: Sequence[ToyPrompt], teacher_frames: Fram
         prompts: N prompts the clips were generated from.
         teacher_frames: (M, ...) teacher clips of the same mixture of prompts, M >= 2; no need to pair them.
     Returns:
-        - trajectory_fd: see `trajectory_fd`.
-        - dynamic_degree: mean speed over the teacher's.
-        - moving_fraction: at least `MOVING_SHARE` of the speed the prompt asks for.
-        - prompt_accuracy: every attribute of the prompt is right; bounciness is judged under gravity only.
-        - physics_strict: on a path of the prompt's physics to within `STRICT_PATH_ERROR`, and its
-          gravity to within `STRICT_GRAVITY_ERROR`.
-        - all_in_one: moving, prompt right, and on such a path to within `RELAXED_PATH_ERROR`.
-        - acceleration_residual: mean distance between acceleration in free flight and the prompt's gravity,
-          pixels per frame squared.
-        - mass_error: mean relative error of the ball's summed brightness.
-        - sharpness: edge energy over the teacher's; below 1 is blurred, far above 1 is noise.
+        The metrics that `ToySuite` describes; what is judged clip by clip as its mean over the clips.
     Raises:
         ValueError: the numbers of clips and prompts differ, or there are too few clips.
     """

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.diffusers import (
-    SIDECAR_NAME,
-    diffusers_config,
-    diffusers_key,
-    from_diffusers,
-    to_diffusers,
-)
+from afd_scale.checkpoint.formats.diffusers import SIDECAR_NAME, diffusers_config, diffusers_key, from_diffusers
 from afd_scale.checkpoint.formats.wan import METADATA_KEY, WanSizes, strip_wrappers, weight_shapes
 from afd_scale.checkpoint.load_student import load_student_state, read_student
 from afd_scale.checkpoint.weights import save_weights
-from afd_scale.config.models import PolicyConfig, StudentConfig, WanConfig
+from afd_scale.config.models import PolicyConfig, StudentConfig
 from afd_scale.config.sampler import SamplerConfig
+from afd_scale.models.wan import CausalWan
 from tests.networks import make_policy
 from tests.tools import load_tool
 
@@ -45,9 +41,18 @@ def state() -> dict[str, Tensor]:
     return random_state(CONFIG.student)
 
 
-def random_state(config: WanConfig) -> dict[str, Tensor]:
+def random_state(config: StudentConfig) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return {name: torch.randn(shape) for name, shape in weight_shapes(WanSizes.of_config(config)).items()}
+    return {name: torch.randn(tensor.shape) for name, tensor in state_on_meta(config).items()}
+
+
+def state_on_meta(config: StudentConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return CausalWan(config, SamplerConfig()).state_dict()
+
+
+def named_as_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {diffusers_key(name): tensor for name, tensor in state.items()}
 
 
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -59,20 +64,20 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 def test_weight_shapes_are_those_of_the_student(fields: dict[str, Any]) -> None:
     model = make_policy({**CONFIG.student.model_dump(), **fields})
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert weight_shapes(WanSizes.of_config(model.config)) == own
+    assert weight_shapes(WanSizes.of_state(model.state_dict(), Path())) == own
 
 
 @pytest.mark.parametrize("architecture", ["wan-1.3b", "wan-14b"])
 def test_sizes_are_read_off_the_shapes(architecture: str) -> None:
     config = StudentConfig.model_validate({"architecture": architecture})
-    sizes = WanSizes.of_config(config)
-    state = {name: torch.empty(shape, device="meta") for name, shape in weight_shapes(sizes).items()}
-    assert WanSizes.of_state(state, Path()) == sizes
+    sizes = WanSizes.of_state(state_on_meta(config), Path())
+    assert asdict(sizes).items() <= config.model_dump().items()
 
 
 # Layout of the published Wan 2.1 T2V 1.3B: 825 tensors, 1,418,996,800 parameters.
 def test_the_published_size() -> None:
-    shapes = weight_shapes(WanSizes.of_config(StudentConfig(architecture="wan-1.3b"))).values()
+    state = state_on_meta(StudentConfig(architecture="wan-1.3b"))
+    shapes = weight_shapes(WanSizes.of_state(state, Path())).values()
     assert len(shapes) == 825
     assert sum(torch.Size(shape).numel() for shape in shapes) == 1_418_996_800
 
@@ -96,7 +101,7 @@ def test_diffusers_names(ours: str, theirs: str) -> None:
 
 
 def test_every_name_has_one_name_there(state: dict[str, Tensor]) -> None:
-    theirs = to_diffusers(state, CONFIG.student)
+    theirs = named_as_diffusers(state)
     assert len(theirs) == len(state)
     assert_equal(from_diffusers(theirs), state)
 
@@ -277,11 +282,11 @@ def spoil(state: dict[str, Tensor], path: Path, how: str) -> Path:
     elif how == "image to video":
         said = {**diffusers_config(CONFIG.student), "added_kv_proj_dim": 24}
         (path / "config.json").write_text(json.dumps(said))
-        save_file(to_diffusers(state, CONFIG.student), path / "diffusion_pytorch_model.safetensors")
+        save_file(named_as_diffusers(state), path / "diffusion_pytorch_model.safetensors")
         return path
     elif how == "config of another size":
         (path / "config.json").write_text(json.dumps({**diffusers_config(CONFIG.student), "ffn_dim": 48}))
-        save_file(to_diffusers(state, CONFIG.student), path / "diffusion_pytorch_model.safetensors")
+        save_file(named_as_diffusers(state), path / "diffusion_pytorch_model.safetensors")
         return path
     elif how == "config without a field":
         (path / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')

@@ -102,7 +102,7 @@ def test_samples_that_contradict_the_facts_are_named(dataset: Path) -> None:
     corrupt = json.loads(inspect(dataset, "--validate", "--json").stdout)["corrupt"]
     assert sum("teacher (procedural:teacher) must be another" in line for line in corrupt) == 100
     assert any(f"prompt_id ({entry['prompt_id']}) must be listed" in line for line in corrupt)
-    assert corrupt[-1] == "dataset.json: num_samples is 101, index.json has 100"
+    assert corrupt[-1] == "index.json: must have the 101 samples of dataset.json, it has 100"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_read(
     path.write_bytes(path.read_bytes() + b"more")
     done = inspect(dataset, "--validate", "--json")
     assert done.returncode == 2
-    corrupt = [line for line in json.loads(done.stdout)["corrupt"] if not line.startswith("dataset.json")]
+    corrupt = [line for line in json.loads(done.stdout)["corrupt"] if line.startswith("shard.")]
     assert [line.partition(":")[0] for line in corrupt] == ["shard.00001.mds.zstd", "shard.00003.mds.zstd"]
     assert said in corrupt[0]
     with pytest.raises(ConfigError, match=r"out \(shard\.00001\.mds\.zstd\) cannot be shown: "):
@@ -220,7 +220,8 @@ def test_facts_of_another_kind_are_one_line(dataset: Path, tmp_path: Path, fact:
     change_facts(dataset, **{fact: 5})
     done = inspect(dataset, "--pictures", str(tmp_path / "pictures"))
     assert done.returncode == 2
-    assert done.stderr == f"error: out ({dataset / 'dataset.json'}) must have a text as {fact}: it has 5\n"
+    said = f"must hold the facts of a dataset: {fact} (5): Input should be a valid string"
+    assert done.stderr == f"error: out ({dataset / 'dataset.json'}) {said}\n"
 
 
 @pytest.mark.parametrize("folder", ["/dev/null/x", "/proc"])

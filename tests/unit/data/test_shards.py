@@ -263,7 +263,7 @@ def test_index_entries_that_say_nothing(dataset: Path, change: dict[str, Any]) -
 def test_prompts_that_name_samples_which_are_not_there(dataset: Path) -> None:
     path = dataset / "prompts.jsonl"
     path.write_text(path.read_text().replace('"sample": 3,', '"sample": 103,'))
-    with pytest.raises(ConfigError, match=r"prompts\.jsonl\) must name samples from 0 to 99: \S+ names 103") as caught:
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl: must name samples from 0 to 99, \S+ names 103") as caught:
         check_dataset(run_config(dataset))
     one_line(caught)
 
@@ -303,7 +303,7 @@ def test_newer_schema(dataset: Path) -> None:
 
 def test_number_of_samples_must_agree(dataset: Path) -> None:
     edit(dataset / "dataset.json", num_samples=101)
-    with pytest.raises(ConfigError, match=r"must have the 101 samples of dataset\.json: index\.json has 100"):
+    with pytest.raises(ConfigError, match=r"index\.json: must have the 101 samples of dataset\.json, it has 100"):
         check_dataset(run_config(dataset))
 
 
@@ -538,7 +538,7 @@ def test_copies_are_a_machines_own_and_what_is_known_of_local_shards_is_everybod
 def test_absent_remote_dataset(tmp_path: Path) -> None:
     config = run_config(f"file://{tmp_path}/absent", cache=tmp_path / "cache")
     with pytest.raises(
-        ConfigError, match=r"^data\.shards .* must be a readable MDS dataset with dataset\.json"
+        ConfigError, match=r"^data\.shards .* must be a readable MDS dataset with index\.json: "
     ) as caught:
         check_dataset(config)
     one_line(caught)

@@ -4,7 +4,6 @@ import torch
 
 from afd_scale.config import RunConfig
 from afd_scale.engines.cast import build_cast
-from afd_scale.engines.frozen import in_parts
 from afd_scale.engines.plain import Plain
 from afd_scale.methods import make_method
 from afd_scale.models.wan import CausalWan
@@ -56,9 +55,6 @@ class Oracle:
 
     def resident(self):
         return torch.no_grad()
-
-    def frozen(self, rows, run):
-        return in_parts(self, rows, run)
 
     def backward(self, loss):
         assert not loss.requires_grad

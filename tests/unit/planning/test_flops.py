@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass, Role
 from afd_scale.layers.attention.layout import AttentionLayout
-from afd_scale.planning.flops import Flops, adapter_rank, forward_flops, video_flops
+from afd_scale.planning.flops import Flops, forward_flops, video_flops
 from afd_scale.planning.workload import workload
 from afd_scale.rollout.sampler import Noise, Sampler
 from tests.unit.planning.networks import adapter, build, draw, judged, make_config
@@ -63,9 +63,9 @@ def test_one_block_worked_by_hand():
 
 def test_an_adapter_runs_where_weights_change():
     trained = make_config("narrow", lora=True).role("student")
-    ranks = [adapter_rank(role) for role in (trained, trained.average("old_policy"), trained.copy("reference"))]
-    assert ranks == [8, 8, 0]
-    assert adapter_rank(Role("judge", "method.judge", trained.network)) == 0, "frozen, with a network of its own"
+    cast = (trained, trained.average("old_policy"), trained.copy("reference"))
+    assert [role.adapter for role in cast] == ["student", "old_policy", None]
+    assert Role("judge", "method.judge", trained.network).adapter is None, "frozen, with a network of its own"
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -80,7 +80,7 @@ def test_forward_passes_equal_torchs_count(shape, lora):
             assert counted_here == flops_of(config, role, "velocity").total
         plain = {name: inputs[name][:1] for name in ("noisy", "timestep", "text")}
         layout, student = AttentionLayout.block_causal(config.data.latent_frames, 1), config.student
-        outputs, rank = student.latent_channels * 4, adapter_rank(config.role("student"))
+        outputs, rank = student.latent_channels * 4, student.lora.rank if lora else 0
         expected = forward_flops(student, layout, TOKENS[shape], outputs, rank).total
         assert counted(lambda: network(**plain, adapter=adapter(config))) == expected
         judge, name = build(config, "discriminator"), adapter(config, "discriminator")

@@ -41,11 +41,6 @@ def give_gradients(network) -> None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-def trunk(config, network) -> Trunk:
-    rank = None if network.lora is None else network.lora.rank
-    return Trunk(network, 4, network.activation_checkpointing, rank)
-
-
 def test_the_measure_sees_an_allocation_and_its_end():
     def run():
         first = torch.empty(1000)
@@ -80,7 +75,7 @@ def test_the_students_update(shape, lora, checkpointing, states, context):
         network(**inputs, clean_gradient=context, adapter=adapter(config)).square().mean().backward()
 
     update()  # the kernels' one-time allocations
-    modelled = training_activations(trunk(config, config.student), tokens)
+    modelled = training_activations(Trunk(config.student, 4), tokens)
     assert modelled == pytest.approx(measured_peak(update), rel=WITHIN)
 
 
@@ -97,9 +92,7 @@ def test_the_discriminators_update(shape, lora, checkpointing):
         network(judged(inputs), adapter=adapter(config, "discriminator")).sum().backward()
 
     update()
-    modelled = training_activations(
-        trunk(config, config.method.discriminator), Tokens(frames * TOKENS[shape], 0, frames, 2)
-    )
+    modelled = training_activations(Trunk(config.method.discriminator, 4), Tokens(frames * TOKENS[shape], 0, frames, 2))
     assert modelled == pytest.approx(measured_peak(update), rel=WITHIN)
 
 
@@ -113,7 +106,7 @@ def test_a_pass_without_gradient(lora):
     def run():
         network(**inputs, adapter=adapter(config))
 
-    model, tokens = trunk(config, config.student), Tokens(frames * TOKENS["wide"], 0, frames, 1)
+    model, tokens = Trunk(config.student, 4), Tokens(frames * TOKENS["wide"], 0, frames, 1)
     modelled = forward_working(model, tokens) + saved_outside_blocks(model, tokens)
     assert modelled == pytest.approx(measured_peak(run), rel=WITHIN)
 
@@ -139,7 +132,7 @@ def test_a_rollout_and_its_cache(shape, window, videos, lora):
     drawn, sampler = Noise(noise, torch.randn(3, *noise.shape)), Sampler(config.sampler)
     peak = measured_peak(lambda: sampler.rollout(Policy(), inputs["text"], drawn))
 
-    model = trunk(config, config.student)
+    model = Trunk(config.student, 4)
     cached = key_value_bytes(model, videos * (window or config.data.latent_frames) * TOKENS[shape])
     (cache,) = caches
     assert cached == sum(x.nbytes for layer in cache.layers for x in (layer.k_BLND, layer.v_BLND))

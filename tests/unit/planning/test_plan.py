@@ -229,7 +229,7 @@ def test_another_degree_is_planned_only_where_the_batch_divides_too(tool, capsys
     printed = capsys.readouterr()
     if degree == 8:
         assert code == 2
-        assert f"parallel.sequence (8) must divide the {gpus} GPUs" in printed.err
+        assert f"parallel.sequence (8) must divide the number of ranks ({gpus})" in printed.err
     else:
         assert json.loads(printed.out)["sequence"] == degree
 

@@ -146,8 +146,8 @@ def test_noise_is_enough_for_every_chunk_and_a_video_s_own(fields, renoisings):
 
 def test_training_levels_are_the_sampler_s():
     sampler = Sampler(SamplerConfig(**FIRST))
-    draw = sampler.sigma_draw(SigmaConfig(name="steps"))
-    sigma = draw(Randomness(0), "sigma", 1, range(200), torch.empty(200, FRAMES, 1, 1, 1))
+    latents = torch.empty(200, FRAMES, 1, 1, 1)
+    sigma = sampler.draw_sigma(SigmaConfig(name="steps"), Randomness(0), "sigma", 1, range(200), latents)
     in_first, in_rest = ({round(1000 * x) for x in part.unique().tolist()} for part in (sigma[:, :2], sigma[:, 2:]))
     assert in_first == {1000, 800, 400, 200}
     assert in_rest == {1000, 500}

@@ -24,7 +24,8 @@ def config_of(**fields):
 @pytest.fixture
 def whole_networks(monkeypatch):
     """Neither shards nor engines: each network as it is made."""
-    monkeypatch.setattr(sharded, "build_sharded", lambda config, make, state, counter: make())
+    monkeypatch.setattr(sharded, "build_sharded", lambda config, make, state: make())
+    monkeypatch.setattr(sharded.GatherCounter, "watch", lambda counter, parameters: None)
     monkeypatch.setattr(sharded, "TrainedNetwork", lambda config, network, *arguments, **options: network)
     monkeypatch.setattr(sharded, "freeze", lambda config, network: network)
     for policy in ("AveragedPolicy", "ShardedNetwork"):

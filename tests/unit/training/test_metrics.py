@@ -4,28 +4,30 @@ import io
 import json
 import logging
 import sys
-from contextlib import closing
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from afd_scale.training.metrics import MetricsWriter, recording
+from afd_scale.training.metrics import recording
 
 
 def _records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def _write(folder, steps, **options):
-    with closing(MetricsWriter(folder, **options)) as writer:
+def _recording(folder, first=1):
+    return recording("run", folder, range(first, 101), is_main=True)
+
+
+def _write(folder, steps, first=1):
+    with _recording(folder, first) as record:
         for step in steps:
-            writer.write(step, {"student/loss": step / 10})
+            record(step, {"student/loss": step / 10})
 
 
 def test_each_write_is_a_line_at_once_and_a_tensorboard_scalar(tmp_path):
-    writer = MetricsWriter(tmp_path / "run")
-    writer.write(10, {"student/loss": 0.5, "rollout/reward_mean": -1})
-    assert _records(tmp_path / "run") == [{"step": 10, "student/loss": 0.5, "rollout/reward_mean": -1.0}]
-    writer.close()
+    with _recording(tmp_path / "run") as record:
+        record(10, {"student/loss": 0.5, "rollout/reward_mean": -1})
+        assert _records(tmp_path / "run") == [{"step": 10, "student/loss": 0.5, "rollout/reward_mean": -1.0}]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("student/loss")] == [(10, 0.5)]
 
@@ -34,7 +36,7 @@ def test_a_resumed_run_has_each_step_once(tmp_path):
     _write(tmp_path, [10, 20, 30, 40])
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 50, "stu')  # killed while it wrote
-    _write(tmp_path, [30, 40, 50], resume_step=20)
+    _write(tmp_path, [30, 40, 50], first=21)
     assert [record["step"] for record in _records(tmp_path)] == [10, 20, 30, 40, 50]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("student/loss")] == [10, 20, 30, 40, 50]
@@ -47,8 +49,8 @@ def test_a_run_that_starts_anew_forgets_the_old_one(tmp_path):
 
 
 def test_values_that_are_not_finite_become_null_and_are_warned_of(tmp_path, caplog):
-    with closing(MetricsWriter(tmp_path)) as writer:
-        writer.write(3, {"student/loss": float("nan"), "student/gradient_norm": float("inf"), "rollout/x": 1.0})
+    with _recording(tmp_path) as record:
+        record(3, {"student/loss": float("nan"), "student/gradient_norm": float("inf"), "rollout/x": 1.0})
     assert _records(tmp_path) == [{"step": 3, "student/loss": None, "student/gradient_norm": None, "rollout/x": 1.0}]
     assert "student/loss is nan at step 3" in caplog.text
     assert "student/gradient_norm is inf at step 3" in caplog.text
@@ -66,6 +68,7 @@ def test_a_logged_step_is_written_and_told(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     _write(tmp_path, [10, 20, 30])
+    caplog.clear()
     with recording("toy-afd", tmp_path, range(21, 101), is_main=True) as record:
         record(30, {"student/loss": 0.1234, "rollout/reward_mean": -0.4, "system/gathered_gib": 9.0})
     assert [record["step"] for record in _records(tmp_path)] == [10, 20, 30]
