@@ -64,7 +64,7 @@ def parser() -> Parser:
     add("--reward-model", type=Path, metavar="PATH", help="folder of a video-language model that is asked as well")
     add("--vbench", metavar="PYTHON", help="Python of an environment that has VBench, which judges folders as well")
     add("--clips", type=count, default=512, help="of a side at most, spread evenly (%(default)s)")
-    add("--samples", type=int, default=4, help="of them side by side on the page (%(default)s)")
+    add("--samples", type=count_or_none, default=4, help="of them side by side on the page (%(default)s)")
     add("--workers", type=count, default=os.cpu_count(), help="processes that measure (%(default)s)")
     add("--json", action="store_true", help="print evaluation.json, not the table")
     return parser
@@ -75,6 +75,10 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"({text}) must be at least 1")
     return value
+
+
+def count_or_none(text: str) -> int:
+    return 0 if text == "0" else count(text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from tests.judges import save_tiny_judge
 from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards
 from tests.videos import moving_bar, write_video
+from tests.wan_models import save_tiny_wan
 
 PROMPTS = toy_prompts()[::11]
 
@@ -79,6 +80,25 @@ def test_a_folder_against_shards(folders, tmp_path):
     assert result["splits"]["all"]["metrics"]["motion"]["teacher"] > 0.3
 
 
+def test_shards_of_wans_codec_are_decoded_with_its_vae(tmp_path):
+    save_tiny_wan(tmp_path / "wan")
+    write_video(tmp_path / "teacher" / "a.mp4", moving_bar(9, 32, 48), 8)
+    (tmp_path / "teacher" / "a.txt").write_text("a red ball")
+    form = ("--codec", "wan", "--size", "32x48", "--frames", "9", "--fps", "8", "--text-length", "16")
+    models = ("--models", tmp_path / "wan")
+    made = call_tool("make_shards", "--teacher", "folder", "--source", tmp_path / "teacher", "--out",
+                     tmp_path / "shards", *form, *models)  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    write_video(tmp_path / "source" / "a red ball.mp4", moving_bar(9, 64, 96), 8)
+    sides, out = (tmp_path / "source", tmp_path / "shards"), tmp_path / "out"
+    assert "models must be given" in refused(evaluate(*sides, out), out)
+    done = evaluate(*sides, out, "--json", *models)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [result["form"][name] for name in ("height", "width", "frames", "colour")] == [32, 48, 9, "rgb24"]
+    assert (result["same_prompts"], len(result["teacher"]["clips"])) == (True, 1)
+
+
 def test_a_reward_model_judges_both_sides(folders, tmp_path):
     judge = save_tiny_judge(tmp_path / "judge")
     done = evaluate(*folders, tmp_path / "out", "--json", "--clips", "2", "--samples", "0", "--reward-model", judge)
@@ -124,7 +144,7 @@ def test_vbench_judges_in_its_own_process(folders, tmp_path, monkeypatch, standa
     own = [{"prompt_en": prompt.sentence} for prompt in PROMPTS] if standard else []
     (tmp_path / "vbench" / "VBench_full_info.json").write_text(json.dumps(own))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = evaluate(*folders, tmp_path / "out", "--json", "--samples", "0", "--vbench", sys.executable)
+    done = evaluate(*folders, tmp_path / "out", "--json", "--samples", "0", "--clips", "4", "--vbench", sys.executable)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["vbench"]["source"] == {"standard": standard, "dimensions": {"imaging_quality": 0.5}}
@@ -142,7 +162,7 @@ def test_several_processes_measure_the_same(folders, tmp_path):
     results = []
     for workers in ("1", "2"):
         out = tmp_path / workers
-        done = evaluate(*folders, out, "--workers", workers, "--clips", "3", "--samples", "0")
+        done = evaluate(*folders, out, "--workers", workers, "--clips", "2", "--samples", "0")
         assert done.returncode == 0, done.stderr
         results.append(json.loads((out / "evaluation.json").read_text())["source"]["clips"])
     assert results[0] == results[1]
@@ -179,7 +199,8 @@ def test_bad_input_is_refused_in_one_line(folders, tmp_path):
     for place in (tmp_path / "absent", tmp_path / "empty"):
         assert refused(evaluate(source, place, out), out).startswith("error: teacher (")
     assert "chunk_frames" in refused(evaluate(source, teacher, out, "--first-chunk-frames", "3"), out)
-    assert "at least 1" in refused(evaluate(source, teacher, out, "--clips", "0"), out)
+    for option in (("--clips", "0"), ("--samples", "-1")):
+        assert "at least 1" in refused(evaluate(source, teacher, out, *option), out)
 
 
 def test_an_output_that_is_there_is_left_alone(folders, tmp_path):
