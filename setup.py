@@ -40,6 +40,7 @@ setup(
         "pydantic>=2.11,<3",
         "PyYAML>=6,<7",
         "av>=14",
+        "opencv-python-headless>=4.10,<6",
         "matplotlib>=3.9,<4",
         "jinja2>=3.1,<4",
         "rich>=13",

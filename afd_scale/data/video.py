@@ -52,6 +52,23 @@ def check_video(path: Path) -> None:
             raise RejectedError("must hold frames: it has none")
 
 
+def own_form(path: Path) -> VideoForm:
+    """The form that a video has by itself, as far as its index and its first frame tell.
+
+    Raises:
+        RejectedError: it cannot be read, or contradicts itself.
+    """
+    with _opened(path) as (container, stream):
+        rate = _frame_rate(stream)
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise RejectedError("must hold frames: it has none")
+        seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
+        size = (frame.height, round(frame.width * float(stream.sample_aspect_ratio or 1)))
+        height, width = size[::-1] if frame.rotation % 180 else size
+        return VideoForm(stream.frames or max(1, round(seconds * rate)), float(rate), height, width)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A container and its video stream, which is all there as far as its index tells."""

@@ -4,9 +4,7 @@ Everything is read from the run folder (`config.yaml`, `metrics.jsonl`, `summary
 not there yet is left out, so a report can be written at any time.
 """
 
-import base64
 import importlib.metadata
-import io
 import json
 import math
 import re
@@ -16,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
+from afd_scale.evaluation.page import aligned, curve_svg, data_url, render
 from afd_scale.evaluation.suites import SUITES
 from afd_scale.evaluation.suites.suite import Better, Metric
 from afd_scale.evaluation.video import read_title
@@ -27,27 +25,28 @@ from afd_scale.files import write_text
 
 REPORT_NAME = "report.html"
 POLICIES = ("base", "student", "teacher")
-VERSIONED = ("afd-scale", "torch", "deepspeed", "diffusers", "transformers", "numpy", "mosaicml-streaming", "av")
-
-# Stand-in colours of the curves, replaced by what the page's light or dark theme gives.
-CURVE_COLOURS = {"#010203": "currentColor", "#040506": "var(--accent)", "#070809": "var(--rule)"}
-INK, LINE, RULE = CURVE_COLOURS
+VERSIONED = ("afd-scale", "torch", "deepspeed", "diffusers", "transformers", "numpy", "mosaicml-streaming", "av",
+             "opencv-python-headless")  # fmt: skip
 
 METRICS = {name: metric for suite in SUITES.values() for name, metric in suite.metrics.items()}
 
 
 def provenance_header(ranks: int) -> str:
-    """`# key: value` lines that open a run's config.yaml: date, commit, ranks, versions."""
+    """`# key: value` lines that open a run's config.yaml: date, commit, versions, ranks."""
+    return "".join(f"# {key}: {value}\n" for key, value in (provenance() | {"ranks": str(ranks)}).items())
+
+
+def provenance() -> dict[str, str]:
+    """Date, commit and versions of now."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
         commit = found.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "not a git checkout"
-    facts = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "git_commit": commit, "ranks": str(ranks)}
     installed = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name in VERSIONED}
-    facts |= {name: installed[name] for name in VERSIONED if name in installed}
-    return "".join(f"# {key}: {value}\n" for key, value in facts.items())
+    versions = {name: installed[name] for name in VERSIONED if name in installed}
+    return {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "git_commit": commit, **versions}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -100,17 +99,14 @@ def write_report(run_folder: Path) -> Path:
           (("ranks", "ranks"), ("date", "date"), ("git_commit", "commit")) if key in facts),
     ]  # fmt: skip
     samples = newest_samples(run_folder / "samples")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("afd_scale.evaluation", "."), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    html = environment.get_template("report.html.j2").render(
+    html = render(
+        "report.html.j2",
         name=config["name"],
         title_facts=title_facts,
         policies=_policies(summary),
         metric_rows=_metric_rows(summary),
-        clips=[(read_title(path), _data_url(path, "video/mp4")) for path in samples if path.suffix == ".mp4"],
-        images=[(path.stem, _data_url(path, "image/png")) for path in samples if path.suffix == ".png"],
+        clips=[(read_title(path), data_url(path, "video/mp4")) for path in samples if path.suffix == ".mp4"],
+        images=[(path.stem, data_url(path, "image/png")) for path in samples if path.suffix == ".png"],
         curve_groups=_curve_groups(records),
         timings=_timings(summary.get("seconds", {})),
         config_text=config_text,
@@ -135,10 +131,6 @@ def newest_samples(folder: Path) -> list[Path]:
     return []
 
 
-def _data_url(path: Path, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
 def _policies(summary: Mapping[str, Any]) -> list[str]:
     measured = summary.get("metrics", {})
     return [name for name in POLICIES if name in measured] + [name for name in measured if name not in POLICIES]
@@ -159,18 +151,11 @@ def _metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "label": metric.label,
             "better": metric.better or "",
             "meaning": metric.meaning,
-            "values": _aligned(list(values.values())),
+            "values": aligned(list(values.values())),
             "ratio": _ratio(values),
             "verdict": _verdict(metric.better, values),
         })  # fmt: skip
     return rows
-
-
-def _aligned(values: Sequence[float]) -> list[str]:
-    """Numbers of one row with equal decimals: three digits of the smallest, at most three decimals."""
-    sizes = [abs(value) for value in values if value and math.isfinite(value)]
-    decimals = min(3, max(0, 2 - math.floor(math.log10(min(sizes))))) if sizes else 0
-    return [f"{value:.{decimals}f}" if math.isfinite(value) else "-" for value in values]
 
 
 def _ratio(values: Mapping[str, float]) -> str:
@@ -197,38 +182,9 @@ def _curve_groups(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[
         steps = [step for step, _ in points]
         values = [math.nan if value is None else value for _, value in points]
         group, _, name = key.rpartition("/")
-        groups.setdefault(group, []).append((name, f"{values[-1]:.4g}", _curve_svg(steps, values)))
+        groups.setdefault(group, []).append((name, f"{values[-1]:.4g}", curve_svg(steps, values)))
     # Timings of the machine interest last.
     return sorted(groups.items(), key=lambda item: item[0] == "system")
-
-
-def _curve_svg(steps: Sequence[int], values: Sequence[float]) -> Markup:
-    """One small curve whose colours and font are those of the page."""
-    from matplotlib import rc_context  # a second to import, for the rank that draws
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "afd_scale"}):
-        figure = Figure(figsize=(3.4, 1.7))
-        axes = figure.add_axes((0.15, 0.15, 0.83, 0.78))
-        axes.patch.set_visible(False)
-        axes.plot(steps, values, color=LINE, linewidth=1.5, marker="o" if len(steps) < 3 else None, markersize=3)
-        axes.grid(axis="y", color=RULE, linewidth=0.7)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(RULE)
-        axes.tick_params(length=0, labelsize=8, labelcolor=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.margins(x=0.02, y=0.1)
-        buffer = io.StringIO()
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    svg = buffer.getvalue()
-    # Inside HTML the prologue and the namespaces have no use, and they hold the only URLs.
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])
-    for stand_in, colour in CURVE_COLOURS.items():
-        svg = svg.replace(stand_in, colour)
-    return Markup(svg)
 
 
 def _timings(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:

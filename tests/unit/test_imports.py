@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planning",
         "data",
     },
-    "evaluation": {"types", "config", "files", "data"},
+    "evaluation": {"types", "config", "files", "codecs", "data", "torchvision_ops"},
     "generation": {
         "types",
         "protocols",
@@ -72,10 +72,12 @@ LIBRARIES: dict[str, set[str]] = {
     "torchvision": {"data"},
     "openai": {"data"},
     "diffusers": {"checkpoint", "codecs"},
-    "transformers": {"models", "codecs"},
+    "transformers": {"models", "codecs", "evaluation"},
+    "cv2": {"evaluation"},
+    "vbench": {"evaluation"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
-ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton"}
+ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton", "cv2", "vbench"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

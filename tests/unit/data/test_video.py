@@ -10,7 +10,7 @@ from av.video.reformatter import ColorTrc
 
 from afd_scale.codecs.codec import RejectedError, VideoForm
 from afd_scale.config import ConfigError
-from afd_scale.data.video import fit, read_video
+from afd_scale.data.video import fit, own_form, read_video
 from tests.videos import moving_bar, write_video
 
 GRAY = VideoForm(frames=12, fps=8.0, height=16, width=16, colour="gray")
@@ -79,6 +79,23 @@ def test_colours_are_rgb_of_the_videos_standard(tmp_path: Path) -> None:
     sd = read_video(write_video(tmp_path / "sd.mp4", green[:, :480, :640]), form)[0, 4, 4].astype(int)
     assert np.abs(sd - [0, 200, 0]).max() <= 3
     assert np.abs(hd - [0, 200, 0]).max() > 10
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_the_form_of_a_video_itself(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, numbered(20, 32, 48), 16)
+    form = own_form(path)
+    assert form == VideoForm(20, 16.0, 32, 48)
+    assert len(read_video(path, form)) == 20
+
+
+def test_the_form_of_a_video_itself_is_as_it_is_shown(tmp_path: Path) -> None:
+    turned = own_form(write_video(tmp_path / "a.mp4", numbered(4, 32, 48), rotation=90))
+    wide = own_form(write_video(tmp_path / "b.mp4", numbered(4, 32, 48), sample_aspect_ratio=Fraction(2, 1)))
+    assert [(form.height, form.width) for form in (turned, wide)] == [(48, 32), (32, 96)]
+    (tmp_path / "c.mp4").write_bytes(b"no video")
+    with pytest.raises(RejectedError, match="readable video"):
+        own_form(tmp_path / "c.mp4")
 
 
 def test_rotation_of_the_metadata(tmp_path: Path) -> None:

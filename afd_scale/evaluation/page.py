@@ -1,0 +1,101 @@
+"""What our pages share: templates, numbers, drawings in the page's colours, files inside the page."""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+# Stand-in colours of drawings, replaced by what the page's light or dark theme gives.
+COLOURS = {"#010203": "currentColor", "#040506": "var(--accent)", "#070809": "var(--rule)"}
+INK, LINE, RULE = COLOURS
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template beside this file."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("afd_scale.evaluation", "."), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template(template).render(values)
+
+
+def data_url(path: Path, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def aligned(values: Sequence[float]) -> list[str]:
+    """Numbers of one row with equal decimals: three digits of the smallest, at most three decimals."""
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    decimals = min(3, max(0, 2 - math.floor(math.log10(min(sizes))))) if sizes else 0
+    return [f"{value:.{decimals}f}" if math.isfinite(value) else "-" for value in values]
+
+
+def curve_svg(steps: Sequence[int], values: Sequence[float]) -> Markup:
+    """One small curve over steps."""
+
+    def draw(axes: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes.plot(steps, values, color=LINE, linewidth=1.5, marker="o" if len(steps) < 3 else None, markersize=3)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+    return small_svg(draw)
+
+
+def bands_svg(times: Sequence[float], means: Mapping[str, Sequence[float]], spreads: Sequence[float]) -> Markup:
+    """Means over time, by the colour of their line; the last has its spread around it."""
+
+    def draw(axes: Any) -> None:
+        *_, last = means.values()
+        band = [[mean + sign * spread for mean, spread in zip(last, spreads, strict=True)] for sign in (-1, 1)]
+        axes.fill_between(times, *band, color=INK, alpha=0.15, linewidth=0)
+        for colour, values in means.items():
+            axes.plot(times, values, color=colour, linewidth=1.5, marker="o", markersize=3)
+
+    return small_svg(draw)
+
+
+def distributions_svg(samples: Mapping[str, Sequence[float]]) -> Markup:
+    """Distribution functions, by the colour of their line."""
+
+    def draw(axes: Any) -> None:
+        for colour, values in samples.items():
+            if values:
+                axes.ecdf(values, color=colour, linewidth=1.5)
+
+    return small_svg(draw)
+
+
+def small_svg(draw: Callable[[Any], None]) -> Markup:
+    """What is drawn on axes whose colours and font are those of the page."""
+    from matplotlib import rc_context  # a second to import, for the rank that draws
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "afd_scale"}):
+        figure = Figure(figsize=(3.4, 1.7))
+        axes = figure.add_axes((0.15, 0.15, 0.83, 0.78))
+        axes.patch.set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        draw(axes)
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(RULE)
+        axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+        axes.margins(x=0.02, y=0.1)
+        buffer = io.StringIO()
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    svg = buffer.getvalue()
+    # Inside HTML the prologue and the namespaces have no use, and they hold the only URLs.
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])
+    for stand_in, colour in COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return Markup(svg)

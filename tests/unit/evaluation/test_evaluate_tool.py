@@ -1,0 +1,215 @@
+"""tools/evaluate.py from videos to its page, and what it refuses."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from afd_scale.config.run import ProceduralSource
+from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.evaluation.video import write_mp4
+from tests.judges import save_tiny_judge
+from tests.tools import call_tool
+from tests.toy_datasets import make_procedural_shards
+from tests.videos import moving_bar, write_video
+from tests.wan_models import save_tiny_wan
+
+PROMPTS = toy_prompts()[::11]
+
+
+def toy_videos(folder, physics, table=False, split=None):
+    """A folder of the toy world's clips, with prompts in the titles or in a table."""
+    for number, (prompt, clip) in enumerate(zip(PROMPTS, render_clips(PROMPTS, seed=3, physics=physics), strict=True)):
+        write_mp4(clip, folder / f"{number}.mp4", 8, title="" if table else prompt.sentence)
+    if table:
+        rows = [
+            {"video": f"{number}.mp4", "prompt": prompt.sentence, "split": split and getattr(prompt, split)}
+            for number, prompt in enumerate(PROMPTS)
+        ]
+        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def evaluate(source, teacher, out, *more):
+    return call_tool("evaluate", source, "--teacher", teacher, "--out", out, "--workers", "1", *more)
+
+
+def refused(done, out):
+    """Its one line; nothing is left."""
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not out.exists()
+    assert not [path for path in out.parent.glob(".*") if out.name in path.name]
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    return toy_videos(folder / "student", "wrong"), toy_videos(folder / "teacher", "teacher", table=True, split="speed")
+
+
+def test_a_folder_against_a_folder(folders, tmp_path):
+    done = evaluate(*folders, tmp_path / "out", "--chunk-frames", "3", "--samples", "2")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(result["splits"]) == ["all", "quickly", "slowly"]
+    found = result["splits"]["all"]["metrics"]
+    assert set(found) == set(result["metrics"])
+    assert found["motion"]["source"] < found["motion"]["teacher"]
+    assert found["jerkiness"]["source"] > found["jerkiness"]["teacher"]
+    assert len(found["motion"]["by_time"]) == 4
+    assert (result["same_prompts"], result["chunk_borders"], result["form"]["fps"]) == (True, [3, 6, 9], 8)
+    assert [clip["split"] for clip in result["source"]["clips"]] == [prompt.speed for prompt in PROMPTS]
+    assert "opencv-python-headless" in result["provenance"]
+    assert "| Motion | teacher |" in done.stdout == (tmp_path / "out" / "table.md").read_text()
+    html = (tmp_path / "out" / "evaluation.html").read_text()
+    assert html.count("<video") == len(list((tmp_path / "out" / "samples").glob("*.mp4"))) == 2
+    assert html.count("<svg") > 10
+    assert "http" not in html.replace("http-equiv", "")
+
+
+def test_a_folder_against_shards(folders, tmp_path):
+    make_procedural_shards(ProceduralSource(clips=96, seed=1), tmp_path / "shards")
+    done = evaluate(folders[0], tmp_path / "shards", tmp_path / "out", "--json", "--samples", "0")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {clip["prompt"] for clip in result["teacher"]["clips"]} == {prompt.sentence for prompt in PROMPTS}
+    assert (result["form"]["height"], result["form"]["colour"], result["chunk_borders"]) == (16, "gray", None)
+    assert result["splits"]["all"]["metrics"]["motion"]["teacher"] > 0.3
+
+
+def test_shards_of_wans_codec_are_decoded_with_its_vae(tmp_path):
+    save_tiny_wan(tmp_path / "wan")
+    write_video(tmp_path / "teacher" / "a.mp4", moving_bar(9, 32, 48), 8)
+    (tmp_path / "teacher" / "a.txt").write_text("a red ball")
+    form = ("--codec", "wan", "--size", "32x48", "--frames", "9", "--fps", "8", "--text-length", "16")
+    models = ("--models", tmp_path / "wan")
+    made = call_tool("make_shards", "--teacher", "folder", "--source", tmp_path / "teacher", "--out",
+                     tmp_path / "shards", *form, *models)  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    write_video(tmp_path / "source" / "a red ball.mp4", moving_bar(9, 64, 96), 8)
+    sides, out = (tmp_path / "source", tmp_path / "shards"), tmp_path / "out"
+    assert "models must be given" in refused(evaluate(*sides, out), out)
+    done = evaluate(*sides, out, "--json", *models)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [result["form"][name] for name in ("height", "width", "frames", "colour")] == [32, 48, 9, "rgb24"]
+    assert (result["same_prompts"], len(result["teacher"]["clips"])) == (True, 1)
+
+
+def test_a_reward_model_judges_both_sides(folders, tmp_path):
+    judge = save_tiny_judge(tmp_path / "judge")
+    done = evaluate(*folders, tmp_path / "out", "--json", "--clips", "2", "--samples", "0", "--reward-model", judge)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    found = result["splits"]["all"]["metrics"]["reward"]
+    assert found["source"] != found["teacher"]
+    assert found["by_time"] == []
+    assert "| Reward | higher |" in (tmp_path / "out" / "table.md").read_text()
+    out = tmp_path / "other"
+    assert refused(evaluate(*folders, out, "--reward-model", tmp_path), out).startswith("error: reward_model (")
+
+
+VBENCH = """
+import json, os
+from pathlib import Path
+__version__ = "0.1.5"
+class VBench:
+    def __init__(self, device, full_info, out):
+        self.out = out
+    def evaluate(self, videos_path, name, prompt_list, dimension_list, mode):
+        files = sorted(os.listdir(videos_path))
+        assert all(os.path.getsize(f"{videos_path}/{file}") for file in files)
+        if mode == "vbench_standard":
+            assert (prompt_list, dimension_list) == ([], None)
+            prompts = [file.rpartition("-")[0] for file in files]
+        else:
+            assert list(prompt_list) == files
+            prompts = list(prompt_list.values())
+        found = [
+            {"video_path": f"{videos_path}/{file}", "video_results": 0.25 if "slowly" in prompt else 0.75}
+            for file, prompt in zip(files, prompts)
+        ]
+        results = {"imaging_quality": [0.5, found]}
+        Path(self.out, f"{name}_eval_results.json").write_text(json.dumps(results))
+"""
+
+
+@pytest.mark.parametrize("standard", [False, True])
+def test_vbench_judges_in_its_own_process(folders, tmp_path, monkeypatch, standard):
+    (tmp_path / "vbench").mkdir()
+    (tmp_path / "vbench" / "__init__.py").write_text(VBENCH)
+    own = [{"prompt_en": prompt.sentence} for prompt in PROMPTS] if standard else []
+    (tmp_path / "vbench" / "VBench_full_info.json").write_text(json.dumps(own))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = evaluate(*folders, tmp_path / "out", "--json", "--samples", "0", "--clips", "4", "--vbench", sys.executable)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["vbench"]["source"] == {"standard": standard, "dimensions": {"imaging_quality": 0.5}}
+    slowly = result["splits"]["slowly"]["metrics"]["vbench_imaging_quality"]
+    assert (slowly["source"], slowly["teacher"], slowly["distance"]) == (0.25, 0.25, 0)
+
+
+def test_without_vbench_one_line_says_so(folders, tmp_path):
+    for python in (sys.executable, str(tmp_path / "absent")):
+        said = refused(evaluate(*folders, tmp_path / "out", "--vbench", python), tmp_path / "out")
+        assert said.startswith(f"error: vbench ({python}) must be a Python")
+
+
+def test_several_processes_measure_the_same(folders, tmp_path):
+    results = []
+    for workers in ("1", "2"):
+        out = tmp_path / workers
+        done = evaluate(*folders, out, "--workers", workers, "--clips", "2", "--samples", "0")
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((out / "evaluation.json").read_text())["source"]["clips"])
+    assert results[0] == results[1]
+
+
+def test_both_sides_get_the_lesser_form(tmp_path):
+    write_video(tmp_path / "source" / "a prompt.mp4", moving_bar(24, 32, 64), 16)
+    write_video(tmp_path / "teacher" / "a prompt.mp4", moving_bar(10, 64, 96), 8)
+    (tmp_path / "source" / "broken.mp4").write_bytes(b"no video")
+    done = evaluate(tmp_path / "source", tmp_path / "teacher", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    form = [result["form"][name] for name in ("height", "width", "frames", "fps")]
+    assert form == [32, 64, 10, 8]
+    assert [reject["video"] for reject in result["source"]["rejects"]] == ["broken.mp4"]
+    assert [clip["prompt"] for clip in result["source"]["clips"]] == ["a prompt"], "its name stands in for a title"
+    assert "broken.mp4" in (tmp_path / "out" / "evaluation.html").read_text()
+
+
+def test_bad_input_is_refused_in_one_line(folders, tmp_path):
+    source, teacher = folders
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    write_video(tmp_path / "short" / "a.mp4", moving_bar(2, 16, 16), 8)
+    for place, said in (
+        (tmp_path / "absent", "source"),
+        (tmp_path / "empty", "must hold videos"),
+        (tmp_path / "run", "tools/generate.py"),
+        (tmp_path / "short", "must share 3 frames"),
+    ):
+        assert said in refused(evaluate(place, teacher, out), out)
+    for place in (tmp_path / "absent", tmp_path / "empty"):
+        assert refused(evaluate(source, place, out), out).startswith("error: teacher (")
+    assert "chunk_frames" in refused(evaluate(source, teacher, out, "--first-chunk-frames", "3"), out)
+    for option in (("--clips", "0"), ("--samples", "-1")):
+        assert "at least 1" in refused(evaluate(source, teacher, out, *option), out)
+
+
+def test_an_output_that_is_there_is_left_alone(folders, tmp_path):
+    done = evaluate(*folders, tmp_path)
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert "must not exist" in done.stderr
+
+
+def test_chunks_of_a_changed_rate_are_refused(folders, tmp_path):
+    write_video(tmp_path / "source" / "a.mp4", np.zeros((24, 16, 16, 3), np.uint8), 16)
+    done = evaluate(tmp_path / "source", folders[1], tmp_path / "out", "--chunk-frames", "4")
+    assert "16 frames a second are made 8" in refused(done, tmp_path / "out")
