@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from afd_scale.checkpoint.formats.served import MAX_CHUNK_FRAMES, STEPS, served_config, served_scheduler
-from afd_scale.checkpoint.formats.wan import WanSizes, weight_shapes
 from afd_scale.checkpoint.load_student import read_student
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.models import PolicyConfig
 from afd_scale.flow.schedule import denoising_sigmas
+from afd_scale.models.wan import CausalWan
 from tests.tools import Done, call_tool
 from tests.wan_models import CHANNELS, TEXT_DIM, save_tiny_wan
 
@@ -38,8 +38,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def export(folder: Path, models: Path, config: PolicyConfig) -> Done:
     torch.manual_seed(0)
-    shapes = weight_shapes(WanSizes.of_config(config.student))
-    save_weights(((name, torch.randn(shape)) for name, shape in shapes.items()), folder / "student", config)
+    state = CausalWan(config.student, config.sampler).state_dict()
+    save_weights(((name, torch.randn(weight.shape)) for name, weight in state.items()), folder / "student", config)
     return call_tool("convert_checkpoint", folder / "student", folder / "out", "--to", "served", "--models", models)
 
 

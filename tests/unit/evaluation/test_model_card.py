@@ -3,21 +3,21 @@
 import json
 import re
 import resource
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
-from afd_scale.checkpoint.formats.wan import WanSizes, weight_shapes
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config import load_config, resolved_yaml
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.evaluation.model_card import find_run, model_card
 from afd_scale.evaluation.video import write_mp4
+from afd_scale.models.wan import CausalWan
 from tests.tools import call_tool
 
 ROOT = Path(__file__).parents[3]
@@ -47,8 +47,8 @@ def run(tmp_path: Path) -> Path:
     folder, shards = tmp_path / "run", tmp_path / "shards"
     shards.mkdir()
     facts = DatasetFacts((3, 4, 4, 6), (512, 8), "wan:4x8x8", "a-teacher", 7, {"source": "where <it> is"})
-    facts.save(shards)
-    state = {name: torch.zeros(shape) for name, shape in weight_shapes(WanSizes.of_config(CONFIG.student)).items()}
+    (shards / "dataset.json").write_text(json.dumps(asdict(facts)))
+    state = CausalWan(CONFIG.student, CONFIG.sampler).state_dict()
     save_weights(state.items(), folder / "checkpoints" / "step_00000004" / "student", CONFIG)
     overrides = ["name=my-run", f"data.shards={shards}", "student.weights=weights/base.pt", "method.advantage.clip=1.5"]
     config = load_config(ROOT / "configs" / "toy" / "afd.yaml", overrides)

@@ -170,7 +170,7 @@ def test_a_video_goes_on(toy, tmp_path):
         (("--prompt", "a", "--size", "12x16"), "must have a height of whole tokens, a multiple of 8"),
         (("--prompt", "a", "--sequence", 2), "sequence (2) must be 1 without a launcher"),
         (("--prompt", "a", "--image", "no.png"), "must be for a student whose first chunk is one frame"),
-        (("--prompt", "a", "--video", "no.mp4"), "video (no.mp4): must be a readable video"),
+        (("--prompt", "a", "--video", "no.mp4"), "video (no.mp4): must be a readable file: it is not there"),
         (("--prompt", "a/b", "--layout", "vbench"), "prompt (a/b) must name a file with layout vbench"),
         (("--prompt", "word " * 20), "must have at most 16 words"),
     ],

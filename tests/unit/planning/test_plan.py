@@ -1,10 +1,13 @@
 """Plans: shares and traffic worked by hand, what fits and what would, and the tool around them."""
 
+import importlib
 import json
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from afd_scale.config import ConfigError, load_config
 from afd_scale.planning.communication import step_traffic
@@ -12,7 +15,9 @@ from afd_scale.planning.gpus import GIB, GPUS
 from afd_scale.planning.memory import rank_memory
 from afd_scale.planning.parameters import network_sizes
 from afd_scale.planning.plan import fit_on, make_plan, remedies
+from afd_scale.planning.samples import DECODE_FLOPS_PER_PIXEL
 from afd_scale.planning.workload import workload
+from afd_scale.torchvision_ops import define_torchvision_ops
 from tests.tools import load_tool
 
 ROOT = Path(__file__).parents[3]
@@ -37,8 +42,40 @@ def test_the_large_configs_fit(path, gpus, gpu):
     assert plan.step_seconds > 0
 
 
+@pytest.mark.parametrize("gpus", [8, 64])
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_sample_videos_take_at_most_two_percent_of_the_time(path, gpus):
+    samples = make_plan(load_config(path), gpus, GPUS["h100"]).samples
+    assert 0 < samples.share < 0.02
+
+
+def test_sample_videos_worked_by_hand():
+    config = load_config(AFD_14B, ["evaluation.samples=10", "evaluation.batch=1", "train.sample_every=3"])
+    plan = make_plan(config, 64, GPUS["h100"])  # 8 data ranks: two videos on one
+    samples = plan.samples
+    pixels = 2 * 81 * 480 * 832
+    assert samples.decoding == pytest.approx(pixels * 8.51e6 / 70e12)
+    assert samples.writing == 30
+    rollout = plan.seconds["rollout"]
+    assert 0.999 * rollout.compute * 2 / plan.load.videos <= samples.generating < rollout.total
+    assert samples.share == pytest.approx(samples.seconds / (samples.seconds + 3 * plan.step_seconds))
+    at_end = make_plan(load_config(AFD_14B, ["train.sample_every=null"]), 64, GPUS["h100"]).samples
+    assert at_end.share is None
+    assert make_plan(load_config(AFD_14B, ["codec={name: identity}"]), 64, GPUS["h100"]).samples is None
+
+
+def test_the_vae_s_operations_are_torch_s_count():
+    define_torchvision_ops()
+    diffusers = importlib.import_module("diffusers")
+    with torch.device("meta"):
+        vae, latents = diffusers.AutoencoderKLWan().eval(), torch.empty(1, 16, 21, 8, 8)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        pixels = vae.decode(latents).sample[0, 0].numel()
+    assert counted.get_total_flops() / pixels == pytest.approx(DECODE_FLOPS_PER_PIXEL, rel=0.01)
+
+
 def test_there_are_the_large_configs():
-    assert len(LARGE) == 8
+    assert len(LARGE) == 10
 
 
 def test_a_plan_takes_seconds():
