@@ -1,15 +1,18 @@
 """Measure videos against the teacher's: motion, flicker, sharpness, drift, jumps at chunk borders.
 
-    tools/evaluate.py SOURCE --teacher SHARDS --out DIR      SOURCE is a folder of videos
+    tools/evaluate.py runs/toy-afd --teacher SHARDS --out DIR
     tools/evaluate.py SOURCE --teacher FOLDER --out DIR
 
-A folder's prompts are in its prompts.jsonl ({"video": "a.mp4", "prompt": "...", "split": "..."}), else in the titles of
-its videos. Both sides are brought to one form, the lesser of the two in size, frame rate and length; where the teacher
-has clips of the source's prompts, these are compared. Latents of Wan's codec need its VAE: --models DIR, as for
-make_shards. Jumps at chunk borders are measured where --chunk-frames says how many frames a chunk of the source has
-(Wan with chunks of 3 latent frames: --chunk-frames 12 --first-chunk-frames 9). --reward-model asks a video-language
-model of transformers, by path, whether each clip shows its prompt. --vbench runs VBench on folders, in its own
-environment.
+SOURCE is a folder of videos; or a run, checkpoint or export, which makes videos of the teacher's prompts first, as
+tools/generate.py does, and leaves them in DIR/videos. A folder's prompts are in its prompts.jsonl
+({"video": "a.mp4", "prompt": "...", "split": "..."}), else in the titles of its videos.
+
+Both sides are brought to one form, the lesser of the two in size, frame rate and length; where the teacher has clips
+of the source's prompts, these are compared. Latents of Wan's codec need its VAE: --models DIR, as for make_shards.
+Jumps at chunk borders are measured of what is made here, and of a folder where --chunk-frames says how many frames a
+chunk has (Wan with chunks of 3 latent frames: --chunk-frames 12 --first-chunk-frames 9). --reward-model asks a
+video-language model of transformers, by path, whether each clip shows its prompt. --vbench runs VBench on folders, in
+its own environment.
 
 DIR gets evaluation.json (everything), table.md, evaluation.html and samples/. docs/evaluation.md defines the measures.
 
@@ -49,6 +52,8 @@ from afd_scale.evaluation.suites.vbench import metric_of as vbench_metric
 from afd_scale.evaluation.suites.video import LEAST_FRAMES, METRICS, chunk_borders
 from afd_scale.evaluation.video import write_comparison_mp4
 from afd_scale.files import system_errors
+from afd_scale.generation.job import Job, generate
+from afd_scale.parallel.ranks import alone
 from afd_scale.progress import progress
 
 
@@ -63,6 +68,7 @@ def parser() -> Parser:
     add("--first-chunk-frames", type=count, help="of the first, where it has others")
     add("--reward-model", type=Path, metavar="PATH", help="folder of a video-language model that is asked as well")
     add("--vbench", metavar="PYTHON", help="Python of an environment that has VBench, which judges folders as well")
+    add("--seed", type=int, default=0, help="of what is generated (%(default)s)")
     add("--clips", type=count, default=512, help="of a side at most, spread evenly (%(default)s)")
     add("--samples", type=count_or_none, default=4, help="of them side by side on the page (%(default)s)")
     add("--workers", type=count, default=os.cpu_count(), help="processes that measure (%(default)s)")
@@ -85,11 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         check_out(options.out)
-        with tempfile.TemporaryDirectory() as cache:
-            source = open_source(options.source)
-            teacher = open_teacher(options.teacher, options.models, Path(cache))
+        with tempfile.TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as folder:
+            made = Path(folder) / "videos"
+            teacher = open_teacher(options.teacher, options.models, Path(folder))
+            source = open_source(options, teacher, made)
             result, samples = evaluate(source, teacher, options)
-        write(result, samples, options.out)
+            write(result, samples, options.out, made)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -106,21 +113,35 @@ def check_out(out: Path) -> None:
         tempfile.TemporaryFile(dir=out.parent).close()
 
 
-def open_source(folder: Path) -> ClipSet:
-    """The clips that are judged.
+def open_source(options: argparse.Namespace, teacher: ClipSet, made: Path) -> ClipSet:
+    """The clips that are judged; a policy's are made first.
 
     Raises:
         ConfigError: there are none.
     """
-    if any((folder / name).exists() for name in ("config.yaml", "student.json", "model_index.json", "config.json")):
-        return generated_clips(folder)
-    return FolderClips(folder, "source")
+    if not options.source.exists():
+        raise ConfigError(f"source ({options.source}) must exist: there is no such file or folder")
+    if options.source.is_dir() and not is_policy(options.source):
+        return FolderClips(options.source, "source")
+    form, shards = teacher.form, teacher.location if isinstance(teacher, ShardClips) else None
+    prompts = () if shards else tuple(dict.fromkeys(clip.prompt for clip in teacher.clips))
+    job = Job(
+        options.source, made, prompt=prompts, dataset=shards, max_prompts=options.clips,
+        frames=form.frames, size=f"{form.height}x{form.width}", fps=form.fps, seed=options.seed, models=options.models,
+    )  # fmt: skip
+    found = generate(job, alone())
+    assert found is not None, "this is the only rank"
+    if options.chunk_frames is None:
+        options.first_chunk_frames, options.chunk_frames = found["chunk_frames"]
+    clips = FolderClips(made, "source")
+    clips.name = options.source.resolve().name
+    return clips
 
 
-def generated_clips(folder: Path) -> ClipSet:
-    """Clips of a run or an export, which are to be generated first: the one place that is to call generation."""
-    raise ConfigError(f"source ({folder}) must be a folder of videos: this holds a policy; let it generate them first, "
-                      "with tools/generate.py")  # fmt: skip
+def is_policy(folder: Path) -> bool:
+    """Whether a run, checkpoint or export is here, of whatever layout."""
+    marks = ("config.yaml", "config.json", "model_index.json", "state.json", "*.safetensors", "*/*.safetensors")
+    return any(next(folder.glob(mark), None) for mark in marks)
 
 
 def open_teacher(place: str, models: str | None, cache: Path) -> ClipSet:
@@ -266,10 +287,16 @@ def loaded(clip_set: ClipSet, clips: Sequence[Clip], form: VideoForm) -> dict[st
     return frames
 
 
-def write(result: dict[str, Any], samples: Sequence[tuple[str, Frames, Frames]], out: Path) -> None:
-    """The folder, whole or not at all."""
+def write(result: dict[str, Any], samples: Sequence[tuple[str, Frames, Frames]], out: Path, videos: Path) -> None:
+    """The folder, whole or not at all.
+
+    Args:
+        videos: that were generated, if there are any.
+    """
     with written_whole(out) as partial:
         partial.mkdir()
+        if videos.is_dir():
+            videos.rename(partial / "videos")
         (partial / "evaluation.json").write_text(json.dumps(without_nan(result), indent=1) + "\n")
         (partial / "table.md").write_text(markdown_tables(result))
         if samples:

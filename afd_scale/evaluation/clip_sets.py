@@ -99,7 +99,7 @@ class ShardClips:
         if facts.latent_shape is None:
             raise ConfigError(f"{location.field} ({location.shards}) must hold videos: it holds prompts alone")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._location, self._codec = location, codec_of(facts.codec, models=models, device=device)
+        self.location, self._codec = location, codec_of(facts.codec, models=models, device=device)
         self.name = facts.teacher
         self.clips = [Clip(str(entry.sample), entry.prompt, entry.prompt_id, 0, entry.split) for entry in prompts]
         self.clips.sort(key=lambda clip: int(clip.video))
@@ -112,7 +112,7 @@ class ShardClips:
         ordered = sorted(clips, key=lambda clip: int(clip.video))
         for begin in range(0, len(ordered), _READ_AT_ONCE):
             part = ordered[begin : begin + _READ_AT_ONCE]
-            rows = samples_at(self._location, [int(clip.video) for clip in part])
+            rows = samples_at(self.location, [int(clip.video) for clip in part])
             for clip, row in zip(part, rows, strict=True):
                 frames = self._decoded(row)[: form.frames]
                 yield clip, partial(np.stack, [fit(frame, form) for frame in frames])

@@ -136,6 +136,11 @@ class Ranks:
         return result
 
 
+def alone() -> Ranks:
+    """One process without a group, on the device that is there; it has no use for collectives."""
+    return Ranks(0, 1, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _wait(operation: dist.P2POp) -> None:
     for work in dist.batch_isend_irecv([operation]):
         work.wait()

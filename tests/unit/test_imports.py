@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"types", "config", "files", "codecs", "data", "torchvision_ops"},
     "generation": {
         "types",
+        "progress",
         "protocols",
         "config",
         "flow",

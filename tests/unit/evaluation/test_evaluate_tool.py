@@ -6,9 +6,12 @@ import sys
 import numpy as np
 import pytest
 
+from afd_scale.checkpoint.weights import save_weights
+from afd_scale.config.models import PolicyConfig
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.toy_world import render_clips, toy_prompts
 from afd_scale.evaluation.video import write_mp4
+from afd_scale.models.wan import CausalWan
 from tests.judges import save_tiny_judge
 from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards
@@ -182,6 +185,25 @@ def test_both_sides_get_the_lesser_form(tmp_path):
     assert "broken.mp4" in (tmp_path / "out" / "evaluation.html").read_text()
 
 
+@pytest.mark.parametrize("teacher", ["shards", "folder"])
+def test_a_student_makes_its_videos_first(folders, tmp_path, teacher):
+    sizes = {"dim": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 1}
+    policy = PolicyConfig.model_validate({"student": sizes, "sampler": {"timesteps": [1000, 500]}})
+    network = CausalWan(policy.student, policy.sampler)
+    save_weights(network.state_dict().items(), tmp_path / "student", policy)
+    if teacher == "shards":
+        make_procedural_shards(ProceduralSource(clips=40), tmp_path / "shards")
+    place = tmp_path / "shards" if teacher == "shards" else folders[1]
+    done = evaluate(tmp_path / "student", place, tmp_path / "out", "--clips", "5", "--samples", "2")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["source"]["name"] == "student"
+    assert len(result["source"]["clips"]) == len(list((tmp_path / "out" / "videos").glob("*.mp4"))) == 5
+    assert result["chunk_borders"] == [3, 6, 9]
+    assert result["same_prompts"]
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_bad_input_is_refused_in_one_line(folders, tmp_path):
     source, teacher = folders
     out = tmp_path / "out"
@@ -192,7 +214,7 @@ def test_bad_input_is_refused_in_one_line(folders, tmp_path):
     for place, said in (
         (tmp_path / "absent", "source"),
         (tmp_path / "empty", "must hold videos"),
-        (tmp_path / "run", "tools/generate.py"),
+        (tmp_path / "run", "must be a run, checkpoint or student folder"),
         (tmp_path / "short", "must share 3 frames"),
     ):
         assert said in refused(evaluate(place, teacher, out), out)

@@ -1,0 +1,224 @@
+"""A job: what is to be made of which student, and the ranks that make it."""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from afd_scale.codecs.choose import codec_of
+from afd_scale.codecs.codec import Codec, VideoForm
+from afd_scale.codecs.identity import FRAMES, PIXELS
+from afd_scale.codecs.identity import NAME as IDENTITY
+from afd_scale.codecs.wan import WanCodec
+from afd_scale.config import ConfigError
+from afd_scale.data.storage import Location
+from afd_scale.evaluation.clip_sets import spread
+from afd_scale.generation.generate import Form, Generator
+from afd_scale.generation.requests import (
+    DatasetPrompts,
+    embedded,
+    prompts_of_file,
+    read_dataset,
+    requests_of,
+    start_of_image,
+    start_of_video,
+    whole_chunks,
+    write_contact_sheet,
+)
+from afd_scale.generation.student import Student, load_student
+from afd_scale.parallel.ranks import Ranks
+from afd_scale.progress import progress
+from afd_scale.rollout.sampler import Sampler
+from afd_scale.types import pieces
+
+SHEET_VIDEOS = 24  # at most, on the contact sheet
+WAN_SIZE, TOY_SIZE = (81, 480, 832), (12, 16, 16)  # frames, height, width of a source that says none
+
+
+@dataclass(frozen=True)
+class Job:
+    """Videos to make.
+
+    Attributes:
+        source: a run, checkpoint, export or weights file.
+        out: folder to make.
+        prompt, prompts, dataset: texts, a file of them, or a dataset's; one of the three.
+        split: of the dataset's prompts.
+        max_prompts: of all that are named, spread evenly; None takes all.
+        image, video, video_chunks: what the first chunks are of.
+        num_videos: of each prompt; None is one, with layout `vbench` five.
+        frames, size, fps: of a video; None as trained, as far as the source says it.
+        seed: of the noise.
+        layout: of the files' names.
+        models: folder or hub id of Wan's text encoder and VAE.
+        batch: videos made together on a rank.
+        precision: None is bf16 on a GPU and fp32 on a CPU.
+        architecture, family: of a source that states none.
+    """
+
+    source: Path
+    out: Path
+    prompt: Sequence[str] = ()
+    prompts: Path | None = None
+    dataset: Location | None = None
+    split: str | None = None
+    max_prompts: int | None = None
+    image: Path | None = None
+    video: Path | None = None
+    video_chunks: int = 1
+    num_videos: int | None = None
+    frames: int | None = None
+    size: str | None = None
+    fps: float | None = None
+    seed: int = 0
+    layout: str = "plain"
+    models: str | None = None
+    batch: int = 1
+    precision: str | None = None
+    architecture: str | None = None
+    family: str | None = None
+
+    def check(self) -> None:
+        """Raises ConfigError for what is wrong whatever the weights are."""
+        if self.out.exists():
+            raise ConfigError(f"out ({self.out}) must not exist yet: nothing is overwritten")
+        if sum(map(bool, (self.prompt, self.prompts, self.dataset))) != 1:
+            raise ConfigError("prompt, prompts or dataset must be given, one of them: they say what is asked for")
+        if self.split is not None and self.dataset is None:
+            raise ConfigError(f"split ({self.split}) must come with dataset: it is one of its prompts' splits")
+        if self.image is not None and self.video is not None:
+            raise ConfigError(f"image ({self.image}) must not come with video: a video starts once")
+        for name in ("num_videos", "max_prompts", "frames", "batch", "video_chunks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} ({value}) must be positive")
+
+
+def generate(job: Job, ranks: Ranks) -> dict[str, Any] | None:
+    """Make all videos, each rank its share.
+
+    Returns:
+        On the main rank: `files`, `seconds` in all, `frames_per_second` of `denoising` alone and `with_decoding`,
+        `seconds_to_first_chunk`, `chunk_frames` of the first chunk's video and of every other's.
+    Raises:
+        ValueError: the job cannot be done; nothing is written.
+    """
+    job.check()
+    ranks.barrier()  # or one might find what another has made
+    began = time.monotonic()
+    precision = job.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
+    student = load_student(job.source, ranks, precision=precision, architecture=job.architecture,
+                           family=job.family)  # fmt: skip
+    dataset = None if job.dataset is None else read_dataset(job.dataset, job.split, student.policy.student)
+    codec = find_codec(job, student, dataset, ranks.device)
+    pixels = pixel_form(job, student, dataset, codec)
+    everything = _everything(job, dataset)
+    chosen = spread(range(len(everything)), job.max_prompts or len(everything))
+    texts = [everything[row] for row in chosen]
+    num_videos = job.num_videos or (5 if job.layout == "vbench" else 1)
+    requests = requests_of(texts, num_videos, job.out, job.layout)
+    mine = requests[ranks.data_rank :: ranks.data_size]
+    asked = sorted({request.prompt for request in mine})  # a rank embeds no others
+    if dataset is not None:
+        prompts = dataset.prompts.take([chosen[row] for row in asked], asked)
+    else:
+        prompts = embedded([texts[row] for row in asked], codec, student.policy.student)
+    mine = [replace(request, prompt=asked.index(request.prompt)) for request in mine]
+    form = latent_form(job, student, codec, pixels)
+    del codec  # and its text encoder with it, before there are videos
+    decoding_codec = find_codec(job, student, dataset, ranks.device)
+    generator = Generator(
+        student.network, Sampler(student.policy.sampler), form, ranks.device, seed=job.seed,
+        decoder=decoding_codec.decoder if ranks.leads_sequence else None,
+        note=json.dumps({"source": str(job.source), "seed": job.seed}),
+    )  # fmt: skip
+    parts = pieces(len(mine), job.batch)
+    total = len(parts) * (form.latent_shape[0] // student.policy.sampler.chunk_frames)
+    with progress("Chunks", shown=ranks.is_main) as show:
+        chunks = chain.from_iterable(generator.write(prompts, mine[part]) for part in parts)
+        for done, _ in enumerate(chunks, 1):
+            show(done, total)
+    clock = generator.clock
+    times = torch.tensor([[len(mine) * form.frames, clock.denoising, clock.decoding, clock.first_chunk]])
+    gathered = times if ranks.size == 1 else ranks.gather_to_main(times)
+    if gathered is None:
+        return None
+    write_contact_sheet({request.path: texts[request.prompt] for request in requests[::num_videos][:SHEET_VIDEOS]},
+                        pixels, job.out / "contact_sheet.png")  # fmt: skip
+    chunk_frames = student.policy.sampler.chunk_frames
+    first_chunk, two_chunks = (decoding_codec.frames(chunks * chunk_frames) for chunks in (1, 2))
+    frames, (denoising, decoding, first) = gathered[:, 0].sum().item(), gathered[:, 1:].max(dim=0).values.tolist()
+    return {
+        "files": [str(request.path) for request in requests],
+        "seconds": round(time.monotonic() - began, 3),
+        "frames_per_second": {"denoising": round(frames / denoising, 3),
+                              "with_decoding": round(frames / (denoising + decoding), 3)},
+        "seconds_to_first_chunk": round(first, 3),
+        "chunk_frames": [first_chunk, two_chunks - first_chunk],
+    }  # fmt: skip
+
+
+def _everything(job: Job, dataset: DatasetPrompts | None) -> Sequence[str]:
+    """All that may be asked for."""
+    if dataset is not None:
+        return dataset.prompts.texts
+    return job.prompt if job.prompts is None else prompts_of_file(job.prompts)
+
+
+def find_codec(job: Job, student: Student, dataset: DatasetPrompts | None, device: torch.device) -> Codec:
+    """The dataset's, or the one whose latents the student makes."""
+    channels, length = student.policy.student.latent_channels, student.policy.student.text_length
+    if dataset is not None and dataset.facts.latent_shape is not None:
+        return codec_of(dataset.facts.codec, models=job.models, device=device)
+    if job.models is not None:
+        return WanCodec(job.models, device=device, text_length=length)
+    if channels != FRAMES * PIXELS**2:
+        raise ConfigError(f"models must be given for a student of {channels} latent channels: its latents are decoded "
+                          "by a VAE")  # fmt: skip
+    return codec_of(f"{IDENTITY}:{FRAMES}x{PIXELS}x{PIXELS}", device=device)
+
+
+def pixel_form(job: Job, student: Student, dataset: DatasetPrompts | None, codec: Codec) -> VideoForm:
+    """Of the videos: as asked for, else as the dataset or the run has them, else Wan's or the toy world's own."""
+    frames, height, width = WAN_SIZE if codec.colour == "rgb24" else TOY_SIZE
+    shape = dataset.facts.latent_shape if dataset else None
+    if shape is None and student.run is not None:
+        data = student.run.data
+        shape = (data.latent_frames, 0, data.latent_height, data.latent_width)
+    if shape is not None:
+        frames, height, width = codec.frames(shape[0]), shape[2] * codec.spatial, shape[3] * codec.spatial
+    if job.size is not None:
+        found = re.fullmatch(r"(\d+)x(\d+)", job.size)
+        if found is None:
+            raise ConfigError(f"size ({job.size}) must be HEIGHTxWIDTH, such as 480x832")
+        height, width = int(found[1]), int(found[2])
+    fps = job.fps or (16.0 if codec.colour == "rgb24" else 8.0)
+    return VideoForm(job.frames or frames, fps, height, width, colour=codec.colour)
+
+
+def latent_form(job: Job, student: Student, codec: Codec, pixels: VideoForm) -> Form:
+    """What is generated for videos of this form: whole chunks, and what they start with."""
+    config, sampler = student.policy.student, student.policy.sampler
+    latent_frames = whole_chunks(pixels.frames, codec, sampler.chunk_frames)
+    shape = codec.latent_shape(replace(pixels, frames=codec.frames(latent_frames)))
+    if shape[1] != config.latent_channels:
+        raise ConfigError(f"models ({job.models}) must have latents of {config.latent_channels} channels, as the "
+                          f"student's: {codec.name} has {shape[1]}")  # fmt: skip
+    for axis, size, patch in zip(("height", "width"), shape[2:], config.patch[1:], strict=True):
+        if size % patch:
+            raise ConfigError(f"size ({pixels.height}x{pixels.width}) must have a {axis} of whole tokens, a multiple "
+                              f"of {patch * codec.spatial}")  # fmt: skip
+    start = None
+    if job.image is not None:
+        start = start_of_image(job.image, pixels, codec, sampler)
+    elif job.video is not None:
+        start = start_of_video(job.video, job.video_chunks, pixels, codec, sampler)
+    if start is not None and start.shape[1] > latent_frames:
+        raise ConfigError(f"video_chunks ({job.video_chunks}) must fit a video of {pixels.frames} frames")
+    return Form(shape, pixels.frames, pixels.fps, start)
