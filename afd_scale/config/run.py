@@ -138,10 +138,11 @@ class CodecConfig(Section):
 class EvaluationConfig(Section):
     """What is generated, shown and measured of the student."""
 
-    metrics: Literal["toy", "none"] = "toy"
-    """`toy`: trajectories measured from the toy world's pixels; `none`: videos are shown and not measured."""
+    metrics: Literal["toy", "video", "none"] = "toy"
+    """`toy`: trajectories measured from the toy world's pixels; `video`: motion, flicker, sharpness, drift and jumps at
+    chunk borders of any video (docs/evaluation.md), against the data's; `none`: videos are shown and not measured."""
     clips: int = Field(default=384, ge=2)
-    """Clips a policy generates, spread over the prompts of the data."""
+    """Clips of a policy that are generated and measured, spread over the prompts; all are in the main rank's memory."""
     batch: PositiveInt = 64
     """Clips generated together on one rank."""
     samples: NonNegativeInt = 8

@@ -28,8 +28,6 @@ POLICIES = ("base", "student", "teacher")
 VERSIONED = ("afd-scale", "torch", "deepspeed", "diffusers", "transformers", "numpy", "mosaicml-streaming", "av",
              "opencv-python-headless")  # fmt: skip
 
-METRICS = {name: metric for suite in SUITES.values() for name, metric in suite.metrics.items()}
-
 
 def provenance_header(ranks: int) -> str:
     """`# key: value` lines that open a run's config.yaml: date, commit, versions, ranks."""
@@ -137,15 +135,16 @@ def _policies(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each metric that any policy has, known ones first and in the order of METRICS."""
+    """A row for each metric that any policy has, the suite's first and in its order."""
     measured: dict[str, dict[str, float]] = summary.get("metrics", {})
-    names = dict.fromkeys([*METRICS, *(name for values in measured.values() for name in values)])
+    known = SUITES[suite].metrics if (suite := summary.get("suite", "toy")) in SUITES else {}
+    names = dict.fromkeys([*known, *(name for values in measured.values() for name in values)])
     rows = []
     for name in names:
         values = {policy: float(measured[policy].get(name, math.nan)) for policy in _policies(summary)}
         if not any(math.isfinite(value) for value in values.values()):
             continue
-        metric = METRICS.get(name, Metric(name, None, ""))
+        metric = known.get(name, Metric(name, None, ""))
         rows.append({
             "name": name,
             "label": metric.label,

@@ -23,7 +23,7 @@ from afd_scale.data.reader import distinct_prompts, read_rows, videos_of
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import evaluation_prompts, teacher_data
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
-from afd_scale.evaluation.suites import make_suite
+from afd_scale.evaluation.suites import Timing, make_suite
 from afd_scale.evaluation.video import FrameArray, write_comparison_mp4, write_grid
 from afd_scale.flow.randomness import Randomness
 from afd_scale.parallel.ranks import Ranks
@@ -95,7 +95,7 @@ class Evaluator:
         clips = {name: frames for name, frames in made.items() if frames is not None}
         rows = [self.clips.index(clip) for clip in self.shown]
         self._draw({name: frames[rows] for name, frames in clips.items()}, self.config.train.steps)
-        return {} if self.suite is None else self.suite.measure(clips, self.prompts)
+        return {} if self.suite is None else self.suite.measure(clips, self.prompts, self._timing())
 
     def frames(self, policy: Policy, clips: Sequence[int]) -> FrameArray | None:
         """Generate clips: (N, T, H, W) or (N, T, H, W, 3) uint8 on the main rank, None elsewhere."""
@@ -108,19 +108,20 @@ class Evaluator:
 
     @cached_property
     def teacher(self) -> FrameArray | None:
-        """The teacher's clips, on the main rank: as the suite has them, or else those of the shown prompts from the
-        data; None where these are prompts alone. The first to ask are all ranks together."""
-        if self.suite is not None:
+        """The teacher's clips, as many as a policy's, on the main rank: the suite's, or else the data's; None where
+        these are prompts alone. The first to ask are all ranks together."""
+        if self.suite is not None and self.suite.renders_teacher:
             return self.suite.teacher(self.prompts, len(self.clips)) if self.ranks.is_main else None
         location = evaluation_prompts(self.config)
         if DatasetFacts.load(location.folder, location.field).latent_shape is None:
             return None
 
         def decoded(clips: Sequence[int]) -> Iterator[Tensor]:
-            rows = list(read_rows(location, [self.prompts.keys[clip] for clip in clips]))
+            samples = [self.prompts.keys[clip % len(self.prompts)] for clip in clips]
+            rows = list(read_rows(location, samples))
             yield from videos_of(rows, self.config.student.text_length).latents.split(1, dim=1)
 
-        return self._gathered(self.shown, decoded)
+        return self._gathered(self.clips, decoded)
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -194,6 +195,13 @@ class Evaluator:
         """Frames a second of the data's videos; Wan's where they are prompts alone."""
         location = teacher_data(self.config)
         return float(next(read_rows(location, [0]))["fps"])
+
+    def _timing(self) -> Timing:
+        assert self.codec is not None, "without a codec nothing is looked at"
+        chunk_frames = self.config.sampler.chunk_frames
+        chunks = self.config.data.latent_frames // chunk_frames
+        borders = tuple(self.codec.frames(chunk * chunk_frames) for chunk in range(1, chunks))
+        return Timing(self.fps, borders)
 
     def _write_base(self, frames: FrameArray) -> None:
         write_clips(frames, self._base_path, self._base_facts)

@@ -208,6 +208,7 @@ class Trainer:
             "method": self.config.method.name,
             "steps": self.step,
             "ranks": self.ranks.size,
+            "suite": self.config.evaluation.metrics,
             "metrics": metrics,
             "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
         }

@@ -1,16 +1,23 @@
-"""A run of Wan's kind, from mp4s of a teacher to sample videos: its latents are decoded by a VAE, on two ranks."""
+"""The whole path on tiny random models: mp4s of a teacher, shards, AFD of adapters on two ranks with sample videos and
+measures, videos longer than trained, and a pipeline that streams where this package is not."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from afd_scale.checkpoint.weights import save_weights
 from afd_scale.codecs.codec import VideoForm
+from afd_scale.config.models import PolicyConfig
 from afd_scale.data.video import read_video
 from afd_scale.evaluation.video import read_title
+from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import ROOT, on_ranks
 from tests.tools import call_tool
 from tests.videos import write_video
@@ -41,16 +48,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                                "prediction": "velocity", "lora": {"rank": 2, "alpha": 2}}  # fmt: skip
     tree = {
         "name": "wan", "out": str(folder / "runs"),
-        "student": network, "sampler": {"chunk_frames": 2, "timesteps": [1000, 500]},
+        "student": dict(network), "sampler": {"chunk_frames": 2, "timesteps": [1000, 500]},
         "data": {"shards": str(folder / "shards"), "latent_frames": 4, "latent_height": 4, "latent_width": 4,
                  "global_batch": 2},
         "codec": {"name": "wan", "models": str(folder / "models")},
         "train": {"steps": 4, "log_every": 1, "sample_every": 2},
-        "evaluation": {"metrics": "none", "samples": 3, "batch": 1},
+        "evaluation": {"metrics": "video", "clips": 4, "samples": 3, "batch": 1},
         "method": {"name": "afd", "rollouts_per_prompt": 2, "optimizer": {"learning_rate": 0.01},
                    "discriminator": {**network, "name": "latent", "num_layers": 1},
                    "discriminator_optimizer": {"learning_rate": 0.001}},
     }  # fmt: skip
+    start = PolicyConfig.model_validate({"student": {**network, "lora": None}, "sampler": tree["sampler"]})
+    weights = CausalWan(start.student, start.sampler).state_dict().items()
+    save_weights(((name, torch.randn(weight.shape) / 10) for name, weight in weights), folder / "start", start)
+    tree["student"]["weights"] = str(folder / "start")
     (folder / "wan.yaml").write_text(yaml.safe_dump(tree))
     return folder
 
@@ -72,8 +83,12 @@ def test_every_run_leaves_videos(trained: Path) -> None:
         assert (step / "grid.png").is_file()
     summary = json.loads((trained / "summary.json").read_text())
     assert {"sample", "train", "evaluate"} <= summary["seconds"].keys()
+    assert summary["suite"] == "video"
+    assert list(summary["metrics"]) == ["base", "student", "teacher"]
+    assert {"motion", "flicker", "border_jump"} <= summary["metrics"]["student"].keys()
     report = (trained / "report.html").read_text()
     assert report.count("data:video/mp4") == 3
+    assert "Jump at chunk borders" in report
 
 
 def test_its_student_makes_videos_longer_than_trained(folder: Path, trained: Path) -> None:
@@ -86,13 +101,48 @@ def test_its_student_makes_videos_longer_than_trained(folder: Path, trained: Pat
     assert np.isfinite(video).all()
 
 
+ALONE = """
+import importlib.abc, sys
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "afd_scale":
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocked())
+import torch
+for name in ("nms", "qnms"):  # of a torchvision that is built for CUDA
+    torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
+import numpy as np
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+chunks = pipe.stream("a red ball falls", num_frames=29, height=32, width=32, output_type="np")
+print([np.asarray(chunk).shape for chunk in chunks])
+try:
+    import afd_scale
+except ImportError:
+    print("alone")
+"""
+
+
+def test_its_pipeline_streams_where_this_package_is_not(folder: Path, trained: Path, tmp_path: Path) -> None:
+    done = call_tool("convert_checkpoint", trained, tmp_path / "exported", "--to", "pipeline",
+                     "--models", folder / "models", "--license", "apache-2.0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tmp_path / "exported")], cwd=tmp_path, text=True, capture_output=True,
+        check=False,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    shapes = [(1, frames, 32, 32, 3) for frames in (5, 8, 8, 8)]
+    assert alone.stdout.splitlines()[-2:] == [str(shapes), "alone"]
+
+
 def test_models_that_cannot_decode_end_the_run_in_one_line(folder: Path, tmp_path: Path) -> None:
     for codec, line in (
         ({"name": "wan", "models": str(tmp_path)}, "it has no vae/config.json"),
         ({"name": "identity"}, None),
     ):
         done = on_ranks(2, ROOT / "launch" / "train.py", "--config", folder / "wan.yaml", "name=bad", "train.steps=1",
-                        f"codec={json.dumps(codec)}")  # fmt: skip
+                        f"codec={json.dumps(codec)}", "evaluation.metrics=none")  # fmt: skip
         if line is None:
             assert done.returncode == 0, done.stderr[-3000:]
             assert "no videos are shown: latents of wan:4x8x8" in done.stderr

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 from afd_scale.config import RunConfig
-from afd_scale.evaluation.suites.suite import Metric, Suite
+from afd_scale.evaluation.suites.suite import Metric, Suite, Timing
 from afd_scale.evaluation.suites.toy import ToySuite
+from afd_scale.evaluation.suites.video import VideoSuite
 
-SUITES: Mapping[str, type[Suite]] = {"toy": ToySuite}
+SUITES: Mapping[str, type[Suite]] = {"toy": ToySuite, "video": VideoSuite}
 
-__all__ = ["SUITES", "Metric", "Suite", "make_suite"]
+__all__ = ["SUITES", "Metric", "Suite", "Timing", "make_suite"]
 
 
 def make_suite(config: RunConfig) -> Suite | None:

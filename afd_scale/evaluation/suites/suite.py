@@ -21,14 +21,29 @@ class Metric:
     meaning: str
 
 
+@dataclass(frozen=True)
+class Timing:
+    """When the frames of clips are shown and made.
+
+    Attributes:
+        fps: frames a second.
+        borders: the first frame of every chunk but the first.
+    """
+
+    fps: float
+    borders: tuple[int, ...]
+
+
 class Suite(Protocol):
     """Measures what policies made of the same prompts.
 
     Attributes:
         metrics: what it may measure, in the order of the report.
+        renders_teacher: the teacher's clips are the suite's; otherwise they are the data's.
     """
 
     metrics: ClassVar[Mapping[str, Metric]]
+    renders_teacher: ClassVar[bool]
 
     def __init__(self, config: RunConfig) -> None: ...
 
@@ -36,10 +51,10 @@ class Suite(Protocol):
         """Raises ValueError for the first prompt that it cannot read."""
         ...
 
-    def teacher(self, prompts: Prompts, clips: int) -> FrameArray | None:
-        """The teacher's clips, to be shown and measured beside the policies'; None where there are none."""
+    def teacher(self, prompts: Prompts, clips: int) -> FrameArray:
+        """So many clips, to be shown and measured beside the policies'; where it renders them."""
         ...
 
-    def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts) -> dict[str, dict[str, float]]:
+    def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing) -> dict[str, dict[str, float]]:
         """Metrics of each policy's clips, by policy."""
         ...

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from afd_scale.config import RunConfig
 from afd_scale.data.toy_world import parse_prompt, render_clips
-from afd_scale.evaluation.suites.suite import Metric
+from afd_scale.evaluation.suites.suite import Metric, Timing
 from afd_scale.evaluation.suites.trajectory import score
 from afd_scale.evaluation.video import FrameArray
 from afd_scale.types import Prompts
@@ -18,6 +18,7 @@ TEACHER_SEED = 1_000_004
 class ToySuite:
     """The toy world is the same in every run."""
 
+    renders_teacher: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "trajectory_fd": Metric("Trajectory distance", "lower", "Fréchet distance of paths to the teacher's"),
         "dynamic_degree": Metric("Dynamic degree", "teacher", "mean speed over the teacher's"),
@@ -41,7 +42,7 @@ class ToySuite:
         """Fresh clips: what a perfect student would score."""
         return _rendered(prompts, clips, TEACHER_SEED)
 
-    def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts) -> dict[str, dict[str, float]]:
+    def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing) -> dict[str, dict[str, float]]:
         asked = [parse_prompt(text) for text in prompts.texts]
         reference = _rendered(prompts, REFERENCE_CLIPS, REFERENCE_SEED)
         return {

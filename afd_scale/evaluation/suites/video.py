@@ -9,13 +9,16 @@ docs/evaluation.md has the definitions as a table.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from afd_scale.evaluation.suites.suite import Metric
+from afd_scale.config import RunConfig
+from afd_scale.evaluation.suites.suite import Metric, Timing
 from afd_scale.evaluation.video import FrameArray
 from afd_scale.evaluation.vision import FloatArray, along, lab, luma, make_flow, with_flow_rows
+from afd_scale.types import Prompts
 
 LEAST_FRAMES = 3  # flicker and acceleration are of three
 TIME_BINS = 4
@@ -44,6 +47,25 @@ METRICS: Mapping[str, Metric] = {
     "border_jump": Metric("Jump at chunk borders", "lower", "what motion leaves unexplained there over elsewhere"),
     "border_jerk": Metric("Jerk at chunk borders", "lower", "change of motion there over elsewhere"),
 }
+
+
+class VideoSuite:
+    """The suite for any data: the teacher's clips are the data's."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = METRICS
+    renders_teacher: ClassVar[bool] = False
+
+    def __init__(self, config: RunConfig) -> None:
+        pass
+
+    def check(self, prompts: Prompts) -> None:
+        """It reads none."""
+
+    def teacher(self, prompts: Prompts, clips: int) -> FrameArray:
+        raise AssertionError("they are the data's")
+
+    def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing) -> dict[str, dict[str, float]]:
+        return measure_clips(clips, timing.fps, timing.borders)
 
 
 @dataclass(frozen=True)
