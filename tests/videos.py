@@ -1,5 +1,6 @@
 """Real video files for tests."""
 
+import json
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
+TEACHER_PROMPTS = ("a red ball falls", "a blue ball falls", "the cat on the moon", "water under the moon")
 
 
 def moving_bar(frames: int, height: int, width: int, brightness: int = 200) -> Frames:
@@ -19,6 +21,18 @@ def moving_bar(frames: int, height: int, width: int, brightness: int = 200) -> F
         left = number * (width - 4) // max(1, frames - 1)
         image[:, left : left + 4] = brightness
     return video
+
+
+def write_teacher(folder: Path) -> None:
+    """Four mp4s of 32 x 32 with a table of their prompts, whose words the tokenizer of tests/wan_models.py has."""
+    rows = []
+    for number, text in enumerate(TEACHER_PROMPTS):
+        colour = np.array([(220, 60, 40), (40, 80, 220), (200, 180, 60), (60, 160, 160)][number]) / 200
+        bar = moving_bar(13, 32, 32).astype(float)
+        frames = (bar if number % 2 else bar.transpose(0, 2, 1, 3)) * colour
+        write_video(folder / f"{number}.mp4", frames.clip(0, 255).astype(np.uint8), 16)
+        rows.append({"video": f"{number}.mp4", "prompt": text})
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_video(

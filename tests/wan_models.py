@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 
+from afd_scale.checkpoint.weights import save_weights
+from afd_scale.config import load_config
+from afd_scale.config.models import PolicyConfig
+from afd_scale.models.wan import CausalWan
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,&<>'-"
@@ -46,6 +50,16 @@ def save_tiny_wan(folder: Path, seed: int = 0, **vae_fields: Any) -> None:
         vae=vae.eval(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
     ).save_pretrained(folder)
+
+
+def save_tiny_student(folder: Path, config: Path) -> None:
+    """Save random start weights of a config's student."""
+    run = load_config(config)
+    student = run.student.model_copy(update={"lora": None, "weights": None})
+    generator = torch.Generator().manual_seed(1)
+    weights = CausalWan(student, run.sampler).state_dict().items()
+    randoms = ((name, torch.randn(weight.shape, generator=generator) / 10) for name, weight in weights)
+    save_weights(randoms, folder, PolicyConfig(student=student, sampler=run.sampler))
 
 
 def _tokenizer(transformers: Any) -> Any:

@@ -5,81 +5,51 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import yaml
 
-from afd_scale.checkpoint.weights import save_weights
 from afd_scale.codecs.codec import VideoForm
-from afd_scale.config.models import PolicyConfig
 from afd_scale.data.video import read_video
 from afd_scale.evaluation.video import read_title
-from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import ROOT, on_ranks
 from tests.tools import call_tool
-from tests.videos import write_video
-from tests.wan_models import CHANNELS, TEXT_DIM, save_tiny_wan
+from tests.videos import TEACHER_PROMPTS, write_teacher
+from tests.wan_models import save_tiny_student, save_tiny_wan
 
-TEXTS = ("a red ball falls", "a blue ball falls", "the cat on the moon", "water under the moon")
+CONFIG = ROOT / "configs" / "toy" / "wan_shaped.yaml"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With models/, shards/ and wan.yaml: a student with adapters over latents of a tiny VAE."""
+    """With models/, shards/ and wan.yaml, which is configs/toy/wan_shaped.yaml at this place."""
     folder = tmp_path_factory.mktemp("wan")
     save_tiny_wan(folder / "models")
-    (folder / "videos").mkdir()
-    rows = []
-    for number, text in enumerate(TEXTS):
-        frames = np.random.default_rng(number).integers(0, 255, (13, 4, 4, 3), dtype=np.uint8)
-        write_video(folder / "videos" / f"{number}.mp4", frames.repeat(8, axis=1).repeat(8, axis=2), 16)
-        rows.append({"video": f"{number}.mp4", "prompt": text})
-    (folder / "videos" / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_tiny_student(folder / "start", CONFIG)
+    write_teacher(folder / "videos")
     done = call_tool("make_shards", "--teacher", "folder", "--source", folder / "videos", "--prompts",
                      folder / "videos" / "prompts.jsonl", "--codec", "wan", "--models", folder / "models",
                      "--size", "32x32", "--frames", 13, "--fps", 16, "--text-length", 12,
                      "--out", folder / "shards")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    network: dict[str, Any] = {"architecture": "toy", "dim": 32, "num_heads": 4, "ffn_dim": 48, "num_layers": 2,
-                               "latent_channels": CHANNELS, "text_dim": TEXT_DIM, "text_length": 12,
-                               "prediction": "velocity", "lora": {"rank": 2, "alpha": 2}}  # fmt: skip
-    tree = {
-        "name": "wan", "out": str(folder / "runs"),
-        "student": dict(network), "sampler": {"chunk_frames": 2, "timesteps": [1000, 500]},
-        "data": {"shards": str(folder / "shards"), "latent_frames": 4, "latent_height": 4, "latent_width": 4,
-                 "global_batch": 2},
-        "codec": {"name": "wan", "models": str(folder / "models")},
-        "train": {"steps": 4, "log_every": 1, "sample_every": 2},
-        "evaluation": {"metrics": "video", "clips": 4, "samples": 3, "batch": 1},
-        "method": {"name": "afd", "rollouts_per_prompt": 2, "optimizer": {"learning_rate": 0.01},
-                   "discriminator": {**network, "name": "latent", "num_layers": 1},
-                   "discriminator_optimizer": {"learning_rate": 0.001}},
-    }  # fmt: skip
-    start = PolicyConfig.model_validate({"student": {**network, "lora": None}, "sampler": tree["sampler"]})
-    weights = CausalWan(start.student, start.sampler).state_dict().items()
-    save_weights(((name, torch.randn(weight.shape) / 10) for name, weight in weights), folder / "start", start)
-    tree["student"]["weights"] = str(folder / "start")
-    (folder / "wan.yaml").write_text(yaml.safe_dump(tree))
+    (folder / "wan.yaml").write_text(CONFIG.read_text().replace("runs/wan-shaped", str(folder)))
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
     """The run's folder."""
-    done = on_ranks(2, ROOT / "launch" / "train.py", "--config", folder / "wan.yaml")
+    done = on_ranks(2, ROOT / "launch" / "train.py", "--config", folder / "wan.yaml", f"out={folder}", "name=run")
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "runs" / "wan"
+    return folder / "run"
 
 
 def test_every_run_leaves_videos(trained: Path) -> None:
     samples = trained / "samples"
-    assert sorted(path.name for path in samples.glob("step_*")) == ["step_00000002", "step_00000004"]
+    assert sorted(path.name for path in samples.glob("step_*")) == ["step_00000004", "step_00000008"]
     for step in samples.glob("step_*"):
         files = sorted(step.glob("*.mp4"))
-        assert len({read_title(file) for file in files} & set(TEXTS)) == 3
+        assert len({read_title(file) for file in files} & set(TEACHER_PROMPTS)) == 3
         assert (step / "grid.png").is_file()
     summary = json.loads((trained / "summary.json").read_text())
     assert {"sample", "train", "evaluate"} <= summary["seconds"].keys()
@@ -92,7 +62,7 @@ def test_every_run_leaves_videos(trained: Path) -> None:
 
 
 def test_its_student_makes_videos_longer_than_trained(folder: Path, trained: Path) -> None:
-    done = call_tool("generate", trained, "--prompt", TEXTS[0], "--models", folder / "models", "--frames", 29,
+    done = call_tool("generate", trained, "--prompt", TEACHER_PROMPTS[0], "--models", folder / "models", "--frames", 29,
                      "--out", folder / "made", "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     (file,) = json.loads(done.stdout.splitlines()[-1])["files"]
@@ -141,13 +111,19 @@ def test_models_that_cannot_decode_end_the_run_in_one_line(folder: Path, tmp_pat
         ({"name": "wan", "models": str(tmp_path)}, "it has no vae/config.json"),
         ({"name": "identity"}, None),
     ):
-        done = on_ranks(2, ROOT / "launch" / "train.py", "--config", folder / "wan.yaml", "name=bad", "train.steps=1",
-                        f"codec={json.dumps(codec)}", "evaluation.metrics=none")  # fmt: skip
+        overrides = (
+            f"out={folder}",
+            "name=bad",
+            "train.steps=1",
+            f"codec={json.dumps(codec)}",
+            "evaluation.metrics=none",
+        )
+        done = on_ranks(2, ROOT / "launch" / "train.py", "--config", folder / "wan.yaml", *overrides)
         if line is None:
             assert done.returncode == 0, done.stderr[-3000:]
             assert "no videos are shown: latents of wan:4x8x8" in done.stderr
-            assert not (folder / "runs" / "bad" / "samples").exists()
+            assert not (folder / "bad" / "samples").exists()
         else:
             assert done.returncode == 2
             assert line in done.stderr
-            assert not (folder / "runs" / "bad").exists()
+            assert not (folder / "bad").exists()
