@@ -101,7 +101,7 @@ def test_a_video_does_not_depend_on_the_others(toy, tmp_path):
     form = VideoForm(12, 8.0, 16, 16, colour="rgb24")
     first, second = (read_video(tmp_path / "one" / name, form).astype(int) for name in names)
     assert np.abs(first - second).mean() > 4
-    assert np.abs(read_video(tmp_path / "three" / names[1], form) - second).max() <= 2
+    assert np.abs(read_video(tmp_path / "three" / names[1], form) - second).mean() < 0.5  # but for rounding
 
 
 def test_vbench_finds_five_videos_of_each_prompt(toy, tmp_path):
