@@ -15,13 +15,13 @@ from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import on_ranks
 from tests.tools import call_tool
 
-SIZES = {"architecture": "toy", "dim": 32, "num_heads": 4, "ffn_dim": 48, "num_layers": 2}
+SHAPE = {"architecture": "toy", "dim": 64, "num_heads": 4, "ffn_dim": 48, "num_layers": 2}
 TEXTS = [prompt.sentence for prompt in toy_prompts()[:3]]
 
 
 @pytest.mark.parametrize("sequence", [1, 2])
 def test_ranks_share_the_videos(tmp_path: Path, sequence: int) -> None:
-    policy = PolicyConfig.model_validate({"student": SIZES})
+    policy = PolicyConfig.model_validate({"student": SHAPE})
     network = CausalWan(policy.student, policy.sampler)
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
