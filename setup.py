@@ -62,6 +62,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.8",
             "moto[s3,server]>=5.1",
+            "peft>=0.21,<0.22",  # loads exported adapters in the tests
             "ruff>=0.12",
             "mypy>=1.16",
             "types-PyYAML>=6",

@@ -1,16 +1,21 @@
 """Weights of a student from whatever kind of checkpoint a path names: `student.weights`, and the conversion tool."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from afd_scale.checkpoint.adapters import BASE_NAME, merged, open_base
 from afd_scale.checkpoint.formats import diffusers, wan
-from afd_scale.checkpoint.weights import find_weights, load_weights
-from afd_scale.config.models import PolicyConfig, WanConfig
+from afd_scale.checkpoint.formats.lora import Lora, holds_lora, open_lora
+from afd_scale.checkpoint.formats.self_forcing import choose_network, strip_wrappers
+from afd_scale.checkpoint.formats.stated import read_stated, stated_beside
+from afd_scale.checkpoint.lazy import SAFETENSORS, SUFFIXES, LazyState, Stored, open_weights
+from afd_scale.checkpoint.roles import open_role, open_role_adapters
+from afd_scale.checkpoint.weights import CONFIG_NAME, FOLDER_NAME, find_weights, read_config
+from afd_scale.config.models import LoraConfig, PolicyConfig, WanConfig
 
-FILE_SUFFIXES = (".safetensors", ".pt", ".pth")
 # Fields that change what the same tensors compute.
 _MEANING = ("num_heads", "text_length", "eps", "prediction")
 
@@ -23,51 +28,59 @@ class StudentSource:
         kind: in words.
         path: the file or folder that holds the tensors.
         stated: fields of the sections `student` and `sampler` that the checkpoint says; all, some or none.
-        sizes: read off the tensors.
-        state: keys of `CausalWan.state_dict()`.
+        sizes: read off the tensors' shapes.
+        state: keys of `CausalWan.state_dict()`, adapters merged; each tensor is read when asked for.
     """
 
     kind: str
     path: Path
     stated: wan.Stated
     sizes: wan.WanSizes
-    state: dict[str, Tensor]
+    state: LazyState
 
     def config(self, architecture: str | None = None, family: str | None = None) -> PolicyConfig:
         """What the checkpoint states, completed as `formats.wan.complete_config` does."""
         return wan.complete_config(self.stated, self.sizes, self.path, architecture, family)
 
 
-def read_student(path: Path, prefer_ema: bool = True) -> StudentSource:
-    """Recognise and read a checkpoint.
+def read_student(path: Path, weights: str | None = None, model_config: Path | None = None) -> StudentSource:
+    """Recognise a checkpoint.
 
     Args:
         path: a run (its newest complete checkpoint), checkpoint or student folder of ours; a diffusers transformer or
-            pipeline folder; an original Wan folder; a .safetensors, .pt or .pth file.
-        prefer_ema: of a Self-Forcing training checkpoint take the EMA weights.
+            pipeline folder; an original or causal Wan folder; a file of weights, or a folder or index of shards.
+        weights: `student`, `old_policy` or `ema`, of a run or a training checkpoint; None is the one that is exported.
+        model_config: a JSON file with fields that the checkpoint does not state.
     Raises:
         ValueError: it is none of these, is damaged, or is no text-to-video Wan 2.1.
     """
     if not path.exists():
         raise ValueError(f"weights ({path}) must exist: there is no such file or folder")
-    if path.is_dir():
-        path, kind, stated, state = _read_folder(path)
-    elif path.suffix in FILE_SUFFIXES:
-        kind = "Wan file"
-        stated, state = wan.read_wan_file(path, prefer_ema)
-        if any(key.startswith("condition_embedder.") for key in state):
-            kind, state = "diffusers file", diffusers.from_diffusers(state)
-    else:
-        raise ValueError(f"weights ({path}) must end in one of {', '.join(FILE_SUFFIXES)}")
-    sizes = wan.check_state(state, path)
-    for field, size in asdict(sizes).items():
-        said = stated["student"].get(field, size)
+    source = _read_ours(find_weights(path), weights) if _is_ours(path) else _read_others(path, weights)
+    if model_config is not None:
+        source = _completed(source, model_config)
+    for field, size in asdict(source.sizes).items():
+        said = source.stated["student"].get(field, size)
         if said != size:
-            raise ValueError(f"weights ({path}) must have {field} {said} as its config says, it has {size}")
-    return StudentSource(kind, path, stated, sizes, state)
+            raise ValueError(f"weights ({source.path}) must have {field} {said} as its config says, it has {size}")
+    return source
 
 
-def load_student_state(path: Path, config: WanConfig, section: str = "student") -> dict[str, Tensor]:
+def read_lora(path: Path, weights: str | None = None) -> Lora:
+    """The adapters of a LoRA run, or those in a LoRA file or folder; arguments and errors as of `read_student`."""
+    if not path.exists():
+        raise ValueError(f"lora ({path}) must exist: there is no such file or folder")
+    if not _is_ours(path):
+        if weights is not None:
+            raise ValueError(f"lora ({path}) must be a run's for its {weights}: this is another's file")
+        return open_lora(path)
+    folder = find_weights(path)
+    if not (folder / BASE_NAME).is_file():
+        raise ValueError(f"lora ({path}) must be of a run with adapters: {folder} holds whole weights")
+    return _adapters(folder, read_config(folder / CONFIG_NAME), weights)
+
+
+def load_student_state(path: Path, config: WanConfig, section: str = "student") -> LazyState:
     """The state dict of a student, or for another network's trunk, from a section's `weights`.
 
     Returns:
@@ -89,20 +102,86 @@ def load_student_state(path: Path, config: WanConfig, section: str = "student") 
     return source.state
 
 
-def _read_folder(path: Path) -> tuple[Path, str, wan.Stated, dict[str, Tensor]]:
-    if (path / "transformer" / diffusers.CONFIG_NAME).is_file():  # a whole pipeline
+def load_lora_state(path: Path, config: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Start weights of adapters, from a section's `lora.weights`.
+
+    Args:
+        shapes: of the base's weights.
+    Returns:
+        `MODULE.down` and `MODULE.up` of the linears that the file adapts, for adapters scaled as `config` says.
+    Raises:
+        ValueError: as `read_lora`; the rank or the base is another.
+    """
+    lora = read_lora(path)
+    state: dict[str, Tensor] = {}
+    for module, scale in lora.scales.items():
+        down, up = lora.tensors[f"{module}.down"], lora.tensors[f"{module}.up"]
+        if len(down) != config.rank:
+            raise ValueError(f"lora.rank ({config.rank}) must be {len(down)}, as {module} has it in {path}")
+        if shapes.get(f"{module}.weight") != (len(up), down.shape[1]):
+            raise ValueError(f"lora.weights ({path}) must adapt this architecture: {module} is {down.shape[1]} to "
+                             f"{len(up)} there, and here {shapes.get(f'{module}.weight')}")  # fmt: skip
+        ratio = scale * config.rank / config.alpha
+        state |= {f"{module}.down": down, f"{module}.up": up if ratio == 1 else up.float() * ratio}
+    return state
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a path is a run, a checkpoint or a student folder, complete or not; or no weights at all."""
+    if not path.is_dir() or (path / "transformer").is_dir():
+        return False
+    if any((path / name).exists() for name in ("checkpoints", FOLDER_NAME, CONFIG_NAME)):
+        return True
+    return not any(file.name == diffusers.CONFIG_NAME or file.name.endswith(SUFFIXES) for file in path.iterdir())
+
+
+def _adapters(folder: Path, config: PolicyConfig, weights: str | None) -> Lora:
+    return open_lora(folder) if weights is None else open_role_adapters(folder.parent, weights, config.student)
+
+
+def _read_ours(folder: Path, weights: str | None) -> StudentSource:
+    config = read_config(folder / CONFIG_NAME)
+    student = config.student
+    kind = "student folder" if weights is None else f"{weights} of checkpoint"
+    if (folder / BASE_NAME).is_file():
+        base = open_base(folder, lambda path: read_student(path).state)
+        state = merged(base, _adapters(folder, config, weights))
+        kind += " with adapters"
+    elif weights is None:
+        state = LazyState(open_weights(folder))
+    else:
+        sizes = wan.WanSizes(**{field: getattr(student, field) for field in wan.WanSizes.__dataclass_fields__})
+        state = open_role(folder.parent, weights, wan.weight_shapes(sizes))
+    whole = config.model_copy(update={"student": student.model_copy(update={"lora": None})})
+    return StudentSource(kind, folder, whole.model_dump(), wan.check_state(state.stored, folder), state)
+
+
+def _read_others(path: Path, weights: str | None) -> StudentSource:
+    if path.is_dir() and (path / "transformer").is_dir():  # a whole pipeline
         path = path / "transformer"
-    described = path / diffusers.CONFIG_NAME
-    if not described.is_file():
-        path = find_weights(path)
-        config, state = load_weights(path)
-        return path, "student folder", config.model_dump(), state
-    try:
-        class_name = json.loads(described.read_text()).get("_class_name")
-        if class_name in ("WanTransformer3DModel", "CausalWanTransformer3DModel"):  # the second is FastVideo's
-            return path, "diffusers folder", *diffusers.read_diffusers_folder(path)
-        if class_name == "WanModel":
-            return path, "Wan folder", *wan.read_wan_folder(path)
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"weights ({described}) must be a transformer's config: {error!r}") from error
-    raise ValueError(f"weights ({described}) must be of a WanTransformer3DModel or WanModel, it is of {class_name}")
+    stated = stated_beside(path) if path.is_dir() else wan.nothing_stated()
+    tree = open_weights(path)
+    if holds_lora(tree):
+        raise ValueError(f"weights ({path}) must be whole: this is a LoRA, adapters without their base; train from it "
+                         "as student.lora.weights, or convert it with --to peft or comfyui-lora")  # fmt: skip
+    if path.is_file() and path.suffix == SAFETENSORS:
+        stated = wan.stated_in_header(path)
+    stored: dict[str, Stored] = strip_wrappers(choose_network(tree, path, weights), path)
+    name = "Wan"
+    if any(key.startswith("condition_embedder.") for key in stored):
+        name, stored = "diffusers", diffusers.from_diffusers(stored)
+    kind = f"{name} {'folder' if path.is_dir() else 'file'}"
+    return StudentSource(kind, path, stated, wan.check_state(stored, path), LazyState(stored))
+
+
+def _completed(source: StudentSource, model_config: Path) -> StudentSource:
+    """With what a JSON file adds to it."""
+    given = read_stated(model_config)
+    for section, fields in given.items():
+        for field, value in fields.items():
+            said = source.stated[section].get(field, value)
+            if said != value:
+                raise ValueError(f"--model-config ({model_config}) must agree with {source.path}: {field} is {value} "
+                                 f"in the one and {said} in the other")  # fmt: skip
+    stated = {section: {**given[section], **source.stated[section]} for section in given}
+    return StudentSource(source.kind, source.path, stated, source.sizes, source.state)

@@ -2,7 +2,8 @@
 
 A checkpoint is written to a hidden partial folder and renamed when all ranks are done, so a folder `step_XXXXXXXX` is
 complete by existing. Every rank writes its shards of every network; any number of ranks reads them. What others load
-(`student/`) is whole. All of it is safetensors, but for optimizer states on NVMe, which DeepSpeed writes its own way.
+(`student/`) is whole: all weights, or adapters and where their base is. All of it is safetensors, but for optimizer
+states on NVMe, which DeepSpeed writes its own way.
 """
 
 import json
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from afd_scale.checkpoint.weights import complete_checkpoints, save_weights
+from afd_scale.checkpoint.adapters import Base, save_adapters
+from afd_scale.checkpoint.weights import FOLDER_NAME, complete_checkpoints, save_weights
 from afd_scale.config import ConfigError
 from afd_scale.config.models import PolicyConfig
 from afd_scale.files import write_text
@@ -47,14 +49,16 @@ class RunCheckpoints:
 
     def save(
         self, step: int, networks: Mapping[str, Checkpointed], data: Mapping[str, Any],
-        weights: Iterable[tuple[str, Tensor]], student: PolicyConfig,
+        weights: Iterable[tuple[str, Tensor]], student: PolicyConfig, base: Base | None = None,
     ) -> Path:  # fmt: skip
         """Write the checkpoint of a finished step; on all ranks together.
 
         Args:
             networks: by role, each with this rank's part.
             data: position in the data, JSON-serialisable.
-            weights: the student's whole weights, streamed; written as safetensors by the main rank.
+            weights: the student's whole weights, or its adapters, streamed; written as safetensors by the main rank.
+            student: what they are of; its `lora` is set where they are adapters.
+            base: of adapters.
         """
         partial, complete = self.folder / f".{_name(step)}.partial", self.folder / _name(step)
         if self.is_main:
@@ -64,7 +68,10 @@ class RunCheckpoints:
         for name, network in networks.items():
             network.save(partial / NETWORKS / name)
         if self.is_main:
-            save_weights(weights, partial / "student", student)
+            if base is None:
+                save_weights(weights, partial / FOLDER_NAME, student)
+            else:
+                save_adapters(weights, partial / FOLDER_NAME, student, base)
             state = {"format": FORMAT, "step": step, "ranks": self.size, "data": dict(data)}
             (partial / "state.json").write_text(json.dumps(state, indent=1))
         else:

@@ -13,18 +13,20 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from afd_scale.checkpoint.lazy import INDEX, LazyState, open_weights
 from afd_scale.config.models import PolicyConfig
 
 CONFIG_NAME = "student.json"
 FOLDER_NAME = "student"
 STEM = "model"
+MAX_SHARD_BYTES = 5_000_000_000
 
 
 def save_weights(
-    state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, max_shard_bytes: int = 5_000_000_000
+    state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
     """Write a student folder; at most one shard is held in memory.
 
@@ -41,13 +43,13 @@ def save_weights(
         (partial / CONFIG_NAME).write_text(config.model_dump_json(indent=2))
 
 
-def load_weights(folder: Path) -> tuple[PolicyConfig, dict[str, Tensor]]:
+def load_weights(folder: Path) -> tuple[PolicyConfig, LazyState]:
     """Read a student folder.
 
     Raises:
         ValueError: a file is missing or damaged.
     """
-    return read_config(folder / CONFIG_NAME), read_shards(folder, STEM)
+    return read_config(folder / CONFIG_NAME), LazyState(open_weights(folder))
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -122,28 +124,7 @@ def write_shards(state: Iterable[tuple[str, Tensor]], folder: Path, stem: str, m
         target = path.rename(folder / f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors")
         weight_map.update(dict.fromkeys(names, target.name))
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    _index(folder, stem).write_text(json.dumps(index, indent=2))
-
-
-def read_shards(folder: Path, stem: str) -> dict[str, Tensor]:
-    """Every tensor that `write_shards`, or Hugging Face's libraries, wrote.
-
-    Raises:
-        ValueError: a file is missing or damaged, or a shard lacks a tensor that the index promises.
-    """
-    index = _index(folder, stem)
-    if not index.is_file():
-        return read_safetensors(folder / f"{stem}.safetensors")
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"weights ({index}) must be an index of shards: it holds no weight_map") from error
-    state: dict[str, Tensor] = {}
-    for name in sorted(set(weight_map.values())):
-        state.update(read_safetensors(folder / name))
-    if absent := sorted(weight_map.keys() - state.keys()):
-        raise ValueError(f"weights ({folder}) must hold every tensor of its index: {absent[0]} is missing")
-    return state
+    (folder / f"{stem}{INDEX}").write_text(json.dumps(index, indent=2))
 
 
 def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -155,14 +136,6 @@ def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[s
     except SafetensorError as error:  # a full disk, for one
         raise OSError(str(error)) from error
     path.chmod(mode)  # safetensors 0.8 leaves 0600, which shuts out the rest of a cluster's group
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """One safetensors file; ValueError in one line."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights ({path}) must be a whole safetensors file: {error}") from error
 
 
 @contextmanager
@@ -180,15 +153,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         _remove(partial)  # of a killed attempt
         yield partial
         partial.rename(path)
-    except OSError as error:
-        raise ValueError(f"output ({path}) must be writable: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"output ({path}) must be writable: {reason}") from error
     finally:
         with suppress(OSError):
             _remove(partial)
-
-
-def _index(folder: Path, stem: str) -> Path:
-    return folder / f"{stem}.safetensors.index.json"
 
 
 def _remove(path: Path) -> None:

@@ -50,8 +50,8 @@ class Role:
 
     @property
     def adapter(self) -> str | None:
-        """The adapter that counts in its passes; None is the network as it is."""
-        return self.name if self.lora and self.changes else None
+        """The adapter that counts in its passes; None is the network as it is, with which new adapters start."""
+        return self.name if self.lora and (self.changes or self.lora.weights) else None
 
 
 @dataclass(frozen=True)

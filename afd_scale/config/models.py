@@ -17,6 +17,9 @@ class LoraConfig(Section):
     """Width of the adapter's bottleneck."""
     alpha: PositiveFloat = 256.0
     """The adapter's output is scaled by alpha / rank."""
+    weights: Path | None = None
+    """Where the adapters start: a LoRA run or checkpoint folder of ours, or a LoRA file or folder of peft, diffusers,
+    ComfyUI, kohya or LongLive. Its rank must be the one above; its alpha is brought to it. None starts as the base."""
 
 
 class WanConfig(Section):
@@ -69,6 +72,8 @@ class WanConfig(Section):
             )
         if self.patch[0] != 1:
             raise ValueError(f"patch ({self.patch}) must start with 1: a token may not span frames of two chunks")
+        if self.lora and self.lora.weights and not self.weights:
+            raise ValueError(f"lora.weights ({self.lora.weights}) must come with weights: adapters are of one base")
         return self
 
 

@@ -1,6 +1,6 @@
 """From a method's cast to its engines, of either kind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.build import adapters_of, build_network, train_adapter
 
-State = dict[str, Tensor] | None  # start weights by parameter name; None starts at random
+State = Mapping[str, Tensor] | None  # start weights by parameter name; None starts at random
 
 
 class Kind(Protocol):

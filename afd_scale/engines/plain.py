@@ -115,7 +115,7 @@ class Plain:
 
     def share(self, role: Role, leader: PlainNetwork) -> PlainNetwork:
         if not role.follows:
-            return PlainNetwork(leader.network, None, leader.micro_batch)
+            return PlainNetwork(leader.network, role.adapter, leader.micro_batch)
         average = PlainAverage(leader.network, role.name, leader.micro_batch)
         average.follow(leader, 0.0)
         return average

@@ -29,7 +29,7 @@ from afd_scale.engines.resharding import SavedShards, save_shards
 from afd_scale.engines.shards import GatherCounter, Residency, kept_whole, merged_weights, whole_weight
 from afd_scale.layers.attention import Backend, choose_backend
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
-from afd_scale.layers.lora import Adapters, adapter_of
+from afd_scale.layers.lora import FOLDER, Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.parallel.ranks import Ranks
@@ -130,6 +130,11 @@ class ShardedNetwork:
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole float32 weight of each parameter, the adapter merged; on all ranks together."""
         return merged_weights(self.network, self.adapter, self._whole)
+
+    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """`LINEAR.down` and `LINEAR.up` of each adapter of this role, whole and float32; on all ranks together."""
+        for name, parameter in self.parameters(self.adapter).items():
+            yield name.replace(f".{FOLDER}.{self.adapter}.", "."), self._whole(name, parameter)
 
     def _whole(self, name: str, parameter: Any) -> Tensor:
         """The whole float32 weight of a named parameter; on all ranks together."""
@@ -339,7 +344,7 @@ class Sharded:
     def share(self, role: Role, leader: ShardedNetwork) -> ShardedNetwork:
         options = self._options(role, leader.network)
         if not role.follows:
-            return ShardedNetwork(leader.engine, **options)
+            return ShardedNetwork(leader.engine, role.adapter, **options)
         average = AveragedPolicy(leader.engine, role.adapter, **options)
         average.follow(leader, 0.0)
         return average

@@ -65,8 +65,8 @@ def load_student(
         ops = ModelOps(**parts)
     with torch.device("meta"):
         network = CausalWan(config, policy.sampler, ops)
-    network.load_state_dict(read.state, assign=True)
-    network.to(ranks.device, dtype).eval().requires_grad_(False)
+    network.load_state_dict(read.state.converted(lambda _, weight: weight.to(ranks.device, dtype)), assign=True)
+    network.to(ranks.device, dtype).eval().requires_grad_(False)  # what is no weight
     return Student(policy, PlainNetwork(network), run_of(source))
 
 

@@ -22,10 +22,10 @@ def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Netw
 
 
 def adapters_of(run: RunConfig, leader: Role) -> Adapters | None:
-    """Those of a role's network: its own and those of the roles that follow it; None where it has none."""
+    """Those of a role's network: its own and those of its copies that have one; None where it has none."""
     if leader.lora is None or leader.adapter is None:
         return None
-    names = (leader.name, *(role.name for role in run.cast if role.of == leader.name and role.follows))
+    names = (leader.name, *(role.name for role in run.cast if role.of == leader.name and role.adapter))
     return Adapters(names, leader.lora.rank, leader.lora.alpha / leader.lora.rank)
 
 

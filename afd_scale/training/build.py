@@ -1,14 +1,16 @@
 """From a config to the objects of a run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from afd_scale.checkpoint.load_student import load_student_state
+from afd_scale.checkpoint.adapters import Base, describe_base
+from afd_scale.checkpoint.lazy import LazyState, in_memory
+from afd_scale.checkpoint.load_student import load_lora_state, load_student_state, read_student
 from afd_scale.checkpoint.run_state import Checkpointed
 from afd_scale.codecs.choose import codec_of
 from afd_scale.codecs.codec import Codec
@@ -20,7 +22,10 @@ from afd_scale.config.run import CodecConfig
 from afd_scale.engines.cast import State, build_cast
 from afd_scale.engines.sharded import Sharded
 from afd_scale.engines.shards import GatherCounter
+from afd_scale.layers.choose_precision import parameter_dtype
+from afd_scale.layers.lora import FOLDER
 from afd_scale.methods import make_method
+from afd_scale.models.build import adapters_of
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.memory import cache_bytes
 from afd_scale.planning.workload import workload
@@ -56,7 +61,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     """
     load = workload(config, ranks.size)
     cache = cache_bytes(config, load, load.together)
-    kind = Sharded(config, ranks, lambda role: _start_weights(role, ranks), cache)
+    kind = Sharded(config, ranks, lambda role: _start_weights(config, role, ranks), cache)
     engines = build_cast(config, kind)
     networks = {role.name: engines[role.name] for role in config.cast if role.changes}
     method = make_method(config, engines, ranks.mean)
@@ -79,12 +84,46 @@ def build_codec(section: CodecConfig, name: str, device: torch.device) -> Codec 
     raise ConfigError(f"codec.name ({section.name}) must be {name.partition(':')[0]}, of whose latents the data is")
 
 
-def _start_weights(role: Role, ranks: Ranks) -> State:
-    """On the main rank, an empty dictionary on the others; None to start at random."""
+def base_of(config: RunConfig) -> Base | None:
+    """What a checkpoint's adapters are of; None where it holds whole weights: without LoRA, or over a random start."""
+    student = config.student
+    if student.lora is None or student.weights is None:
+        return None
+    source = read_student(student.weights)
+    return describe_base(source.path, source.state, parameter_dtype(config.precision))
+
+
+def _start_weights(config: RunConfig, role: Role, ranks: Ranks) -> State:
+    """On the main rank, an empty mapping on the others; None to start at random."""
     network = role.network
     if not isinstance(network, WanConfig) or network.weights is None:
         return None
-    path = network.weights
-    state: dict[str, Tensor] = {}
-    ranks.run_on_main(lambda: state.update(load_student_state(path, network, role.section)))
-    return state
+    found: dict[str, State] = {}  # what is read stays on the main rank
+    adapters = adapters_of(config, role)
+    ranks.run_on_main(lambda: found.update(main=read_start(role, network, adapters.names if adapters else ())))
+    return found.get("main", {})
+
+
+def read_start(role: Role, network: WanConfig, names: Sequence[str]) -> State:
+    """Start weights of a role's network, and where the section names a LoRA, of its adapters.
+
+    Args:
+        names: of the adapters; they start alike, one that stays as it starts among them.
+    Raises:
+        ValueError: they cannot be read, or are of another architecture or rank.
+    """
+    assert network.weights is not None
+    state = load_student_state(network.weights, network, role.section)
+    if network.lora is None or network.lora.weights is None:
+        return state
+    shapes = {name: stored.shape for name, stored in state.stored.items()}
+    try:
+        adapters = load_lora_state(network.lora.weights, network.lora, shapes)
+    except ValueError as error:
+        raise ValueError(f"{role.section}.{error}") from error
+    log.info("the adapters of %s start from %s", role.section, network.lora.weights)
+    start: dict[str, Tensor] = {}
+    for name, weight in adapters.items():
+        linear, _, side = name.rpartition(".")
+        start |= {f"{linear}.{FOLDER}.{adapter}.{side}": weight for adapter in names}
+    return LazyState({**state.stored, **in_memory(start).stored})

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from afd_scale.checkpoint.adapters import check_base
 from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
+from afd_scale.checkpoint.weights import FOLDER_NAME
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
@@ -25,7 +27,7 @@ from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.workload import workload
 from afd_scale.protocols import Metrics
-from afd_scale.training.build import Run, build_codec, build_run
+from afd_scale.training.build import Run, base_of, build_codec, build_run
 from afd_scale.training.evaluator import Evaluator
 from afd_scale.training.metrics import recording
 from afd_scale.training.preemption import Preempted, listening
@@ -70,6 +72,7 @@ class Trainer:
             ranks.run_on_each_machine(check_copies, config)
             self.stream = Ahead(TeacherStream(config), pinned=ranks.device.type == "cuda")
             self.built: Run = build_run(config, ranks)
+            self.base = ranks.run_on_main(base_of, config)
             self.checkpoints = RunCheckpoints(
                 config.folder / "checkpoints", is_main=ranks.is_main, size=ranks.size, barrier=ranks.barrier,
                 keep=config.train.keep_checkpoints,
@@ -124,6 +127,8 @@ class Trainer:
         checkpoint = self.ranks.run_on_main(newest_checkpoint, self.checkpoints.folder)
         if checkpoint is None:
             return
+        if self.base is not None:
+            self.ranks.run_on_main(check_base, checkpoint["folder"] / FOLDER_NAME, self.base)
         log.info("%s resumes after step %d from %s", self.config.name, checkpoint["step"], checkpoint["folder"])
         # What is damaged is perhaps a file that one rank alone reads.
         self.ranks.run_on_all(self.checkpoints.load, checkpoint["folder"], self.built.networks)
@@ -195,10 +200,14 @@ class Trainer:
         return dict(zip(names, self.ranks.mean(values).tolist(), strict=True))
 
     def _save(self) -> None:
-        student = self.config.student.model_copy(update={"lora": None})  # adapters are merged into what is saved
+        student, exported = self.config.student, self.built.exported
+        if self.base is None:  # adapters, if any, are merged into what is saved
+            student, weights = student.model_copy(update={"lora": None}), exported.full_weights()
+        else:
+            weights = exported.adapter_weights()
         policy = PolicyConfig(student=student, sampler=self.config.sampler)
         path = self.checkpoints.save(
-            self.step, self.built.networks, self.stream.state_dict(), self.built.exported.full_weights(), policy
+            self.step, self.built.networks, self.stream.state_dict(), weights, policy, self.base
         )
         log.info("%s saved %s", self.config.name, path)
 

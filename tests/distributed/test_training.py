@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from afd_scale.checkpoint.load_student import load_student_state
+from afd_scale.checkpoint.load_student import load_student_state, read_lora, read_student
 from afd_scale.checkpoint.weights import load_weights
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
@@ -89,8 +89,8 @@ def test_ranks_that_no_video_can_share_are_refused(configs: Path) -> None:
     refused(result, "parallel.sequence (2) must divide the number of ranks (1)")
 
 
-def test_adapters_train_resume_and_leave_a_merged_student(configs: Path) -> None:
-    """LoRA on student and discriminator; killed after step 2; what it saves loads as any student."""
+def test_adapters_train_resume_and_are_merged_when_read(configs: Path) -> None:
+    """LoRA on student and discriminator; killed after step 2; what it saves loads as any student, or as adapters."""
     small = {"name": "latent", **SHAPE, "num_layers": 1, "lora": {"rank": 2}}
     options = [
         "student.lora={rank: 4, alpha: 8}",
@@ -101,8 +101,11 @@ def test_adapters_train_resume_and_leave_a_merged_student(configs: Path) -> None
     command = [TRAIN, "--config", configs / "afd.yaml", "name=lora", "train.save_every=2", *options]
     succeed(on_ranks(2, *command))
     folder = configs / "runs" / "lora"
-    whole, weights = metrics(folder), load_weights(folder / "checkpoints" / f"step_{STEPS:08d}" / "student")
-    policy, state = weights
+    whole, source = metrics(folder), read_student(folder)
+    assert {path.name for path in source.path.iterdir()} == {
+        "student.json", "base.json", "adapter_config.json", "adapter_model.safetensors"
+    }  # fmt: skip
+    policy, state = source.config(), dict(source.state)
     assert policy.student.lora is None
     assert state.keys() == CausalWan(policy.student, policy.sampler).state_dict().keys()
     start = load_weights(configs / "start")[1]
@@ -113,13 +116,46 @@ def test_adapters_train_resume_and_leave_a_merged_student(configs: Path) -> None
     shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
     succeed(on_ranks(2, *command))
     assert [without_time(line) for line in metrics(folder)] == [without_time(line) for line in whole]
-    resumed = load_weights(folder / "checkpoints" / f"step_{STEPS:08d}" / "student")[1]
+    resumed = read_student(folder).state
     for name, weight in state.items():
         assert torch.equal(resumed[name], weight), name
+    # Of the other networks there are the shards of two ranks.
+    policies = {role: read_student(folder, role).state for role in ("student", "old_policy")}
+    assert all(torch.equal(policies["student"][name], state[name]) for name in state)
+    assert {name for name in state if not torch.equal(policies["old_policy"][name], state[name])} == changed
+
+    # Adapters that go on from these, and do not move.
+    onward = [*options, f"student.lora.weights={folder}", "method.optimizer.learning_rate=0", "train.steps=1"]
+    succeed(on_ranks(2, TRAIN, "--config", configs / "afd.yaml", "name=lora-onward", *onward))
+    (first,) = metrics(configs / "runs" / "lora-onward")
+    assert first["student/reference_distance"] == 0, "the reference starts from them too"
+    before, after = (read_lora(path).tensors for path in (folder, configs / "runs" / "lora-onward"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
     # A run of adapters that are an average, from the merged student.
     sft = ["method={name: sft, ema_decay: 0.9}", "name=lora-sft", f"student.weights={folder}", "student.lora={rank: 2}"]
     sft.append("evaluation.metrics=none")
     succeed(on_ranks(2, TRAIN, "--config", configs / "afd.yaml", *sft, "train.steps=2", "parallel.sequence=2"))
+    run_of_average = configs / "runs" / "lora-sft"
+    exported, ema = (read_student(run_of_average, role).state for role in (None, "ema"))
+    assert all(torch.equal(exported[name], ema[name]) for name in exported)
+    trained = read_student(run_of_average, "student").state
+    assert {name for name in exported if not torch.equal(exported[name], trained[name])} == changed
+    # A base that goes away.
+    (folder / "checkpoints" / f"step_{STEPS:08d}").rename(folder / "checkpoints" / "elsewhere")
+    with pytest.raises(ValueError, match="must find the base of their adapters"):
+        read_student(run_of_average)
+
+
+def test_every_network_of_a_run_is_read_from_its_shards(configs: Path, two_ranks: list[dict[str, Any]]) -> None:
+    run = configs / "runs" / "two"
+    exported, student, old_policy = (read_student(run, role).state for role in (None, "student", "old_policy"))
+    assert exported.keys() == student.keys() == old_policy.keys()
+    assert all(torch.equal(exported[name], student[name]) for name in exported)
+    assert all(not torch.equal(exported[name], old_policy[name]) for name in exported)
+    assert all(torch.allclose(exported[name], old_policy[name], atol=0.1) for name in exported)
+    with pytest.raises(ValueError, match="must hold ema: it is of a run without it, with discriminator, old_policy"):
+        read_student(run, "ema")
 
 
 def is_adapted(name: str) -> bool:

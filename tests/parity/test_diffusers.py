@@ -63,9 +63,9 @@ def wan_transformer() -> Any:
     return importlib.import_module("diffusers").WanTransformer3DModel
 
 
-def export(model: CausalWan, folder: Path, tool: ModuleType) -> Path:
+def export(model: CausalWan, folder: Path, tool: ModuleType, *options: str) -> Path:
     save_weights(model.state_dict().items(), folder / "student", policy_config(model))
-    assert tool.main([str(folder / "student"), str(folder / "exported"), "--to", "diffusers"]) == 0
+    assert tool.main([str(folder / "student"), str(folder / "exported"), "--to", "diffusers", *options]) == 0
     return folder / "exported"
 
 
@@ -114,12 +114,9 @@ def test_an_x0_student_outputs_x0_in_diffusers(
     assert difference(noisy - 0.625 * velocity, x0) < TOLERANCE
 
 
-def test_diffusers_reads_our_shards(
-    tmp_path: Path, tool: ModuleType, wan_transformer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("afd_scale.checkpoint.formats.diffusers.MAX_SHARD_BYTES", 60_000)
+def test_diffusers_reads_our_shards(tmp_path: Path, tool: ModuleType, wan_transformer: Any) -> None:
     model = student("odd")
-    exported = export(model, tmp_path, tool)
+    exported = export(model, tmp_path, tool, "--max-shard-size", "60KB")
     assert len(list(exported.glob("diffusion_pytorch_model-*.safetensors"))) > 5
     theirs = wan_transformer.from_pretrained(exported).state_dict()
     ours = {diffusers_key(key): tensor for key, tensor in model.state_dict().items()}

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": {"types", "protocols", "config", "flow", "rollout"},
     "parallel": {"types", "protocols", "config", "layers"},
     "engines": {"types", "protocols", "config", "layers", "models", "parallel"},
-    "checkpoint": {"types", "protocols", "config", "files"},
+    "checkpoint": {"types", "protocols", "config", "files", "layers", "engines"},
     "planning": {"types", "config", "layers", "models"},
     "benchmarks": {
         "types",

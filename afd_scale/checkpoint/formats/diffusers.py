@@ -6,22 +6,20 @@ the other way round. Source: WanTransformer3DModel of diffusers 0.39.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.wan import Stated
-from afd_scale.checkpoint.weights import read_config, read_shards, write_shards
+from afd_scale.checkpoint.formats.wan import SIDECAR_NAME, STEM, Stated
+from afd_scale.checkpoint.weights import MAX_SHARD_BYTES, write_shards
 from afd_scale.config.models import PolicyConfig, WanConfig
 
 CONFIG_NAME = "config.json"
-SIDECAR_NAME = "afd_scale.json"  # the PolicyConfig: diffusers' has no field for chunk, steps, warp, window, prediction
-STEM = "diffusion_pytorch_model"
-MAX_SHARD_BYTES = 10_000_000_000
+Weight = TypeVar("Weight")
 
-_MODULES = {
+MODULES = {
     "patch_embedding": "patch_embedding",
     "time_embedding.0": "condition_embedder.time_embedder.linear_1",
     "time_embedding.2": "condition_embedder.time_embedder.linear_2",
@@ -42,7 +40,7 @@ _MODULES = {
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
 }
-_OUR_MODULES = {theirs: ours for ours, theirs in _MODULES.items()}
+_OUR_MODULES = {theirs: ours for ours, theirs in MODULES.items()}
 
 
 def _parts(key: str) -> tuple[str, str, str]:
@@ -56,7 +54,7 @@ def _parts(key: str) -> tuple[str, str, str]:
 def diffusers_key(key: str) -> str:
     """diffusers' name of one of our keys."""
     block, module, parameter = _parts(key)
-    return f"{block}scale_shift_table" if parameter == "modulation" else f"{block}{_MODULES[module]}.{parameter}"
+    return f"{block}scale_shift_table" if parameter == "modulation" else f"{block}{MODULES[module]}.{parameter}"
 
 
 def diffusers_config(config: WanConfig) -> dict[str, Any]:
@@ -83,7 +81,7 @@ def diffusers_config(config: WanConfig) -> dict[str, Any]:
     }
 
 
-def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_diffusers(state: Mapping[str, Weight]) -> dict[str, Weight]:
     """Rename diffusers' tensors to ours; a name we have none for stays, for `check_state` to report."""
 
     def our_key(key: str) -> str:
@@ -95,33 +93,26 @@ def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {our_key(key): tensor for key, tensor in state.items()}
 
 
-def fill_diffusers_folder(state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig) -> None:
+def fill_diffusers_folder(
+    state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
     """Write what `WanTransformer3DModel.from_pretrained` reads, and the sidecar with the rest, into an empty folder.
 
     Args:
         state: our names and tensors, one by one.
     """
-    write_shards(((diffusers_key(key), tensor) for key, tensor in state), folder, STEM, MAX_SHARD_BYTES)
+    write_shards(((diffusers_key(key), tensor) for key, tensor in state), folder, STEM, max_shard_bytes)
     (folder / CONFIG_NAME).write_text(json.dumps(diffusers_config(config.student), indent=2) + "\n")
     (folder / SIDECAR_NAME).write_text(config.model_dump_json(indent=2))
 
 
-def read_diffusers_folder(folder: Path) -> tuple[Stated, dict[str, Tensor]]:
-    """Read a folder of ours or a plain Wan from the hub.
+def stated_by_diffusers(said: Mapping[str, Any], path: Path) -> Stated:
+    """The fields that a transformer's `config.json` states.
 
-    Returns:
-        The fields it states (all, with our sidecar), and the state dict with our keys.
     Raises:
-        ValueError: a file is missing or damaged, or the network is no text-to-video Wan 2.1.
+        KeyError: one is missing.
+        ValueError: the network is no text-to-video Wan 2.1.
     """
-    return _stated_fields(folder), from_diffusers(read_shards(folder, STEM))
-
-
-def _stated_fields(folder: Path) -> Stated:
-    if (folder / SIDECAR_NAME).is_file():
-        return read_config(folder / SIDECAR_NAME).model_dump()
-    path = folder / CONFIG_NAME
-    said = json.loads(path.read_text())
     rules = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "image_dim": None, "added_kv_proj_dim": None,
              "out_channels": said["in_channels"]}  # fmt: skip
     for field, needed in rules.items():

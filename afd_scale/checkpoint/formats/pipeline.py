@@ -9,6 +9,7 @@ from torch import Tensor
 
 from afd_scale.checkpoint.formats.diffusers import fill_diffusers_folder
 from afd_scale.checkpoint.formats.models_folder import PARTS, VERSION, check_models, copy_models, write_json
+from afd_scale.checkpoint.weights import MAX_SHARD_BYTES
 from afd_scale.config.models import PolicyConfig
 
 CODE = Path(__file__).with_name("causal_wan_pipeline.py")
@@ -17,7 +18,11 @@ CLASS = "CausalWanPipeline"
 
 
 def fill_pipeline_folder(
-    state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, models: Path | None
+    state: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    config: PolicyConfig,
+    models: Path | None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write what `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` reads into an empty folder.
 
@@ -32,7 +37,7 @@ def fill_pipeline_folder(
         check_models(models, config.student)
         copy_models(models, folder)
     (folder / "transformer").mkdir()
-    fill_diffusers_folder(state, folder / "transformer", config)
+    fill_diffusers_folder(state, folder / "transformer", config, max_shard_bytes)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(config))
     shutil.copyfile(CODE, folder / f"{CODE_NAME}.py")
     write_json(folder / "model_index.json", pipeline_index(config, with_models=models is not None))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from afd_scale.checkpoint.formats.diffusers import CONFIG_NAME, diffusers_config, fill_diffusers_folder
 from afd_scale.checkpoint.formats.models_folder import PARTS, VERSION, check_models, copy_models, write_json
+from afd_scale.checkpoint.weights import MAX_SHARD_BYTES
 from afd_scale.config.models import PolicyConfig
 
 TRANSFORMER = "CausalWanTransformer3DModel"
@@ -22,17 +23,24 @@ UNWINDOWED_FRAMES = 21  # latent frames that they keep where no window is said
 MAX_CHUNK_FRAMES = 3
 
 
-def fill_served_folder(state: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, models: Path) -> None:
+def fill_served_folder(
+    state: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    config: PolicyConfig,
+    models: Path | None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
     """Write a whole folder into an empty one; arguments as of `fill_pipeline_folder`.
 
     Raises:
         ValueError: the models are not the student's, or the servers cannot run such a student.
     """
     check_served(config)
+    assert models is not None, "a server decodes"
     check_models(models, config.student)
     copy_models(models, folder)
     (folder / "transformer").mkdir()
-    fill_diffusers_folder(state, folder / "transformer", config)
+    fill_diffusers_folder(state, folder / "transformer", config, max_shard_bytes)
     write_json(folder / "transformer" / CONFIG_NAME, served_config(config))
     write_json(folder / "scheduler" / "scheduler_config.json", served_scheduler(config))
     write_json(folder / "model_index.json", served_index())

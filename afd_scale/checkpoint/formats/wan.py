@@ -1,35 +1,38 @@
-"""Original Wan, Self-Forcing and Causal-Forcing checkpoints, and the layout that every other format maps to.
-
-`CausalWan` keeps original Wan's parameter names, so reading means finding the tensors and stripping what wrappers
-left in the names. `weight_shapes` is the layout itself.
-"""
+"""Original Wan's layout, which every other format maps to: `CausalWan` keeps its parameter names."""
 
 import json
-import logging
-import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from afd_scale.checkpoint.weights import read_safetensors, read_shards, save_safetensors, written_whole
-from afd_scale.config.models import PolicyConfig
+from afd_scale.checkpoint.lazy import read_metadata
+from afd_scale.checkpoint.weights import MAX_SHARD_BYTES, save_safetensors, write_shards, written_whole
+from afd_scale.config.models import PolicyConfig, WanConfig
 from afd_scale.config.presets import ARCHITECTURES
-
-log = logging.getLogger(__name__)
 
 Stated = dict[str, dict[str, Any]]  # fields that a source says, of the sections `student` and `sampler`
 
 METADATA_KEY = "afd_scale"  # of a .safetensors header: the PolicyConfig as JSON
 WAN_HEAD_WIDTH = 128
+SIDECAR_NAME = "afd_scale.json"  # the PolicyConfig: no other config has a field for steps, warp, prediction
 STEM = "diffusion_pytorch_model"  # original Wan's folders use diffusers' file names
-_WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class Weight(Protocol):
+    """What is known of a tensor before it is read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class WanSizes:
     patch: tuple[int, int, int]
 
     @classmethod
-    def of_state(cls, state: dict[str, Tensor], path: Path) -> "WanSizes":
+    def of_state(cls, state: Mapping[str, Weight], path: Path) -> "WanSizes":
         """Read the sizes off a state dict with our keys; ValueError where the telling tensors are absent."""
         telling = [
             f"{name}.weight" for name in ("patch_embedding", "blocks.0.ffn.0", "time_embedding.0", "text_embedding.0")
@@ -53,8 +56,8 @@ class WanSizes:
         shapes = [state[key].shape for key in telling if key in state]
         if [len(shape) for shape in shapes] != [5, 2, 2, 2]:
             raise ValueError(
-                f"weights ({path}) must be of a Wan 2.1 transformer: {_names(set(telling) - state.keys())} not found "
-                f"or misshapen, it holds {_names(state)}"
+                f"weights ({path}) must be of a Wan 2.1 transformer: {named(set(telling) - state.keys())} not found "
+                f"or misshapen, it holds {named(state)}"
             )
         (dim, latent_channels, *patch), (ffn_dim, _), (_, freq_dim), (_, text_dim) = shapes
         layers = {int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.", key))}
@@ -90,17 +93,29 @@ def weight_shapes(sizes: WanSizes) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_state(state: dict[str, Tensor], path: Path) -> WanSizes:
+def check_state(state: Mapping[str, Weight], path: Path) -> WanSizes:
     """Hold a state dict with our keys against its own sizes: no key missing or unknown, every shape consistent."""
+    if scaled := [key for key, weight in state.items() if "weight_scale" in key or weight.dtype.itemsize == 1]:
+        raise ValueError(f"weights ({path}) must not be quantised: {named(scaled, 1)} is of FP8 or integer weights "
+                         "with scales; take the file that they were made from")  # fmt: skip
+    if empty := [key for key, weight in state.items() if 0 in weight.shape]:
+        raise ValueError(f"weights ({path}) must be whole: {named(empty, 1)} is empty, as ZeRO-3 leaves what is not "
+                         "gathered")  # fmt: skip
     sizes = WanSizes.of_state(state, path)
     shapes = weight_shapes(sizes)
     for verb, keys in (("lack", shapes.keys() - state.keys()), ("have", state.keys() - shapes.keys())):
         if keys:
             what = "it is incomplete" if verb == "lack" else "only text-to-video Wan 2.1 is supported"
-            raise ValueError(f"weights ({path}) must not {verb} {_names(keys)}: {what}")
+            raise ValueError(f"weights ({path}) must not {verb} {named(keys)}: {what}")
+    given = state["head.head.weight"].shape[0] // (sizes.patch[1] * sizes.patch[2])
+    if given < sizes.latent_channels:
+        raise ValueError(f"weights ({path}) must give as many channels as they take: they take {sizes.latent_channels} "
+                         f"and give {given}, as image-to-video does; only text-to-video is supported")  # fmt: skip
     for key, shape in shapes.items():
         if tuple(state[key].shape) != shape:
             raise ValueError(f"weights ({path}) must have {key} of shape {shape}, it has {tuple(state[key].shape)}")
+        if state[key].dtype not in _DTYPES:
+            raise ValueError(f"weights ({path}) must be floating-point numbers: {key} is of {state[key].dtype}")
     return sizes
 
 
@@ -138,87 +153,56 @@ def complete_config(
         raise ValueError(f"weights ({path}) must describe a student: {error.errors()[0]['msg']}") from error
 
 
-def read_wan_file(path: Path, prefer_ema: bool = True) -> tuple[Stated, dict[str, Tensor]]:
-    """Read a `.safetensors`, `.pt` or `.pth` file.
+def wan_config(config: WanConfig) -> dict[str, Any]:
+    """`config.json` of the WanModel with these weights."""
+    return {
+        "_class_name": "WanModel",
+        "_diffusers_version": "0.30.0",
+        "dim": config.dim,
+        "eps": config.eps,
+        "ffn_dim": config.ffn_dim,
+        "freq_dim": config.freq_dim,
+        "in_dim": config.latent_channels,
+        "model_type": "t2v",
+        "num_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "out_dim": config.latent_channels,
+        "text_len": config.text_length,
+    }
+
+
+def write_wan(
+    state: Iterable[tuple[str, Tensor]], out: Path, config: PolicyConfig, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write the folder that original Wan's `WanModel.from_pretrained` reads, or one `.safetensors` with the same keys.
 
     Args:
-        prefer_ema: of a training checkpoint take `generator_ema` where there is one, else `generator`.
-    Returns:
-        The fields it states (all or none), and the state dict with wrappers' prefixes stripped.
+        out: one file, our config in its header, where it ends in .safetensors; else a folder, our config beside it.
     Raises:
-        ValueError: the file is missing, damaged, holds more than tensors, or two names become one.
+        ValueError: the path exists or cannot be written.
     """
-    if path.suffix == ".safetensors":
-        tree: dict[str, Any] = dict(read_safetensors(path))
-        stated = _read_metadata(path)
-    else:
-        tree, stated = _read_torch_file(path), nothing_stated()
-    choice = ("generator_ema", "generator") if prefer_ema else ("generator", "generator_ema")
-    if name := next((name for name in choice if isinstance(tree.get(name), dict)), None):
-        log.info("%s: reading its %s", path, name)
-        tree = tree[name]
-    if stray := {str(key) for key, value in tree.items() if not isinstance(value, Tensor)}:
-        raise ValueError(f"weights ({path}) must hold tensors, or `generator`: {_names(stray)} is neither")
-    return stated, strip_wrappers(tree, path)
+    with written_whole(out) as partial:
+        if out.suffix == ".safetensors":
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state}
+            save_safetensors(tensors, partial, {METADATA_KEY: config.model_dump_json()})
+            return
+        partial.mkdir()
+        write_shards(state, partial, STEM, max_shard_bytes)
+        (partial / "config.json").write_text(json.dumps(wan_config(config.student), indent=2) + "\n")
+        (partial / SIDECAR_NAME).write_text(config.model_dump_json(indent=2))
 
 
-def read_wan_folder(folder: Path) -> tuple[Stated, dict[str, Tensor]]:
-    """Read a folder of original Wan (`config.json` of class WanModel): the fields it states, and its state dict."""
-    said = json.loads((folder / "config.json").read_text())
-    ours = {"num_heads": "num_heads", "eps": "eps", "text_len": "text_length"}
-    student = {ours[key]: said[key] for key in ours if key in said}
-    return {"student": student, "sampler": {}}, read_shards(folder, STEM)
-
-
-def write_wan_file(state: Iterable[tuple[str, Tensor]], path: Path, config: PolicyConfig) -> None:
-    """Write one `.safetensors` in Self-Forcing's layout (`model.` before each key), the config in its header.
-
-    Raises:
-        ValueError: the path exists or has another suffix.
-    """
-    if path.suffix != ".safetensors":
-        raise ValueError(f"output ({path}) must end in .safetensors: the Wan layout is one file")
-    with written_whole(path) as partial:
-        tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state}
-        save_safetensors(tensors, partial, {METADATA_KEY: config.model_dump_json()})
+def stated_in_header(path: Path) -> Stated:
+    """The PolicyConfig in a safetensors file's header; nothing where there is none."""
+    text = read_metadata(path).get(METADATA_KEY)
+    try:
+        return PolicyConfig.model_validate_json(text).model_dump() if text else nothing_stated()
+    except ValidationError as error:
+        raise ValueError(f"weights ({path}) must have a PolicyConfig as {METADATA_KEY} in its header") from error
 
 
 def nothing_stated() -> Stated:
     return {"student": {}, "sampler": {}}
-
-
-def strip_wrappers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Names without what FSDP, compile, checkpointing and outer modules put into them."""
-    stripped: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        parts = [part for part in key.split(".") if part not in _WRAPPERS]
-        while parts[0] in ("model", "module"):
-            del parts[0]
-        name = ".".join(parts)
-        if name in stripped:
-            raise ValueError(f"weights ({path}) must hold one network: two tensors are named {name} without prefixes")
-        stripped[name] = tensor
-    return stripped
-
-
-def _read_torch_file(path: Path) -> dict[str, Any]:
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = "it is damaged, or holds other objects, which could run code"  # torch's text advises to allow them
-        raise ValueError(f"weights ({path}) must be a torch file of tensors alone: {reason}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"weights ({path}) must hold a dict of tensors, it holds {type(tree).__name__}")
-    return tree
-
-
-def _read_metadata(path: Path) -> Stated:
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-        return PolicyConfig.model_validate_json(text).model_dump() if text else nothing_stated()
-    except (SafetensorError, ValidationError) as error:
-        raise ValueError(f"weights ({path}) must have a PolicyConfig as {METADATA_KEY} in its header") from error
 
 
 def _disagreement(seen: dict[str, Any], preset: dict[str, Any]) -> str | None:
@@ -226,7 +210,8 @@ def _disagreement(seen: dict[str, Any], preset: dict[str, Any]) -> str | None:
     return next((field for field in seen if seen[field] != preset.get(field, seen[field])), None)
 
 
-def _names(keys: Iterable[str], at_most: int = 3) -> str:
+def named(keys: Iterable[str], at_most: int = 3) -> str:
+    """The first few names, for an error."""
     ordered = sorted(keys)
     more = f" and {len(ordered) - at_most} more" if len(ordered) > at_most else ""
     return ", ".join(ordered[:at_most]) + more

@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from afd_scale.checkpoint.formats.diffusers import SIDECAR_NAME, diffusers_config, diffusers_key, from_diffusers
-from afd_scale.checkpoint.formats.wan import METADATA_KEY, WanSizes, strip_wrappers, weight_shapes
+from afd_scale.checkpoint.formats.diffusers import diffusers_config, diffusers_key, from_diffusers
+from afd_scale.checkpoint.formats.self_forcing import strip_wrappers
+from afd_scale.checkpoint.formats.wan import METADATA_KEY, SIDECAR_NAME, WanSizes, weight_shapes
 from afd_scale.checkpoint.load_student import load_student_state, read_student
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config.models import PolicyConfig, StudentConfig
@@ -139,14 +140,14 @@ def test_self_forcing_checkpoint_prefers_the_ema(prefix: str, state: dict[str, T
     assert_equal(read_student(tmp_path / "both.pt").state, state)
     assert_equal(load_student_state(tmp_path / "both.pt", CONFIG.student), state)
     one_more = {key: tensor + 1 for key, tensor in state.items()}
-    assert_equal(read_student(tmp_path / "both.pt", prefer_ema=False).state, one_more)
+    assert_equal(read_student(tmp_path / "both.pt", weights="student").state, one_more)
     assert_equal(read_student(tmp_path / "raw.pt").state, one_more)
 
 
 def test_round_trip_through_the_wan_layout(state: dict[str, Tensor], tmp_path: Path, convert: Tool) -> None:
     save_weights(state.items(), tmp_path / "student", CONFIG)
     assert convert(tmp_path / "student", tmp_path / "out.safetensors", "--to", "wan") == 0
-    assert load_file(tmp_path / "out.safetensors").keys() == {f"model.{key}" for key in state}
+    assert load_file(tmp_path / "out.safetensors").keys() == state.keys()
     assert convert(tmp_path / "out.safetensors", tmp_path / "back", "--to", "afd") == 0
     source = read_student(tmp_path / "back")
     assert source.config() == CONFIG
@@ -255,8 +256,8 @@ def spoil(state: dict[str, Tensor], path: Path, how: str) -> Path:
     if how == "absent":
         return path / "nowhere"
     if how == "suffix":
-        (path / "weights.bin").write_bytes(b"")
-        return path / "weights.bin"
+        (path / "weights.ckpt").write_bytes(b"")
+        return path / "weights.ckpt"
     if how == "missing key":
         del state["blocks.1.norm3.bias"]
     elif how == "unknown key":
@@ -334,7 +335,10 @@ def test_a_bad_source_is_refused_in_one_line(
     ("arguments", "rule"),
     [
         (["taken", "--to", "diffusers"], "must not exist"),
-        (["out", "--to", "wan"], "must end in .safetensors"),
+        (["out", "--to", "self-forcing"], "must end in .pt"),
+        (["out", "--to", "comfyui-lora"], "must be of a run with adapters"),
+        (["out", "--to", "peft", "--family", "toy"], "--family (toy) must not be given with --to peft"),
+        (["out", "--to", "afd", "--weights", "ema"], "must hold ema"),
         (["out", "--to", "afd", "--family", "toy"], "--family (toy) must not be given"),
         (["out", "--to", "afd", "--architecture", "toy"], "--architecture (toy) must not be given"),
     ],

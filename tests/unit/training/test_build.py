@@ -72,6 +72,15 @@ def test_roles_are_copies_of_the_start_or_adapters_of_one_base():
     assert all(".adapters.student." in name for name in trained)
 
 
+def test_a_reference_of_adapters_that_start_from_a_lora_has_them_too():
+    lora = {"rank": 2, "weights": "some.safetensors"}
+    engines = plain(config_of(student={**SMALL, "weights": "base", "lora": lora}))
+    student, old, reference = (engines[role] for role in ("student", "old_policy", "reference"))
+    assert student.network is old.network is reference.network
+    assert (student.adapter, old.adapter, reference.adapter) == ("student", "old_policy", "reference")
+    assert not any(p.requires_grad for p in (*old.parameters(), *reference.parameters()))
+
+
 def test_start_weights_reach_the_leader_and_its_copies():
     state = {
         name: torch.full_like(weight, 0.5)

@@ -1,0 +1,65 @@
+"""What a JSON file says of a student: our own, a diffusers transformer's, original Wan's or a causal Wan's config."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from afd_scale.checkpoint.formats.diffusers import CONFIG_NAME, stated_by_diffusers
+from afd_scale.checkpoint.formats.wan import SIDECAR_NAME, Stated, nothing_stated
+from afd_scale.checkpoint.lazy import read_json
+from afd_scale.checkpoint.weights import read_config
+
+# Original Wan's names, Self-Forcing's and our own of the same fields.
+_STUDENT = {
+    **{name: name for name in ("dim", "ffn_dim", "freq_dim", "text_dim", "num_heads", "num_layers", "eps")},
+    "text_len": "text_length", "text_length": "text_length", "in_dim": "latent_channels",
+    "latent_channels": "latent_channels", "prediction": "prediction",
+}  # fmt: skip
+_SAMPLER = {
+    "chunk_frames": "chunk_frames", "num_frames_per_block": "chunk_frames", "window_frames": "window_frames",
+    "local_attn_size": "window_frames", "sink_frames": "sink_frames", "sink_size": "sink_frames",
+    "timestep_shift": "timestep_shift", "timesteps": "timesteps",
+}  # fmt: skip
+
+
+def read_stated(path: Path) -> Stated:
+    """The fields that a JSON file states.
+
+    Raises:
+        ValueError: it is no JSON, or of something that is no text-to-video Wan 2.1.
+    """
+    said = read_json(path, "config")
+    class_name = said.get("_class_name", "WanModel")
+    if "student" in said:
+        return read_config(path).model_dump()
+    if "Wan" not in class_name:
+        raise ValueError(
+            f"weights ({path}) must be of a Wan, as WanTransformer3DModel or WanModel, it is of {class_name}"
+        )
+    try:
+        if "num_attention_heads" in said or "Transformer3DModel" in class_name:
+            stated = stated_by_diffusers(said, path)
+            return {"student": stated["student"], "sampler": _known(said, _SAMPLER)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"weights ({path}) must be a transformer's config: {error!r}") from error
+    if not (student := _known(said, _STUDENT)):
+        raise ValueError(f"config ({path}) must describe a student: it has none of {', '.join(_STUDENT)}")
+    if said.get("model_type", "t2v") != "t2v" or said.get("out_dim", said.get("in_dim")) != said.get("in_dim"):
+        raise ValueError(
+            f"weights ({path}) must be of a text-to-video Wan 2.1: this is another, perhaps image-to-video"
+        )
+    return {"student": student, "sampler": _known(said, _SAMPLER)}
+
+
+def stated_beside(folder: Path) -> Stated:
+    """What the JSON files in a folder of weights state: all with our sidecar, some with a config, or nothing."""
+    for name in (SIDECAR_NAME, CONFIG_NAME):
+        if (folder / name).is_file():
+            return read_config(folder / name).model_dump() if name == SIDECAR_NAME else read_stated(folder / name)
+    return nothing_stated()
+
+
+def _known(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The fields among them, by our names; a window of -1 frames is none."""
+    found = {ours: said[name] for name, ours in names.items() if said.get(name) is not None}
+    return {field: None if field == "window_frames" and value == -1 else value for field, value in found.items()}

@@ -1,0 +1,74 @@
+"""Any network of a run's checkpoint, put together from the shards of all ranks that wrote it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from afd_scale.checkpoint.formats.lora import DOWN, LINEARS, UP, Lora
+from afd_scale.checkpoint.lazy import LazyState, Stored
+from afd_scale.checkpoint.run_state import NETWORKS
+from afd_scale.config.models import StudentConfig
+from afd_scale.engines.resharding import SavedShards
+from afd_scale.layers.lora import FOLDER
+
+ROLES = {"student": "student", "old_policy": "old_policy", "ema": "average"}  # by the names that users know
+_TRAINED = "weight/"  # before the names of a network's parameters that has optimizer states beside them
+
+
+def open_role(checkpoint: Path, weights: str, shapes: Mapping[str, tuple[int, ...]]) -> LazyState:
+    """A role's whole weights, float32.
+
+    Args:
+        checkpoint: a run's `step_XXXXXXXX`.
+        weights: of ROLES.
+        shapes: of all parameters, by name.
+    Raises:
+        ValueError: the run has no such role, or its shards are damaged or elsewhere.
+    """
+    folder = _folder(checkpoint, weights)
+    return LazyState({name: _stored(folder, name, shape) for name, shape in shapes.items()})
+
+
+def open_role_adapters(checkpoint: Path, weights: str, student: StudentConfig) -> Lora:
+    """A role's adapters; arguments and errors as of `open_role`.
+
+    Args:
+        student: the section, its `lora` set.
+    """
+    folder, role, lora = _folder(checkpoint, weights), ROLES[weights], student.lora
+    assert lora is not None
+    tensors: dict[str, Stored] = {}
+    modules = [f"blocks.{layer}.{linear}" for layer in range(student.num_layers) for linear in LINEARS]
+    for module in modules:
+        outputs = student.ffn_dim if module.endswith("ffn.0") else student.dim
+        inputs = student.ffn_dim if module.endswith("ffn.2") else student.dim
+        for side, shape in ((DOWN, (lora.rank, inputs)), (UP, (outputs, lora.rank))):
+            tensors[f"{module}.{side}"] = _stored(folder, f"{module}.{FOLDER}.{role}.{side}", shape)
+    return Lora(LazyState(tensors), dict.fromkeys(modules, lora.alpha / lora.rank))
+
+
+def _folder(checkpoint: Path, weights: str) -> Path:
+    folder = checkpoint / NETWORKS / ROLES[weights]
+    if not folder.is_dir():
+        there = sorted(path.name for path in (checkpoint / NETWORKS).glob("*")) or ["no networks"]
+        raise ValueError(
+            f"weights ({checkpoint}) must hold {weights}: it is of a run without it, with {', '.join(there)}"
+        )
+    with SavedShards(folder) as saved:
+        if saved.facts.get("nvme"):
+            raise ValueError(
+                f"weights ({folder}) must be shards: those of a run with states on nvme are DeepSpeed's own"
+            )
+    return folder
+
+
+def _stored(folder: Path, name: str, shape: tuple[int, ...]) -> Stored:
+    def read() -> Tensor:
+        with SavedShards(folder) as saved:
+            trained = "optimizer_steps" in saved.facts
+            flat: Tensor = saved.part(f"{_TRAINED if trained else ''}{name}", torch.Size(shape).numel(), 0, 1)
+        return flat.view(shape)
+
+    return Stored(shape, torch.float32, read)
