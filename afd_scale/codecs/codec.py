@@ -50,6 +50,7 @@ class Codec(Protocol):
     Attributes:
         name: of the latents it makes, in the dataset's facts.
         spatial: pixels along a latent's side.
+        whole_frame_pixels: of the largest frame that is decoded chunk by chunk.
         colour: of the frames it takes.
         text_shape: (T, E) of an embedding with its padding.
         provenance: what the latents and embeddings follow from, JSON.
@@ -57,6 +58,7 @@ class Codec(Protocol):
 
     name: str
     spatial: int
+    whole_frame_pixels: int
     provenance: dict[str, Any]
     colour: Literal["gray", "rgb24"]
     text_shape: tuple[int, int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from typing import Any, Literal
 
 import numpy as np
@@ -24,10 +25,11 @@ class IdentityCodec:
     A channel is (frame, row, column) within its patch, the column fastest.
 
     Attributes:
-        name, spatial, colour, text_shape, provenance: as of any `Codec`.
+        name, spatial, whole_frame_pixels, colour, text_shape, provenance: as of any `Codec`.
     """
 
     colour: Literal["gray", "rgb24"] = "gray"
+    whole_frame_pixels = sys.maxsize
 
     def __init__(
         self, frames: int = FRAMES, pixels: int = PIXELS, *, text_shape: tuple[int, int] = TEXT_SHAPE,

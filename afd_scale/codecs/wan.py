@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ class WanCodec:
     """Turns pixels into the latents that Wan's transformer works on, and prompts into the text it attends to.
 
     Attributes:
-        name, spatial, colour, text_shape, provenance: as of any `Codec`.
+        name, spatial, whole_frame_pixels, colour, text_shape, provenance: as of any `Codec`.
     """
 
     colour: Literal["gray", "rgb24"] = "rgb24"
@@ -75,7 +75,7 @@ class WanCodec:
         self._device = torch.device(device)
         self._vae_dtype = vae_dtype
         self._text_dtype = text_dtype or (torch.float32 if self._device.type == "cpu" else torch.bfloat16)
-        self._whole_frame_pixels = whole_frame_pixels
+        self.whole_frame_pixels = whole_frame_pixels
         self._check_files()
         self._vae_config = self._read_vae_config()
         self._temporal = int(self._vae_config["scale_factor_temporal"])
@@ -87,7 +87,7 @@ class WanCodec:
             "name": self.name, "models": self._identity(), "whole_frame_pixels": whole_frame_pixels,
             "vae_dtype": str(vae_dtype), "text_dtype": str(self._text_dtype),
         }  # fmt: skip
-        self._remembered = lru_cache(_CACHED_PROMPTS)(self._embed)
+        self._embeddings: dict[str, NDArray[np.float16]] = {}  # no lru_cache: its cycle would keep a dropped codec
 
     def latent_shape(self, form: VideoForm) -> tuple[int, int, int, int]:
         """(F, C, H, W) of a video's latents.
@@ -139,8 +139,8 @@ class WanCodec:
         def decode_chunk(chunk: Tensor) -> Tensor:
             from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-            if (size := self._frame_pixels(chunk)) > self._whole_frame_pixels:
-                raise ConfigError(f"whole_frame_pixels ({self._whole_frame_pixels}) must be at least a frame's {size} "
+            if (size := self._frame_pixels(chunk)) > self.whole_frame_pixels:
+                raise ConfigError(f"whole_frame_pixels ({self.whole_frame_pixels}) must be at least a frame's {size} "
                                   "to decode chunk by chunk: tiles would need a memory each")  # fmt: skip
             frames = [
                 self._vae.decoder(frame, feat_cache=memory, feat_idx=[0], first_chunk=not memory)
@@ -161,7 +161,13 @@ class WanCodec:
             ConfigError: the text encoder cannot be loaded.
             RejectedError: a value is not finite, or beyond float16.
         """
-        return self._remembered(prompt).copy()
+        embedding = self._embeddings.pop(prompt, None)
+        if embedding is None:
+            embedding = self._embed(prompt)
+        self._embeddings[prompt] = embedding  # the last one
+        if len(self._embeddings) > _CACHED_PROMPTS:
+            self._embeddings.pop(next(iter(self._embeddings)))
+        return embedding.copy()
 
     @torch.no_grad()
     def _embed(self, prompt: str) -> NDArray[np.float16]:
@@ -231,7 +237,7 @@ class WanCodec:
         return latents.shape[-2] * latents.shape[-1] * self.spatial**2
 
     def _set_tiling(self, pixels: int) -> None:
-        if pixels > self._whole_frame_pixels:
+        if pixels > self.whole_frame_pixels:
             self._vae.enable_tiling()
         else:
             self._vae.disable_tiling()

@@ -76,8 +76,8 @@ class TrainConfig(Section):
     sample_every: PositiveInt | None = None
     """Steps between sample videos; None makes them at the end only."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Where metrics and sample videos can be watched, beside the run's own files; wandb and trackio are extras, and
-    work without a network."""
+    """Where metrics and sample videos can be watched, beside the run's own files; wandb and trackio are extras. What
+    fails in the middle of a run is dropped with a warning."""
     resume: bool = True
     """Continue from the newest complete checkpoint of the run folder."""
     micro_batch: PositiveInt | None = None

@@ -14,9 +14,7 @@ Family = Literal["toy", "self-forcing", "krea-realtime", "longlive", "causal-for
 class SamplerConfig(Section):
     """A video chunk by chunk, each in a few denoising steps that see the chunks before it."""
 
-    family: Literal[
-        "toy", "self-forcing", "krea-realtime", "longlive", "causal-forcing", "causal-forcing-framewise"
-    ] = "toy"
+    family: Family = "toy"
     """Preset of the fields below; any of them overrides it."""
     chunk_frames: PositiveInt = 1
     """Latent frames denoised together."""

@@ -7,7 +7,7 @@ from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.run import DataConfig
 from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.schema import FACTS_FILE, DatasetFacts
-from afd_scale.data.storage import Location, extra_prompts, is_remote, locations, teacher_data
+from afd_scale.data.storage import Location, evaluation_prompts, extra_prompts, is_remote, locations, teacher_data
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from afd_scale.data.validate import check_shard, contradictions, known_good, load_beside
 
@@ -58,6 +58,13 @@ def check_dataset(config: RunConfig) -> DatasetFacts:
     latents = (data.latent_frames, student.latent_channels, data.latent_height, data.latent_width)
     _check_shape(teacher, "latents", names, latents, facts[teacher].latent_shape)
     _check_batch("data.global_batch", data.global_batch, facts[teacher])
+    shown = facts[evaluation_prompts(config)]
+    if shown.latent_shape is not None:  # its videos are looked at beside the student's
+        _check_shape(evaluation_prompts(config), "latents", names, latents, shown.latent_shape)
+        if shown.codec != facts[teacher].codec:
+            raise ConfigError(f"evaluation.prompts ({config.evaluation.prompts}) must be of codec "
+                              f"{facts[teacher].codec}, as data.shards, or prompts alone: its is {shown.codec}"
+                              )  # fmt: skip
     if extra is not None:
         if extra not in facts or facts[extra].latent_shape is not None:
             raise ConfigError(f"data.prompts ({extra.shards}) must hold prompts alone: it holds videos, which would be "

@@ -1,9 +1,10 @@
 """Clips in a file, beside the facts that they follow from."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -23,8 +24,9 @@ def write_clips(frames: FrameArray, path: Path, facts: Mapping[str, str]) -> Non
         partial.chmod(mode)  # safetensors 0.8 leaves 0600
 
 
-def read_clips(path: Path, facts: Mapping[str, str]) -> FrameArray | None:
-    """Clips that were kept; None where there are none, they follow from other facts, or the file is damaged."""
+def read_clips(path: Path, facts: Mapping[str, str], rows: Sequence[int]) -> FrameArray | None:
+    """Some of the clips that were kept; None where there are none, they follow from other facts, or the file is
+    damaged."""
     if not path.is_file():
         return None
     try:
@@ -32,7 +34,8 @@ def read_clips(path: Path, facts: Mapping[str, str]) -> FrameArray | None:
             kept = file.metadata() or {}
             changed = [name for name in facts if facts[name] != kept.get(name)]
             if not changed:
-                return file.get_tensor("frames")
+                kept_frames = file.get_slice("frames")
+                return np.concatenate([kept_frames[row : row + 1] for row in rows])
             reason = f"{', '.join(changed)} changed since"
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -86,21 +86,27 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gather_to_main(self, x: Tensor) -> Tensor | None:
-        """Rows of all shares in their order, (data_size x B, ...), in the main rank's CPU memory; None elsewhere.
+    def gather_to_main(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor | None:
+        """Rows of all shares in their order in the main rank's CPU memory; None elsewhere.
 
-        Every share has as many. They are sent one by one, so that the main rank's device has room for one beside its
-        own; and as a batch of one, for which nccl takes the communicator that is there and makes none for the pair.
+        They are sent one by one, so that the main rank's device has room for one beside its own; and as a batch of
+        one, for which nccl takes the communicator that is there and makes none for the pair.
+
+        Args:
+            x: this share's rows; ranks that do not lead a sequence have none.
+            rows: how many of each share's count, the first ones; None where every share has as many, and all do.
         """
-        x = x.detach().to(self.device).contiguous()
+        counts = [len(x)] * self.data_size if rows is None else rows
+        x = x.detach()[: counts[self.data_rank]].to(self.device).contiguous()
         if self.is_main:
             shares = [x.cpu()]
-            for rank in range(self.sequence, self.size, self.sequence):
-                share = torch.empty_like(x)
-                _wait(dist.P2POp(dist.irecv, share, rank))
-                shares.append(share.cpu())
+            for share, count in list(enumerate(counts))[1:]:
+                if count:
+                    received = x.new_empty(count, *x.shape[1:])
+                    _wait(dist.P2POp(dist.irecv, received, share * self.sequence))
+                    shares.append(received.cpu())
             return torch.cat(shares)
-        if self.leads_sequence:
+        if self.leads_sequence and len(x):
             _wait(dist.P2POp(dist.isend, x, 0))
         return None
 

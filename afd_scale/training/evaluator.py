@@ -24,6 +24,7 @@ from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import evaluation_prompts, teacher_data
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
 from afd_scale.evaluation.suites import Timing, make_suite
+from afd_scale.evaluation.suites.video import chunk_borders
 from afd_scale.evaluation.video import FrameArray, write_comparison_mp4, write_grid
 from afd_scale.flow.randomness import Randomness
 from afd_scale.parallel.ranks import Ranks
@@ -32,6 +33,8 @@ from afd_scale.rollout.sampler import Sampler
 from afd_scale.types import Prompts, pieces
 
 log = logging.getLogger(__name__)
+
+MEASURED_BYTES = 32 * 2**30  # of all clips that are measured at the end of a run
 
 
 class Evaluator:
@@ -47,27 +50,36 @@ class Evaluator:
         self.sampler, self.randomness = Sampler(config.sampler), Randomness(config.seed)
         self.samples = config.folder / "samples"
 
-    def check_prompts(self) -> None:
-        """Refuse prompts that the suite cannot read.
+    def check(self) -> None:
+        """Refuse what could only fail after training: prompts that the suite cannot read, clips that nothing holds.
 
         Raises:
-            ConfigError: names the first one.
+            ConfigError: names the first thing.
         """
-        if self.suite is not None:
-            if self.codec is None:
-                raise ConfigError(f"evaluation.metrics ({self.config.evaluation.metrics}) must be none without a codec "
-                                  "of the data's latents: codec.models names Wan's VAE")  # fmt: skip
-            try:
-                self.suite.check(self.prompts)
-            except ValueError as error:
-                raise ConfigError(f"evaluation.metrics ({self.config.evaluation.metrics}) must be none for prompts "
-                                  f"that it cannot read: {error}") from error  # fmt: skip
+        metrics, clips = self.config.evaluation.metrics, self.config.evaluation.clips
+        if self.suite is None:
+            return
+        if self.codec is None:
+            raise ConfigError(f"evaluation.metrics ({metrics}) must be none without a codec of the data's latents: "
+                              "codec.models names Wan's VAE")  # fmt: skip
+        try:
+            self.suite.check(self.prompts)
+        except ValueError as error:
+            raise ConfigError(f"evaluation.metrics ({metrics}) must be none for prompts that it cannot read: {error}"
+                              ) from error  # fmt: skip
+        data = self.config.data
+        pixels = data.latent_height * data.latent_width * self.codec.spatial**2
+        bytes_each = self.codec.frames(data.latent_frames) * pixels * (1 if self.codec.colour == "gray" else 3)
+        if 3 * clips * bytes_each > MEASURED_BYTES:
+            raise ConfigError(f"evaluation.clips ({clips}) must be at most {MEASURED_BYTES // (3 * bytes_each)} for "
+                              "videos of this size: base's, student's and teacher's are measured in the main rank's "
+                              "memory; tools/evaluate.py measures more, one by one")  # fmt: skip
 
     def keep_base(self, policy: Policy) -> None:
         """The start policy's clips, before it is trained, in a file that the starts of a run share."""
         if not self.clips:
             return
-        if self.ranks.run_on_main(lambda: self._read_base() is not None):
+        if self.ranks.run_on_main(lambda: self._read_base([0]) is not None):
             log.info("%s has its base's clips from an earlier start", self.config.name)
             return
         base = self.frames(policy, self.clips)
@@ -75,26 +87,23 @@ class Evaluator:
 
     def sample(self, policy: Policy, step: int) -> None:
         """Videos of the shown prompts in the middle of training: teacher, base and student side by side."""
-        if not self.clips:
+        if self.codec is None or not self.shown:
             return
-        student, teacher = self.frames(policy, self.shown), self.teacher
+        student, teacher = self.frames(policy, self.shown), self.teacher_shown
         if student is not None:
-            rows = [self.clips.index(clip) for clip in self.shown]
-            others = {"teacher": teacher, "base": self._read_base()}
-            drawn = {name: frames[rows] for name, frames in others.items() if frames is not None}
-            self._draw({**drawn, "student": student}, step)
+            self._draw({"teacher": teacher, "base": self._read_base(self._rows_shown), "student": student}, step)
 
     def compare(self, policy: Policy) -> dict[str, dict[str, float]]:
         """Metrics of base, student and teacher on the main rank; sample clips in the run folder."""
         if not self.clips:
             return {}
-        student, teacher = self.frames(policy, self.clips), self.teacher
+        student = self.frames(policy, self.clips)
+        teacher = self.teacher_shown if self.suite is None else self._teacher(self.clips)
         if student is None:
             return {}
-        made = {"base": self._read_base(), "student": student, "teacher": teacher}
+        made = {"base": self._read_base(range(len(self.clips))), "student": student, "teacher": teacher}
         clips = {name: frames for name, frames in made.items() if frames is not None}
-        rows = [self.clips.index(clip) for clip in self.shown]
-        self._draw({name: frames[rows] for name, frames in clips.items()}, self.config.train.steps)
+        self._draw({name: frames[self._rows_shown] for name, frames in clips.items()}, self.config.train.steps)
         return {} if self.suite is None else self.suite.measure(clips, self.prompts, self._timing())
 
     def frames(self, policy: Policy, clips: Sequence[int]) -> FrameArray | None:
@@ -107,21 +116,24 @@ class Evaluator:
         return self.samples / f"step_{step:08d}"
 
     @cached_property
-    def teacher(self) -> FrameArray | None:
-        """The teacher's clips, as many as a policy's, on the main rank: the suite's, or else the data's; None where
-        these are prompts alone. The first to ask are all ranks together."""
+    def teacher_shown(self) -> FrameArray | None:
+        """The teacher's clips of the shown prompts; the first to ask are all ranks together."""
+        return self._teacher(self.shown)
+
+    def _teacher(self, clips: Sequence[int]) -> FrameArray | None:
+        """The teacher's clips on the main rank, the suite's or else the data's; None where these are prompts alone."""
         if self.suite is not None and self.suite.renders_teacher:
-            return self.suite.teacher(self.prompts, len(self.clips)) if self.ranks.is_main else None
+            return self.suite.teacher(self.prompts, max(clips) + 1)[list(clips)] if self.ranks.is_main else None
         location = evaluation_prompts(self.config)
         if DatasetFacts.load(location.folder, location.field).latent_shape is None:
             return None
 
-        def decoded(clips: Sequence[int]) -> Iterator[Tensor]:
-            samples = [self.prompts.keys[clip % len(self.prompts)] for clip in clips]
+        def latents(mine: Sequence[int]) -> Iterator[Tensor]:
+            samples = [self.prompts.keys[clip % len(self.prompts)] for clip in mine]
             rows = list(read_rows(location, samples))
             yield from videos_of(rows, self.config.student.text_length).latents.split(1, dim=1)
 
-        return self._gathered(self.clips, decoded)
+        return self._gathered(clips, latents)
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -143,6 +155,11 @@ class Evaluator:
             return ()
         return self.shown if self.suite is None else range(self.config.evaluation.clips)
 
+    @property
+    def _rows_shown(self) -> list[int]:
+        """Where the shown ones stand among them."""
+        return [self.clips.index(clip) for clip in self.shown]
+
     def _gathered(self, clips: Sequence[int], make: Callable[[Sequence[int]], Iterator[Tensor]]) -> FrameArray | None:
         """Frames of clips, shared among the ranks, on the main rank.
 
@@ -153,16 +170,17 @@ class Evaluator:
             make: chunks of some clips' latents; decoded one by one by the first rank of each sequence.
         """
         frames = None
-        share = -(-len(clips) // self.ranks.data_size)
-        places = np.arange(self.ranks.data_size * share).reshape(-1, share)  # in `clips`, by data rank; some beyond
+        data_size = self.ranks.data_size
+        share = -(-len(clips) // data_size)
         for part in pieces(share, self.config.evaluation.batch):
-            mine = [clips[place % len(clips)] for place in places[self.ranks.data_rank, part]]
-            rows = self.ranks.gather_to_main(self._decoded(make(mine)))
+            # Places in `clips`, by data rank: those beyond its end are made too, and not sent.
+            places = np.arange(data_size * share).reshape(data_size, share)[:, part]
+            made = self._decoded(make([clips[place % len(clips)] for place in places[self.ranks.data_rank]]))
+            rows = self.ranks.gather_to_main(made, (places < len(clips)).sum(axis=1).tolist())
             if rows is not None:
-                made = places[:, part].flatten()
                 if frames is None:
                     frames = np.empty((len(clips), *rows.shape[1:]), np.uint8)
-                frames[made[made < len(clips)]] = rows.numpy()[made < len(clips)]
+                frames[places[places < len(clips)]] = rows.numpy()
         return frames
 
     def _generated(self, policy: Policy, clips: Sequence[int]) -> Iterator[Tensor]:
@@ -180,34 +198,42 @@ class Evaluator:
                 pass
             return torch.empty(0, dtype=torch.uint8)
         assert self.codec is not None, "without a codec nothing is looked at"
-        decode = self.codec.decoder()
-        return torch.cat([torch.from_numpy(to_uint8(decode(chunk))) for chunk in chunks], dim=1).squeeze(-1)
+        data, codec = self.config.data, self.codec
+        if data.latent_height * data.latent_width * codec.spatial**2 <= codec.whole_frame_pixels:
+            decode = codec.decoder()
+            parts = [torch.from_numpy(to_uint8(decode(chunk))) for chunk in chunks]
+        else:  # tiles keep no memory between chunks
+            parts = [torch.from_numpy(to_uint8(codec.decode(torch.cat(list(chunks), dim=1))))]
+        return torch.cat(parts, dim=1).squeeze(-1)
 
-    def _draw(self, clips: Mapping[str, FrameArray], step: int) -> None:
+    def _draw(self, clips: Mapping[str, FrameArray | None], step: int) -> None:
         """A grid and an mp4 a prompt: teacher, base and student, as far as they are there."""
-        columns = {name: clips[name] for name in ("teacher", "base", "student") if name in clips}
+        if not self.shown:
+            return
+        there = {name: clips.get(name) for name in ("teacher", "base", "student")}
+        columns = {name: frames for name, frames in there.items() if frames is not None}
         captions = [self.prompts.texts[clip] for clip in self.shown]
         write_grid(columns, captions, self.folder(step) / "grid.png")
         write_comparison_mp4(columns, captions, self.folder(step), self.fps)
 
     @cached_property
     def fps(self) -> float:
-        """Frames a second of the data's videos; Wan's where they are prompts alone."""
+        """Frames a second of the teacher's videos."""
         location = teacher_data(self.config)
         return float(next(read_rows(location, [0]))["fps"])
 
     def _timing(self) -> Timing:
+        """When the frames of this run's clips are shown and made."""
         assert self.codec is not None, "without a codec nothing is looked at"
-        chunk_frames = self.config.sampler.chunk_frames
-        chunks = self.config.data.latent_frames // chunk_frames
-        borders = tuple(self.codec.frames(chunk * chunk_frames) for chunk in range(1, chunks))
-        return Timing(self.fps, borders)
+        chunk_frames, frames = self.config.sampler.chunk_frames, self.codec.frames
+        first, both = frames(chunk_frames), frames(2 * chunk_frames)
+        return Timing(self.fps, chunk_borders(frames(self.config.data.latent_frames), both - first, first))
 
     def _write_base(self, frames: FrameArray) -> None:
         write_clips(frames, self._base_path, self._base_facts)
 
-    def _read_base(self) -> FrameArray | None:
-        return read_clips(self._base_path, self._base_facts)
+    def _read_base(self, rows: Sequence[int]) -> FrameArray | None:
+        return read_clips(self._base_path, self._base_facts, rows)
 
     @property
     def _base_path(self) -> Path:
@@ -223,6 +249,7 @@ class Evaluator:
         return {
             "seed": str(config.seed),
             "clips": str(self.clips),
+            "codec": json.dumps(self.codec and self.codec.provenance, sort_keys=True),
             "prompts": digest.hexdigest(),
             "shape": str((data.latent_frames, data.latent_height, data.latent_width)),
             "precision": config.precision,

@@ -3,14 +3,14 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from afd_scale.evaluation.report import read_metrics
 from afd_scale.files import write_text
 from afd_scale.progress import progress
-from afd_scale.training.trackers import Tracker
+from afd_scale.training.trackers import Tracker, tell
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ SHOWN_METRICS = ("student/loss", "rollout/reward_mean", "discriminator/accuracy"
 
 @contextmanager
 def recording(
-    name: str, folder: Path, steps: range, trackers: Sequence[Tracker], *, is_main: bool
+    name: str, folder: Path, steps: range, trackers: list[Tracker], *, is_main: bool
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Record the logged steps of a run, on its main rank; what an earlier attempt wrote of these steps is dropped.
 
@@ -43,8 +43,7 @@ def recording(
 
         def record(step: int, metrics: Mapping[str, float]) -> None:
             line: dict[str, float | None] = {"step": step}
-            for tracker in trackers:
-                tracker.metrics(step, metrics)
+            tell(trackers, lambda tracker: tracker.metrics(step, metrics))
             for key, value in metrics.items():
                 line[key] = value if math.isfinite(value) else None
                 if line[key] is None:

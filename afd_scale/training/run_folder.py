@@ -48,7 +48,7 @@ def start_anew(config: RunConfig) -> None:
         remove_checkpoint(checkpoint)
     for folder in ("samples", "tensorboard"):
         shutil.rmtree(config.folder / folder, ignore_errors=True)
-    for left_over in ("report.html", "metrics.jsonl", "wandb_run"):
+    for left_over in ("report.html", "metrics.jsonl", "tracker_run"):
         (config.folder / left_over).unlink(missing_ok=True)
 
 

@@ -2,17 +2,21 @@
 
 import importlib.util
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-from afd_scale.config import ConfigError, RunConfig
+from afd_scale.config import ConfigError, RunConfig, one_line
 from afd_scale.evaluation.video import read_mp4
 from afd_scale.files import write_text
 
 PROJECT = "afd_scale"
+RUN_ID = "tracker_run"  # file in a run's folder
+GIF_FRAMES, GIF_WIDTH = 40, 640  # at most
+
+log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -36,16 +40,38 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"train.trackers ({name}) must be installed: pip install 'afd-scale[{name}]'")
 
 
-@contextmanager
-def tracking(config: RunConfig, first_step: int, *, is_main: bool) -> Iterator[list[Tracker]]:
-    """The trackers of a run, on its main rank; none elsewhere.
+def open_tracker(name: str, config: RunConfig, first_step: int) -> Tracker:
+    """One of a run's trackers, on its main rank.
 
     Args:
         first_step: that is to be done; what an earlier attempt told of it and later ones is dropped where that can be.
+    Raises:
+        ConfigError: it cannot be used.
     """
-    with ExitStack() as stack:
-        names = config.train.trackers if is_main else ()
-        yield [stack.enter_context(closing(_TRACKERS[name](config, first_step))) for name in names]
+    try:
+        tracker: Tracker = _TRACKERS[name](config, first_step)
+    except Exception as error:  # every library has its own
+        raise ConfigError(f"train.trackers ({name}) must be usable: {one_line(f'{type(error).__name__}: {error}')}"
+                          ) from error  # fmt: skip
+    return tracker
+
+
+def tell(trackers: list[Tracker], what: Callable[[Tracker], None]) -> None:
+    """Tell each something; one that fails is dropped, with a warning: the run goes on."""
+    for tracker in list(trackers):
+        try:
+            what(tracker)
+        except Exception as error:  # every library has its own
+            trackers.remove(tracker)
+            log.warning("%s is told nothing more: %s", type(tracker).__name__, one_line(error))
+
+
+def run_id(config: RunConfig) -> str:
+    """Of a run, the same at each of its starts, until it is started anew."""
+    path = config.folder / RUN_ID
+    if not path.exists():
+        write_text(path, uuid4().hex[:12])
+    return path.read_text()
 
 
 class TensorBoard:
@@ -61,15 +87,16 @@ class TensorBoard:
             self._events.add_scalar(name, value, step)
 
     def videos(self, step: int, files: Sequence[Path]) -> None:
-        """As animated GIFs, which is how TensorBoard shows videos."""
+        """As animated GIFs, which is how TensorBoard shows videos, small ones: they are large for what they hold."""
         from PIL import Image as Picture
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for file in files:
             frames, fps = read_mp4(file)
-            first, *others = map(Picture.fromarray, frames)
+            every, shrink = -(-len(frames) // GIF_FRAMES), -(-frames.shape[2] // GIF_WIDTH)
+            first, *others = (Picture.fromarray(frame).reduce(shrink) for frame in frames[::every])
             gif = io.BytesIO()
-            first.save(gif, format="GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0)
+            first.save(gif, format="GIF", save_all=True, append_images=others, duration=1000 * every / fps, loop=0)
             image = Summary.Image(height=first.height, width=first.width, colorspace=3,
                                   encoded_image_string=gif.getvalue())  # fmt: skip
             summary = Summary(value=[Summary.Value(tag=f"samples/{file.stem}", image=image)])
@@ -86,10 +113,7 @@ class WandB:
         import wandb
 
         self._wandb = wandb
-        name = config.folder / "wandb_run"
-        if not name.exists():
-            write_text(name, uuid4().hex[:12])
-        self._run = wandb.init(project=PROJECT, name=config.name, id=name.read_text(), resume="allow",
+        self._run = wandb.init(project=PROJECT, name=config.name, id=run_id(config), resume="allow",
                                dir=str(config.folder), config=config.model_dump(mode="json"))  # fmt: skip
         # Its own steps begin at 0 and never go back.
         self._run.define_metric("step")
@@ -113,7 +137,8 @@ class Trackio:
         import trackio
 
         self._trackio = trackio
-        self._run = trackio.init(project=PROJECT, name=config.name, resume="allow", embed=False,
+        name = f"{config.name}-{run_id(config)}"  # it knows runs by their names
+        self._run = trackio.init(project=PROJECT, name=name, resume="allow", embed=False,
                                  config=config.model_dump(mode="json"))  # fmt: skip
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

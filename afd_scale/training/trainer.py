@@ -32,7 +32,7 @@ from afd_scale.training.evaluator import Evaluator
 from afd_scale.training.metrics import recording
 from afd_scale.training.preemption import Preempted, listening
 from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
-from afd_scale.training.trackers import Tracker, check_trackers, tracking
+from afd_scale.training.trackers import Tracker, check_trackers, open_tracker, tell
 from afd_scale.types import Batch
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Trainer:
             codec = build_codec(config.codec, facts.codec, ranks.device)
             self.decode = None if codec is None else codec.decode
             self.evaluator = Evaluator(config, ranks, codec)
-            self.evaluator.check_prompts()
+            self.evaluator.check()
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
         self.step = 0  # the last one finished
 
@@ -91,22 +91,33 @@ class Trainer:
         with self._phase("prepare"), _input_errors():
             self._resume()
         first = self.step + 1 if self.step else 1 - self.built.method.warmup_steps
-        with tracking(self.config, first, is_main=self.ranks.is_main) as self.trackers:
-            if first < 1:
-                with self._phase("warm_up"):
-                    self._train(first, 0)
-            if self.step < self.config.train.steps:
-                with self._phase("train"):
-                    self._train(self.step + 1, self.config.train.steps)
-                with self._phase("save"):
-                    self._save()
-            with self._phase("evaluate"):
-                metrics = self.evaluator.compare(self.built.exported)
-                self._show()
+        self.ranks.run_on_main(self._open_trackers, first)
+        try:
+            metrics = self._steps_and_comparison(first)
+        finally:
+            tell(self.trackers, lambda tracker: tracker.close())
         if self.ranks.is_main:
             self._finish(metrics)
         self.stream.close()
         self.ranks.barrier()
+
+    def _steps_and_comparison(self, first: int) -> dict[str, dict[str, float]]:
+        if first < 1:
+            with self._phase("warm_up"):
+                self._train(first, 0)
+        if self.step < self.config.train.steps:
+            with self._phase("train"):
+                self._train(self.step + 1, self.config.train.steps)
+            with self._phase("save"):
+                self._save()
+        with self._phase("evaluate"):
+            metrics = self.evaluator.compare(self.built.exported)
+            self._show()
+        return metrics
+
+    def _open_trackers(self, first: int) -> None:
+        for name in self.config.train.trackers:
+            self.trackers.append(open_tracker(name, self.config, first))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -158,26 +169,26 @@ class Trainer:
                     last_log, last_time = step, self._clock()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
                     record(step, values)
-                if step > 0 and self._is_due(config.train.sample_every):
-                    with self._phase("sample"):
-                        self.evaluator.sample(self.built.exported, step)
-                        self._show()
                 told_to_stop = self.ranks.any(stop.made)
                 if told_to_stop and step < 1:
                     raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
-                if step < 1:
+                if step < 1 or (step == last and not told_to_stop):
                     continue
-                if told_to_stop or (self._is_due(config.train.save_every) and step < last):
+                if told_to_stop or self._is_due(config.train.save_every):
                     self._check_finite(self._reduce(metrics))
                     with self._phase("save"):
                         self._save()
                 if told_to_stop:
                     raise Preempted(f"{config.name} was told to stop and saved step {step}; start it again to go on")
+                if self._is_due(config.train.sample_every):
+                    with self._phase("sample"):
+                        self.evaluator.sample(self.built.exported, step)
+                        self._show()
 
     def _show(self) -> None:
         """Hand the present step's sample videos to the trackers."""
-        for tracker in self.trackers:
-            tracker.videos(self.step, sorted(self.evaluator.folder(self.step).glob("*.mp4")))
+        files = sorted(self.evaluator.folder(self.step).glob("*.mp4"))
+        tell(self.trackers, lambda tracker: tracker.videos(self.step, files))
 
     def _check_finite(self, values: dict[str, float]) -> None:
         """A diverged run ends here: its weights must not push good checkpoints out."""

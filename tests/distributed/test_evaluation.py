@@ -31,6 +31,13 @@ def check_all(folder: Path, sequence: int) -> None:
         else:
             assert gathered is None
 
+        counts = [ranks.data_size - rank for rank in range(ranks.data_size)]
+        counts[-1] = 0
+        some = ranks.gather_to_main(torch.full((ranks.data_size, 1), float(ranks.rank)), counts)
+        if ranks.is_main:
+            assert some is not None
+            assert some.flatten().tolist() == [r * sequence for r, count in enumerate(counts) for _ in range(count)]
+
         evaluator = make_evaluator(folder, ranks, batch=3)
         policy = make_policy(evaluator.config)
         frames = evaluator.frames(policy, range(CLIPS))

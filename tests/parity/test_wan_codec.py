@@ -1,9 +1,11 @@
 """The Wan codec computes what diffusers' own Wan pipelines compute, from a tiny random model in diffusers' layout."""
 
+import gc
 import importlib
 import json
 import logging
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -382,3 +384,15 @@ def test_a_damaged_text_encoder_is_refused_when_loaded(
 def test_the_models_must_be_those_that_encoded(models: Path) -> None:
     with pytest.raises(ConfigError, match=r"must be of codec wan:4x16x16: they are of wan:4x8x8$"):
         codec_of("wan:4x16x16", models=models)
+
+
+def test_a_dropped_codec_frees_its_models_at_once(models: Path) -> None:
+    codec = WanCodec(models)
+    codec.embed("the ball")
+    encoder = weakref.ref(codec._text[1])
+    gc.disable()
+    try:
+        del codec
+        assert encoder() is None
+    finally:
+        gc.enable()

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import ConfigError
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
@@ -97,27 +98,34 @@ def test_a_later_start_has_the_bases_clips(
     made.clear()
     make_evaluator(tmp_path, alone, clips=CLIPS - 1).keep_base(policy)
     assert made == [CLIPS - 1], "other settings, other clips"
+    made.clear()
+    another = make_evaluator(tmp_path, alone, clips=CLIPS - 1)
+    another.codec = IdentityCodec(3, 4, text_shape=(7, 7))
+    another.codec.provenance = {"name": "another VAE"}
+    another.keep_base(policy)
+    assert made == [CLIPS - 1], "another codec, other clips"
     assert "are not used: clips changed since" in caplog.text
     file = tmp_path / "run/samples/base.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
+    made.clear()
     make_evaluator(tmp_path, alone, clips=CLIPS - 1).keep_base(policy)
-    assert made == [CLIPS - 1, CLIPS - 1], "a damaged file"
+    assert made == [CLIPS - 1], "a damaged file"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_prompts_that_the_suite_cannot_read_are_refused(tmp_path: Path, alone: Ranks) -> None:
     evaluator = make_evaluator(tmp_path, alone)
-    evaluator.check_prompts()
+    evaluator.check()
     evaluator.prompts = replace(evaluator.prompts, texts=(*evaluator.prompts.texts[1:], "a cat"))
     with pytest.raises(ConfigError, match=r"evaluation.metrics \(toy\) must be none for prompts .* \('a cat'\)"):
-        evaluator.check_prompts()
+        evaluator.check()
 
 
 def test_without_a_codec_nothing_is_generated(tmp_path: Path, alone: Ranks) -> None:
     evaluator = make_evaluator(tmp_path, alone, metrics="none")
     evaluator.codec = None
     policy: Any = None
-    evaluator.check_prompts()
+    evaluator.check()
     evaluator.keep_base(policy)
     evaluator.sample(policy, 1)
     assert evaluator.compare(policy) == {}
@@ -128,7 +136,7 @@ def test_without_a_suite_only_what_is_shown_is_generated(
     tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluator = make_evaluator(tmp_path, alone, metrics="none", samples=3)
-    evaluator.teacher = np.full((3, 12, 16, 16), 7, np.uint8)
+    evaluator.teacher_shown = np.full((3, 12, 16, 16), 7, np.uint8)
     policy = make_policy(evaluator.config)
     made = counting(policy, monkeypatch)
     shown: list[tuple[int, dict[str, Any]]] = []
@@ -148,6 +156,32 @@ def test_without_a_suite_only_what_is_shown_is_generated(
         assert np.abs(clips["student"].astype(int) - base).max() > 20
 
 
+def test_nothing_is_shown_where_nothing_is_asked_for(tmp_path: Path, alone: Ranks) -> None:
+    evaluator = make_evaluator(tmp_path, alone, clips=4, samples=0)
+    policy = make_policy(evaluator.config)
+    evaluator.keep_base(policy)
+    evaluator.sample(policy, 1)
+    assert list(evaluator.compare(policy)) == ["base", "student", "teacher"]
+    assert [path.name for path in (tmp_path / "run/samples").iterdir()] == ["base.safetensors"]
+
+
+def test_more_clips_than_the_main_rank_holds_are_refused(tmp_path: Path, alone: Ranks) -> None:
+    evaluator = make_evaluator(tmp_path, alone, metrics="video", clips=10_000)
+    evaluator.check()
+    data = evaluator.config.data.model_copy(update={"latent_height": 400, "latent_width": 400})
+    evaluator.config = evaluator.config.model_copy(update={"data": data})
+    with pytest.raises(ConfigError, match=r"evaluation\.clips \(10000\) must be at most 372 for videos of this size"):
+        evaluator.check()
+
+
+def test_chunks_meet_where_their_frames_do(tmp_path: Path, alone: Ranks) -> None:
+    evaluator = make_evaluator(tmp_path, alone, metrics="video")
+    assert evaluator._timing().borders == (3, 6, 9)
+    monkeyed: Any = evaluator.codec
+    monkeyed.frames = lambda latent_frames: 1 + 4 * (latent_frames - 1)  # as Wan's
+    assert evaluator._timing().borders == (1, 5, 9)
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_teachers_videos_come_from_the_data(tmp_path: Path, alone: Ranks) -> None:
     make_procedural_shards(ProceduralSource(clips=150), tmp_path / "shards")
@@ -157,8 +191,8 @@ def test_the_teachers_videos_come_from_the_data(tmp_path: Path, alone: Ranks) ->
     del evaluator.prompts, evaluator.fps  # of the data from here on
     teacher = ProceduralTeacher(ProceduralSource(clips=150))
     first = {clip.prompt: clip for clip in reversed(teacher.clips())}
-    assert evaluator.teacher is not None
-    for clip, frames in zip(evaluator.shown, evaluator.teacher, strict=True):
+    assert evaluator.teacher_shown is not None
+    for clip, frames in zip(evaluator.shown, evaluator.teacher_shown, strict=True):
         expected = teacher.frames(first[evaluator.prompts.texts[clip]], FORM)
         assert np.array_equal(frames, expected[..., 0])
     assert evaluator.fps == 8.0
