@@ -94,6 +94,10 @@ class Codec(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """Leave the device until something is encoded or decoded again."""
+        ...
+
     def embed(self, prompt: str) -> NDArray[np.float16]:
         """(n, E) embedding of a prompt without its padding, n at most T.
 

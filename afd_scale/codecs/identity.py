@@ -92,6 +92,9 @@ class IdentityCodec:
         """No patch needs another one."""
         return self.decode
 
+    def rest(self) -> None:
+        """It holds nothing there."""
+
     def embed(self, prompt: str) -> NDArray[np.float16]:
         """(n, E) embedding of a prompt of n words, upper and lower case the same.
 

@@ -187,8 +187,17 @@ class WanCodec:
         hidden = encoder(tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device)).last_hidden_state
         return to_float16(hidden[0, :num_tokens], "text embedding")
 
-    @cached_property
+    def rest(self) -> None:
+        """Leave the device until something is encoded or decoded again."""
+        if "_loaded_vae" in self.__dict__:
+            self._loaded_vae.to("cpu")
+
+    @property
     def _vae(self) -> Any:
+        return self._loaded_vae.to(self._device)
+
+    @cached_property
+    def _loaded_vae(self) -> Any:
         from diffusers import AutoencoderKLWan
 
         return self._load(AutoencoderKLWan, "vae", torch_dtype=self._vae_dtype)

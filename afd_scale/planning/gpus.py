@@ -61,7 +61,7 @@ class Gpu:
             "ZeRO's collectives overlap with compute (not where adapters of one network take turns), Ulysses' do not",
             "fp8 counts as bf16 in memory and in time",
             "what is offloaded is not held against the node's memory",
-            "a VAE decodes at 10% of the matmul rate (float32, TF32); a sample video takes 3 s of one core to write",
+            "a VAE decodes at 10% of the matmul rate (float32, TF32); a sample video takes 4.5 s of one core to write",
             "times and memory are computed, not measured",
         ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
 from afd_scale.config.models import StudentConfig, WanConfig
+from afd_scale.planning import vae
 from afd_scale.planning.activations import (
     FLOAT32,
     Tokens,
@@ -23,7 +24,7 @@ from afd_scale.planning.activations import (
     training_activations,
 )  # fmt: skip
 from afd_scale.planning.parameters import NetworkSize
-from afd_scale.planning.workload import Workload
+from afd_scale.planning.workload import Workload, sample_pass
 
 MASTER, ADAM = 4, 8  # bytes a trained parameter
 # What holds memory, in elements: ours of parallel/deepspeed_config.py, then defaults of DeepSpeed 0.19;
@@ -61,16 +62,23 @@ class Memory:
         host: what is offloaded, on the CPU or on NVMe.
         phases: of the step; each is its largest pass.
         gathered_rollout: policies hold all weights while they generate and predict.
+        samples: of the sample videos between steps; None where no VAE decodes any.
     """
 
     shards: dict[str, int]
     host: dict[str, int]
     phases: dict[str, Phase]
     gathered_rollout: bool
+    samples: Phase | None
+
+    @property
+    def all_phases(self) -> dict[str, Phase]:
+        """Those of a step, and that of the sample videos."""
+        return self.phases if self.samples is None else {**self.phases, "sample videos": self.samples}
 
     @property
     def peak(self) -> int:
-        return max(phase.peak for phase in self.phases.values())
+        return max(phase.peak for phase in self.all_phases.values())
 
 
 def rank_memory(config: RunConfig, load: Workload, sizes: Mapping[str, NetworkSize], usable_bytes: int) -> Memory:
@@ -96,7 +104,14 @@ def rank_memory(config: RunConfig, load: Workload, sizes: Mapping[str, NetworkSi
         name: max((held(each, gathered and each in residents) for each in passes), key=lambda phase: phase.peak)
         for name, passes in load.phases.items()
     }
-    return Memory(shards, host, phases, gathered)
+    samples, sampled = None, sample_pass(config, load)
+    if sampled is not None:
+        pixels = config.data.latent_height * config.data.latent_width * vae.PIXELS**2
+        decoding = sampled.at_once * vae.DECODE_BYTES_PER_PIXEL * min(pixels, vae.WHOLE_FRAME_PIXELS)
+        parts = _parts(config, load, sampled, sizes[sampled.role], gathered)
+        parts |= {"VAE": vae.WEIGHT_BYTES, "VAE decoding": decoding}
+        samples = Phase(parts, 0, static + sum(parts.values()))
+    return Memory(shards, host, phases, gathered, samples)
 
 
 def is_resident(config: RunConfig, each: Pass) -> bool:

@@ -203,7 +203,12 @@ def plan_as_dict(plan: Plan, remedies: dict[str, Suggestion | None]) -> dict[str
         "host_bytes": memory.host,
         "phases": phases,
         "step_seconds": plan.step_seconds,
-        "samples": plan.samples and {**asdict(plan.samples), "seconds": plan.samples.seconds},
+        "samples": plan.samples
+        and {
+            **asdict(plan.samples),
+            "seconds": plan.samples.seconds,
+            "peak_bytes": plan.memory.all_phases["sample videos"].peak,
+        },
         "would_fit": {name: fit and asdict(fit) for name, fit in remedies.items()},
         "notes": list(plan.notes),
         "assumptions": gpu.assumptions(),

@@ -55,7 +55,7 @@ def _networks(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     memory = plan.memory
     lines = ["Memory of a rank, GiB", *_parts("all the time", memory.shards)]
-    for name, phase in memory.phases.items():
+    for name, phase in memory.all_phases.items():
         lines.append(f"  {name:24} peak {phase.peak / GIB:.1f}")
         lines += [f"    {part:32} {held / GIB:.2f}" for part, held in phase.parts.items()]
         if phase.step:

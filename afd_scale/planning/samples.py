@@ -1,22 +1,18 @@
 """What the sample videos of a run cost: generated and decoded on all ranks by share, written on one."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from afd_scale.config import RunConfig
-from afd_scale.config.cast import Pass
+from afd_scale.planning import vae
 from afd_scale.planning.flops import video_flops
 from afd_scale.planning.gpus import COMPUTE_FRACTION, Gpu
 from afd_scale.planning.memory import cache_bytes, itemsize
 from afd_scale.planning.parameters import NetworkSize
-from afd_scale.planning.workload import Workload
+from afd_scale.planning.workload import Workload, sample_pass
 
-# Of Wan 2.1's VAE, for each pixel of each frame that it decodes; a test counts them.
-DECODE_FLOPS_PER_PIXEL = 8.51e6
-WAN_FRAMES, WAN_PIXELS = 4, 8  # that its VAE makes of a latent frame, along a latent's side
 DECODE_FRACTION = 0.1  # of the bf16 matmul rate: float32 convolutions as TF32
-WRITE_SECONDS = 3.0  # a video of 81 frames, 832 x 480, three policies: shrunk and compressed on one core
+WRITE_SECONDS = 4.5  # a video of 81 frames, 832 x 480, three policies, on one core: as mp4, and small as a GIF
 
 
 @dataclass(frozen=True)
@@ -42,18 +38,16 @@ def plan_samples(
     config: RunConfig, load: Workload, networks: Mapping[str, NetworkSize], gpu: Gpu, step_seconds: float
 ) -> Samples | None:
     """None where the config has no VAE: other videos cost nothing that counts."""
-    wanted, data = config.evaluation.samples, config.data
-    if config.codec.name != "wan" or not wanted:
+    each, data = sample_pass(config, load), config.data
+    if each is None:
         return None
-    videos = math.ceil(wanted / load.data_ranks)
-    each = Pass("samples", config.method.exported, "rollout", videos, min(videos, config.evaluation.batch))
-    computing = videos / load.sequence * video_flops(config, load, each).total / (COMPUTE_FRACTION * gpu.matmul_tflops)
+    flops = each.videos / load.sequence * video_flops(config, load, each).total
     moved = networks[each.role].base * itemsize(config) + cache_bytes(config, load, each.at_once) / 2
-    reading = each.runs * sum(config.sampler.passes(load.frames)) * moved / gpu.memory_gb_per_second
-    frames = 1 + (data.latent_frames - 1) * WAN_FRAMES
-    pixels = frames * data.latent_height * data.latent_width * WAN_PIXELS**2
-    decoding = videos * pixels * DECODE_FLOPS_PER_PIXEL / (DECODE_FRACTION * gpu.matmul_tflops * 1e12)
-    samples = Samples(max(computing / 1e12, reading / 1e9), decoding, wanted * WRITE_SECONDS, None)
+    reading = each.runs * sum(config.sampler.passes(load.frames)) * moved / (gpu.memory_gb_per_second * 1e9)
+    pixels = vae.frames_of(data.latent_frames) * data.latent_height * data.latent_width * vae.PIXELS**2
+    decoding = each.videos * pixels * vae.DECODE_FLOPS_PER_PIXEL / (DECODE_FRACTION * gpu.matmul_tflops * 1e12)
+    generating = max(flops / (COMPUTE_FRACTION * gpu.matmul_tflops * 1e12), reading)
+    samples = Samples(generating, decoding, config.evaluation.samples * WRITE_SECONDS, None)
     if config.train.sample_every is None:
         return samples
     share = samples.seconds / (samples.seconds + config.train.sample_every * step_seconds)

@@ -94,6 +94,15 @@ def workload(config: RunConfig, gpus: int) -> Workload:
     )  # fmt: skip
 
 
+def sample_pass(config: RunConfig, load: Workload) -> Pass | None:
+    """What a data rank generates for the sample videos of one time; None where no VAE decodes any."""
+    samples = config.evaluation.samples
+    if config.codec.name != "wan" or not samples:
+        return None
+    videos = math.ceil(samples / load.data_ranks)
+    return Pass("samples", config.method.exported, "rollout", videos, min(videos, config.evaluation.batch))
+
+
 def valid_degrees(config: RunConfig, gpus: int) -> list[int]:
     """Ulysses degrees that share every network's heads evenly, and the GPUs."""
     return [degree for degree in config.sequence_degrees() if gpus % degree == 0]

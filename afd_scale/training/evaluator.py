@@ -181,6 +181,8 @@ class Evaluator:
                 if frames is None:
                     frames = np.empty((len(clips), *rows.shape[1:]), np.uint8)
                 frames[places[places < len(clips)]] = rows.numpy()
+        if self.codec is not None:
+            self.codec.rest()
         return frames
 
     def _generated(self, policy: Policy, clips: Sequence[int]) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from afd_scale.files import write_text
 
 PROJECT = "afd_scale"
 RUN_ID = "tracker_run"  # file in a run's folder
-GIF_FRAMES, GIF_WIDTH = 40, 640  # at most
+GIF_FRAMES, GIF_WIDTH = 20, 480  # at most
 
 log = logging.getLogger(__name__)
 

@@ -294,10 +294,10 @@ def test_a_prompt_is_embedded_once(models: Path, monkeypatch: pytest.MonkeyPatch
 def test_decoding_loads_no_text_encoder(models: Path) -> None:
     encoder = WanCodec(models, text_length=LENGTH)
     encoder.embed("a cat")
-    assert "_vae" not in vars(encoder)
+    assert "_loaded_vae" not in vars(encoder)
     codec = codec_of("wan:4x8x8", models=models)
     codec.decode(torch.zeros(1, 1, 4, 4, 4, dtype=torch.float16))
-    assert "_vae" in vars(codec)
+    assert "_loaded_vae" in vars(codec)
     assert "_text" not in vars(codec)
 
 

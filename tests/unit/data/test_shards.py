@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from afd_scale.config import ConfigError, LostInputError, RunConfig
-from afd_scale.config.run import DataConfig, ProceduralSource
+from afd_scale.config.run import DataConfig, EvaluationConfig, ProceduralSource
 from afd_scale.data import reader, validate
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset
 from afd_scale.data.reader import Ahead, TeacherStream
@@ -58,6 +58,18 @@ def run_config(shards: Path | str, **data: Any) -> RunConfig:
 
 def read_videos(config: RunConfig, samples: Sequence[int]) -> Videos:
     return toy_datasets.read_videos(teacher_data(config), samples, config.student.text_length)
+
+
+@pytest.mark.parametrize("change", [{"latent_shape": (2, 48, 4, 4)}, {"codec": "another"}])
+def test_videos_to_evaluate_on_are_of_the_data_s_form(dataset: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    facts = replace(FACTS, **change)
+    samples = [
+        replace(sample, latents=sample.latents[: facts.latent_shape[0]]) for sample in procedural_samples(SOURCE)
+    ]
+    write_dataset(samples, facts, tmp_path / "other")
+    config = run_config(dataset).model_copy(update={"evaluation": EvaluationConfig(prompts=str(tmp_path / "other"))})
+    with pytest.raises(ConfigError, match=r"^evaluation\.prompts \(.*other\) must "):
+        check_dataset(config)
 
 
 def distinct_prompts(config: RunConfig) -> Prompts:

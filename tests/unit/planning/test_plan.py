@@ -1,21 +1,25 @@
 """Plans: shares and traffic worked by hand, what fits and what would, and the tool around them."""
 
+import collections
 import importlib
 import json
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from afd_scale.config import ConfigError, load_config
+from afd_scale.planning import vae as planned
 from afd_scale.planning.communication import step_traffic
 from afd_scale.planning.gpus import GIB, GPUS
 from afd_scale.planning.memory import rank_memory
 from afd_scale.planning.parameters import network_sizes
 from afd_scale.planning.plan import fit_on, make_plan, remedies
-from afd_scale.planning.samples import DECODE_FLOPS_PER_PIXEL
 from afd_scale.planning.workload import workload
 from afd_scale.torchvision_ops import define_torchvision_ops
 from tests.tools import load_tool
@@ -55,7 +59,7 @@ def test_sample_videos_worked_by_hand():
     samples = plan.samples
     pixels = 2 * 81 * 480 * 832
     assert samples.decoding == pytest.approx(pixels * 8.51e6 / 70e12)
-    assert samples.writing == 30
+    assert samples.writing == 45
     rollout = plan.seconds["rollout"]
     assert 0.999 * rollout.compute * 2 / plan.load.videos <= samples.generating < rollout.total
     assert samples.share == pytest.approx(samples.seconds / (samples.seconds + 3 * plan.step_seconds))
@@ -64,14 +68,57 @@ def test_sample_videos_worked_by_hand():
     assert make_plan(load_config(AFD_14B, ["codec={name: identity}"]), 64, GPUS["h100"]).samples is None
 
 
-def test_the_vae_s_operations_are_torch_s_count():
+class LiveBytes(TorchDispatchMode):
+    """Of the tensors that operations have made."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.seen = 0, 0, {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        output = function(*arguments, **(options or {}))
+        for tensor in tree_iter(output):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.seen:
+                self.seen[key] = tensor.untyped_storage().nbytes()
+                self.now += self.seen[key]
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(tensor.untyped_storage(), self._free, key)
+        return output
+
+    def _free(self, key):
+        self.now -= self.seen.pop(key, 0)
+
+
+@pytest.fixture(scope="module")
+def real_vae():
     define_torchvision_ops()
-    diffusers = importlib.import_module("diffusers")
     with torch.device("meta"):
-        vae, latents = diffusers.AutoencoderKLWan().eval(), torch.empty(1, 16, 21, 8, 8)
+        return importlib.import_module("diffusers").AutoencoderKLWan().eval()
+
+
+def test_the_vae_s_operations_are_torch_s_count(real_vae):
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        pixels = vae.decode(latents).sample[0, 0].numel()
-    assert counted.get_total_flops() / pixels == pytest.approx(DECODE_FLOPS_PER_PIXEL, rel=0.01)
+        pixels = real_vae.decode(torch.empty(1, 16, 21, 8, 8, device="meta")).sample[0, 0].numel()
+    assert counted.get_total_flops() / pixels == pytest.approx(planned.DECODE_FLOPS_PER_PIXEL, rel=0.01)
+
+
+def test_the_vae_s_memory_is_what_its_tensors_take(real_vae):
+    memory, latent = collections.defaultdict(lambda: None), torch.empty(1, 16, 1, 16, 16, device="meta")
+    with torch.no_grad(), LiveBytes() as live:
+        for _ in range(3):
+            real_vae.decoder(real_vae.post_quant_conv(latent), feat_cache=memory, feat_idx=[0], first_chunk=not memory)
+    assert live.peak / (16 * 16 * 64) == pytest.approx(planned.DECODE_BYTES_PER_PIXEL, rel=0.01)
+    assert sum(parameter.numel() for parameter in real_vae.parameters()) * 4 == planned.WEIGHT_BYTES
+
+
+def test_sample_videos_take_memory_beside_the_shards():
+    shown = memory_of(load_config(AFD_14B), 64)
+    blind = memory_of(load_config(AFD_14B, ["codec={name: identity}"]), 64)
+    assert blind.samples is None
+    assert shown.shards == blind.shards
+    assert shown.samples.parts["VAE"] == planned.WEIGHT_BYTES
+    assert shown.samples.parts["VAE decoding"] == 480 * 832 * planned.DECODE_BYTES_PER_PIXEL
+    assert shown.samples.peak == sum(shown.shards.values()) + sum(shown.samples.parts.values())
 
 
 def test_there_are_the_large_configs():
