@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +12,10 @@ from filelock import FileLock, Timeout
 
 from afd_scale.config import ConfigError
 
+LONGEST_NAME = 255 - len("..01234567.partial")  # bytes of one that `replacing` can write; file systems take 255
+
 _FULL_OR_FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_SLUG_LETTERS, _SLUG_BYTES = 60, 180
 
 
 @contextmanager
@@ -51,6 +55,12 @@ def write_text(path: Path, content: str) -> None:
     """Write a file whole."""
     with replacing(path) as partial:
         partial.write_text(content)
+
+
+def slug(text: str) -> str:
+    """The letters and digits of a text, for a file's name: 60 at most, in 180 bytes at most."""
+    short = re.sub(r"\W+", "-", text.lower())[:_SLUG_LETTERS]
+    return short.encode()[:_SLUG_BYTES].decode(errors="ignore").strip("-")
 
 
 def sync(path: Path) -> None:

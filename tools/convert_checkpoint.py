@@ -136,9 +136,6 @@ def _check(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """Whole weights: read, check, write; ValueError in one line for bad input."""
     source = read_student(options.source, options.weights, options.model_config)
-    for option, section, field in (("architecture", "student", "num_heads"), ("family", "sampler", "chunk_frames")):
-        if getattr(options, option) is not None and field in source.stated[section]:
-            raise ValueError(f"--{option} ({getattr(options, option)}) must not be given: {source.path} states its own")
     config = source.config(options.architecture, options.family)
     with progress("Writing") as on_tensor:
         state = _prepared(source.state, DTYPES[options.dtype], on_tensor)

@@ -9,7 +9,8 @@ share the videos, and with --sequence so many of them share each video. Latents 
 
 A rate is given twice: frames a second of denoising alone, and with decoding; writing files is in neither.
 
-Exit 0: done. Exit 2: bad input, one line says which.
+Exit 0: done. Exit 2: bad input, one line says which, and nothing is made; or it stopped on the way, of a full disk
+perhaps, and the line says how many videos are finished.
 """
 
 import argparse
@@ -28,20 +29,25 @@ from afd_scale.config import ConfigError, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.config.presets import ARCHITECTURES, FAMILIES
 from afd_scale.data.storage import Location
-from afd_scale.generation.job import Job, generate
+from afd_scale.generation.job import Job, UnfinishedError, generate
 from afd_scale.generation.requests import LAYOUTS
-from afd_scale.parallel.launchers import launched_as
+from afd_scale.parallel.launchers import Launched, launched_as
 from afd_scale.parallel.ranks import Ranks, alone, start_ranks
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    is_main = int(os.environ.get("RANK", "0")) == 0
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO if is_main else logging.WARNING)
+    is_main = True
     try:
-        with tempfile.TemporaryDirectory() as cache, ranks_of_job(options.sequence) as ranks:
+        launched = launched_as(os.environ)
+        is_main = launched.rank == 0
+        logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO if is_main else logging.WARNING)
+        with tempfile.TemporaryDirectory() as cache, ranks_of_job(launched, options.sequence) as ranks:
             found = generate(job_of(options, Path(cache)), ranks)
-    except (ValueError, OSError) as error:
+    except UnfinishedError as error:  # the other ranks do not know of it; their launcher ends them
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:  # on all ranks
         if is_main:
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -62,12 +68,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     asked.add_argument("--max-prompts", type=int, metavar="N", help="of them, spread evenly")
     asked.add_argument("--image", type=Path, metavar="FILE", help="the first chunk, of one frame")
     asked.add_argument("--video", type=Path, metavar="FILE", help="its start is the first chunks")
-    asked.add_argument("--video-chunks", type=int, default=1, help="of --video (%(default)s)")
+    asked.add_argument("--video-chunks", type=int, help="of --video (1)")
     form = parser.add_argument_group("videos")
     form.add_argument("--num-videos", type=int, help="of each prompt (1; 5 with layout vbench)")
     form.add_argument("--frames", type=int, help="of a video; as trained where the source says it")
+    form.add_argument("--seconds", type=float, help="of a video, in place of --frames")
     form.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels; as trained where the source says it")
-    form.add_argument("--fps", type=float, help="frames a second of the files (16; 8 in the toy world)")
+    form.add_argument("--fps", type=float, help="of the files; as trained where the source says it (16; 8 in the toy "
+                                                "world)")  # fmt: skip
     form.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     form.add_argument("--layout", choices=LAYOUTS, default="plain", help="names of the files")
     how = parser.add_argument_group("how")
@@ -77,6 +85,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     how.add_argument("--precision", choices=("fp32", "bf16", "fp8"), help="bf16 on a GPU, fp32 on a CPU")
     how.add_argument("--architecture", choices=tuple(ARCHITECTURES), help="of a source that states none")
     how.add_argument("--family", choices=tuple(FAMILIES), help="of a source that states none")
+    how.add_argument("--local_rank", type=int, help="given by some launchers; the environment says the same")
     how.add_argument("--json", action="store_true", help="the last line is one JSON object")
     return parser.parse_args(arguments)
 
@@ -88,15 +97,16 @@ def job_of(options: argparse.Namespace, cache: Path) -> Job:
 
 
 @contextmanager
-def ranks_of_job(sequence: int) -> Iterator[Ranks]:
+def ranks_of_job(launched: Launched, sequence: int) -> Iterator[Ranks]:
     """One process by itself, or those of a launcher."""
-    launched = launched_as(os.environ)
     if launched.size == 1:
         if sequence != 1:
             raise ConfigError(f"sequence ({sequence}) must be 1 without a launcher: there is one rank")
         yield alone()
     else:
-        with start_ranks(launched, timeout_minutes=60, agreed=()) as ranks:
+        if sequence < 1 or launched.size % sequence:
+            raise ConfigError(f"sequence ({sequence}) must divide the {launched.size} ranks: as many share each video")
+        with start_ranks(launched, timeout_minutes=60, agreed=(ValueError, OSError)) as ranks:
             yield ranks.sharing_videos(sequence, 60)
 
 

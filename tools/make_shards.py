@@ -74,6 +74,7 @@ def parser() -> Parser:
     job = parser.add_argument_group("job")
     job.add_argument("--max-rejects", type=int, default=100, help="unusable clips before the job stops (100)")
     job.add_argument("--compression", default="zstd", choices=COMPRESSIONS, help="of the shards (%(default)s)")
+    job.add_argument("--local_rank", type=int, help="given by some launchers; the environment says the same")
     http = parser.add_argument_group("teacher http")
     http.add_argument("--url", help="of the endpoint, such as http://teacher:8000/v1")
     http.add_argument("--model", help="that is asked")

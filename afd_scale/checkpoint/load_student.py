@@ -39,7 +39,15 @@ class StudentSource:
     state: LazyState
 
     def config(self, architecture: str | None = None, family: str | None = None) -> PolicyConfig:
-        """What the checkpoint states, completed as `formats.wan.complete_config` does."""
+        """What the checkpoint states, completed as `formats.wan.complete_config` does.
+
+        Raises:
+            ValueError: as of that; or the checkpoint states what a preset is given for.
+        """
+        for name, preset, said in (("architecture", architecture, "num_heads" in self.stated["student"]),
+                                   ("family", family, "chunk_frames" in self.stated["sampler"])):  # fmt: skip
+            if preset is not None and said:
+                raise ValueError(f"{name} ({preset}) must not be given: {self.path} states its own")
         return wan.complete_config(self.stated, self.sizes, self.path, architecture, family)
 
 

@@ -98,6 +98,20 @@ def samples_at(location: Location, positions: Sequence[int]) -> list[dict[str, A
     return rows
 
 
+def fps_of(location: Location) -> float | None:
+    """Frames a second of a dataset's videos, as it was made, else as its first sample says; None of prompts alone.
+
+    Raises:
+        ConfigError: the dataset cannot be read.
+    """
+    facts, _, _ = load_beside(location)
+    if facts.latent_shape is None:
+        return None
+    form = facts.provenance.get("form")
+    said = form if isinstance(form, dict) and "fps" in form else samples_at(location, [0])[0]
+    return float(said["fps"])
+
+
 def _placed(shards: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Shards with the position of their first sample."""
     return zip(accumulate((shard["samples"] for shard in shards), initial=0), shards, strict=False)

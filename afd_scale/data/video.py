@@ -1,5 +1,6 @@
 """Read a video file into the form of a dataset: which frames, of which size, in which colours."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -17,6 +18,7 @@ from afd_scale.codecs.codec import RejectedError, VideoForm
 from afd_scale.data.clips import Frames
 
 FPS_LIMITS = (1, 240)  # what metadata may say of a video that people watch
+_SAME_RATE = 1e-4  # relative; NTSC's rates are 1e-3 from whole ones
 _UNSPECIFIED_COLORSPACE = 2
 _HD_HEIGHT = 720  # from here on, colours of unspecified standard are BT.709's
 
@@ -67,6 +69,11 @@ def own_form(path: Path) -> VideoForm:
         size = (frame.height, round(frame.width * float(stream.sample_aspect_ratio or 1)))
         height, width = size[::-1] if frame.rotation % 180 else size
         return VideoForm(stream.frames or max(1, round(seconds * rate)), float(rate), height, width)
+
+
+def same_rate(first: float, second: float) -> bool:
+    """Whether two rates are one but for rounding: containers keep them as fractions, each as coarse as it can."""
+    return math.isclose(first, second, rel_tol=_SAME_RATE)
 
 
 @contextmanager

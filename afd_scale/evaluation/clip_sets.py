@@ -1,5 +1,6 @@
 """Clips that are measured: a folder of videos, or a dataset of shards, and how they are brought to one form."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from afd_scale.data.storage import Location
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.prompts import VIDEO_SUFFIXES, prompt_id_of
 from afd_scale.data.validate import load_beside
-from afd_scale.data.video import fit, own_form
+from afd_scale.data.video import fit, own_form, same_rate
 from afd_scale.evaluation.video import read_title
 
 PROMPTS_TABLE = "prompts.jsonl"
@@ -114,8 +115,10 @@ class ShardClips:
             part = ordered[begin : begin + _READ_AT_ONCE]
             rows = samples_at(self.location, [int(clip.video) for clip in part])
             for clip, row in zip(part, rows, strict=True):
-                frames = self._decoded(row)[: form.frames]
-                yield clip, partial(np.stack, [fit(frame, form) for frame in frames])
+                decoded, step = self._decoded(row), row["fps"] / form.fps
+                step = 1.0 if same_rate(step, 1.0) else step
+                shown = [decoded[int(at * step + 1e-3)] for at in range(form.frames)]
+                yield clip, partial(np.stack, [fit(frame, form) for frame in shown])
 
     def _decoded(self, row: dict[str, np.ndarray]) -> Frames:
         return to_uint8(self._codec.decode(torch.tensor(row["latents"])[None]))[0]
@@ -138,32 +141,48 @@ def titled_clips(folder: Path) -> list[Clip | Reject]:
 def common_form(source: ClipSet, teacher: ClipSet) -> VideoForm:
     """What both sides can be brought to without inventing pixels or frames: the lesser of the two, in each respect.
 
-    Raises:
-        ConfigError: shards are of a higher frame rate than the source.
+    Rates that are one but for rounding are taken as one.
     """
     forms = (source.form, teacher.form)
     smaller = min(forms, key=lambda form: form.height * form.width)
     fps = min(form.fps for form in forms)
-    if isinstance(teacher, ShardClips) and fps < teacher.form.fps:
-        raise ConfigError(f"source ({source.name}, {fps:g} frames a second) must have the {teacher.form.fps:g} of "
-                          "the teacher's shards or more: these cannot be made slower")  # fmt: skip
-    seconds = min(form.frames / form.fps for form in forms)
+    frames = min(form.frames if same_rate(form.fps, fps) else int(form.frames / form.fps * fps + 1e-3)
+                 for form in forms)  # fmt: skip
     grey = next((form for form in forms if form.colour == "gray"), smaller)
-    return replace(smaller, frames=int(seconds * fps + 1e-3), fps=fps, colour=grey.colour)
+    return replace(smaller, frames=frames, fps=fps, colour=grey.colour)
 
 
 def chosen_clips(source: ClipSet, teacher: ClipSet, most: int) -> tuple[list[Clip], list[Clip]]:
-    """At most so many clips of each side, spread evenly; the teacher's are of the source's prompts where it has any.
+    """At most so many clips of each side, spread evenly; where both have clips of the same prompts, these alone.
 
     A clip without a split is of the one that the other side has for its prompt.
     """
     split_of = {clip.prompt: clip.split for side in (source, teacher) for clip in side.clips if clip.split is not None}
-    asked = spread(source.clips, most)
-    prompts = {clip.prompt for clip in asked}
-    same = [clip for clip in teacher.clips if clip.prompt in prompts]
-    sides = (asked, spread(same or teacher.clips, most))
+    both = {clip.prompt for clip in source.clips} & {clip.prompt for clip in teacher.clips}
+    if both:
+        listed = dict.fromkeys(clip.prompt for clip in source.clips if clip.prompt in both)
+        asked = set(spread(list(listed), most))
+        sides = [_clips_of(asked, side.clips, most) for side in (source, teacher)]
+    else:
+        sides = [spread(side.clips, most) for side in (source, teacher)]
     first, second = ([replace(clip, split=clip.split or split_of.get(clip.prompt)) for clip in side] for side in sides)
     return first, second
+
+
+def same_prompts(first: Sequence[Clip], second: Sequence[Clip]) -> bool:
+    """Whether two sides are of the same prompts."""
+    return {clip.prompt for clip in first} == {clip.prompt for clip in second}
+
+
+def _clips_of(prompts: set[str], clips: Sequence[Clip], most: int) -> list[Clip]:
+    """At most so many clips of these prompts, no more than there are clips: the first of each before any second."""
+    number_of: Counter[str] = Counter()
+    rounds: list[tuple[int, int, Clip]] = []
+    for place, clip in enumerate(clips):
+        if clip.prompt in prompts:
+            rounds.append((number_of[clip.prompt], place, clip))
+            number_of[clip.prompt] += 1
+    return [clip for _, _, clip in sorted(rounds, key=lambda entry: entry[:2])[:most]]
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

@@ -13,6 +13,7 @@ from afd_scale.config import ConfigError
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.evaluation.report import header_facts, metric_table, newest_samples
+from afd_scale.evaluation.runs import run_folder
 
 CARD_NAME = "README.md"
 SAMPLE_NAME = "sample.mp4"
@@ -37,11 +38,9 @@ class Run:
 
 
 def find_run(source: Path) -> Run | None:
-    """The run that a run folder, a checkpoint or a student folder is of; None where it is of none."""
-    for folder in (source, *source.absolute().parents[:3]):
-        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
-            return _read_run(folder)
-    return None
+    """What is left of the run that `run_folder` finds."""
+    folder = run_folder(source)
+    return None if folder is None else _read_run(folder)
 
 
 def model_card(

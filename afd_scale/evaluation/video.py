@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -14,7 +13,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from afd_scale.files import replacing
+from afd_scale.files import replacing, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +22,8 @@ FrameArray = NDArray[np.uint8]
 
 # x264's constant quality; 16 cannot be told from the source by eye.
 CRF = "16"
+# Of a rate: that of NTSC's, 24000/1001, 30000/1001 and 60000/1001.
+_DENOMINATOR = 1001
 
 # Layout of grids and comparisons, in pixels. Toy clips are enlarged, Wan clips shrunk, by whole factors.
 STRIP_FRAME_SIZES = (48, 120)
@@ -62,7 +63,8 @@ def writing_mp4(path: Path, fps: float, title: str = "", comment: str = "") -> I
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, av.open(partial, "w", format="mp4") as container:
         container.metadata.update({"title": title, "comment": comment})
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": CRF})
+        rate = Fraction(fps).limit_denominator(_DENOMINATOR)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": CRF})
         stream.pix_fmt = "yuv420p"
 
         def write(frames: FrameArray) -> None:
@@ -144,8 +146,7 @@ def write_comparison_mp4(
         video = np.repeat(labelled[None], num_frames, axis=0)
         for column, policy_clips in enumerate(clips.values()):
             video[:, LABEL_HEIGHT:, column * step : column * step + clip_width] = policy_clips[row]
-        name = re.sub(r"\W+", "-", caption.lower())[:60].strip("-")
-        write_mp4(video, folder / f"{row:02d}_{name}.mp4", fps, title=caption)
+        write_mp4(video, folder / f"{row:02d}_{slug(caption)}.mp4", fps, title=caption)
 
 
 def _rgb(frames: FrameArray, ndim: int) -> FrameArray:

@@ -1,9 +1,12 @@
 """A job: what is to be made of which student, and the ranks that make it."""
 
 import json
+import logging
+import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -16,10 +19,11 @@ from afd_scale.codecs.codec import Codec, VideoForm
 from afd_scale.codecs.identity import FRAMES, PIXELS
 from afd_scale.codecs.identity import NAME as IDENTITY
 from afd_scale.codecs.wan import WanCodec
-from afd_scale.config import ConfigError
-from afd_scale.data.storage import Location
+from afd_scale.config import ConfigError, RunConfig, one_line
+from afd_scale.data.inspection import fps_of
+from afd_scale.data.storage import Location, teacher_data
 from afd_scale.evaluation.clip_sets import spread
-from afd_scale.generation.generate import Form, Generator
+from afd_scale.generation.generate import Clock, Form, Generator, Request
 from afd_scale.generation.requests import (
     DatasetPrompts,
     embedded,
@@ -35,10 +39,13 @@ from afd_scale.generation.student import Student, load_student
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.progress import progress
 from afd_scale.rollout.sampler import Sampler
-from afd_scale.types import pieces
+from afd_scale.types import Prompts, pieces
+
+log = logging.getLogger(__name__)
 
 SHEET_VIDEOS = 24  # at most, on the contact sheet
 WAN_SIZE, TOY_SIZE = (81, 480, 832), (12, 16, 16)  # frames, height, width of a source that says none
+WAN_FPS, TOY_FPS = 16.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,11 @@ class Job:
         prompt, prompts, dataset: texts, a file of them, or a dataset's; one of the three.
         split: of the dataset's prompts.
         max_prompts: of all that are named, spread evenly; None takes all.
-        image, video, video_chunks: what the first chunks are of.
+        image, video: what the first chunks are of.
+        video_chunks: how many of them the start of `video` is; None is one.
         num_videos: of each prompt; None is one, with layout `vbench` five.
-        frames, size, fps: of a video; None as trained, as far as the source says it.
+        frames, size, fps: of a video; None as trained, as far as that is known.
+        seconds: of a video, in place of `frames`.
         seed: of the noise.
         layout: of the files' names.
         models: folder or hub id of Wan's text encoder and VAE.
@@ -71,9 +80,10 @@ class Job:
     max_prompts: int | None = None
     image: Path | None = None
     video: Path | None = None
-    video_chunks: int = 1
+    video_chunks: int | None = None
     num_videos: int | None = None
     frames: int | None = None
+    seconds: float | None = None
     size: str | None = None
     fps: float | None = None
     seed: int = 0
@@ -94,10 +104,44 @@ class Job:
             raise ConfigError(f"split ({self.split}) must come with dataset: it is one of its prompts' splits")
         if self.image is not None and self.video is not None:
             raise ConfigError(f"image ({self.image}) must not come with video: a video starts once")
-        for name in ("num_videos", "max_prompts", "frames", "batch", "video_chunks"):
+        if self.video_chunks is not None and self.video is None:
+            raise ConfigError(f"video_chunks ({self.video_chunks}) must come with video: they are its start")
+        if self.seconds is not None and self.frames is not None:
+            raise ConfigError(f"seconds ({self.seconds:g}) must not come with frames: a video has one length")
+        for name in ("num_videos", "max_prompts", "frames", "seconds", "batch", "video_chunks"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not value > 0:
                 raise ConfigError(f"{name} ({value}) must be positive")
+
+    @property
+    def videos_of_each(self) -> int:
+        """Of each prompt."""
+        return self.num_videos or (5 if self.layout == "vbench" else 1)
+
+
+class UnfinishedError(Exception):
+    """This rank cannot go on making videos; one line, which says what is there of them."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank makes.
+
+    Attributes:
+        codec: decodes.
+        form: of the latents, `pixels` of the videos.
+        prompts: that this rank's requests, `mine`, are of.
+        texts, requests: of all ranks, prompt by prompt.
+    """
+
+    student: Student
+    codec: Codec
+    form: Form
+    pixels: VideoForm
+    prompts: Prompts
+    mine: list[Request]
+    texts: list[str]
+    requests: list[Request]
 
 
 def generate(job: Job, ranks: Ranks) -> dict[str, Any] | None:
@@ -107,11 +151,38 @@ def generate(job: Job, ranks: Ranks) -> dict[str, Any] | None:
         On the main rank: `files`, `seconds` in all, `frames_per_second` of `denoising` alone and `with_decoding`,
         `seconds_to_first_chunk`, `chunk_frames` of the first chunk's video and of every other's.
     Raises:
-        ValueError: the job cannot be done; nothing is written.
+        ValueError, OSError: the job cannot be done; on all ranks, and nothing is written.
+        UnfinishedError: it stopped on the way, on this rank perhaps alone. Finished videos stay in `out`.
+    """
+    began = time.monotonic()
+    share: Share = ranks.run_on_all(prepare, job, ranks)  # so no rank finds an `out` that another has made
+    with _finished_ones_kept(job.out):
+        clock = _make(job, share, ranks)
+        made = len(share.mine) * share.form.frames
+        gathered = ranks.gather_to_main(torch.tensor([[made, clock.denoising, clock.decoding, clock.first_chunk]]))
+        if gathered is None:
+            return None
+        _write_sheet(job, share)
+    chunk_frames = share.student.policy.sampler.chunk_frames
+    first_chunk, two_chunks = (share.codec.frames(chunks * chunk_frames) for chunks in (1, 2))
+    frames, (denoising, decoding, first) = gathered[:, 0].sum().item(), gathered[:, 1:].max(dim=0).values.tolist()
+    return {
+        "files": [str(request.path) for request in share.requests],
+        "seconds": round(time.monotonic() - began, 3),
+        "frames_per_second": {"denoising": round(frames / denoising, 3),
+                              "with_decoding": round(frames / (denoising + decoding), 3)},
+        "seconds_to_first_chunk": round(first, 3),
+        "chunk_frames": [first_chunk, two_chunks - first_chunk],
+    }  # fmt: skip
+
+
+def prepare(job: Job, ranks: Ranks) -> Share:
+    """All that can be wrong is found here, before the first video.
+
+    Raises:
+        ValueError, OSError: the job cannot be done.
     """
     job.check()
-    ranks.barrier()  # or one might find what another has made
-    began = time.monotonic()
     precision = job.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
     student = load_student(job.source, ranks, precision=precision, architecture=job.architecture,
                            family=job.family)  # fmt: skip
@@ -121,47 +192,56 @@ def generate(job: Job, ranks: Ranks) -> dict[str, Any] | None:
     everything = _everything(job, dataset)
     chosen = spread(range(len(everything)), job.max_prompts or len(everything))
     texts = [everything[row] for row in chosen]
-    num_videos = job.num_videos or (5 if job.layout == "vbench" else 1)
-    requests = requests_of(texts, num_videos, job.out, job.layout)
+    requests = requests_of(texts, job.videos_of_each, job.out, job.layout)
     mine = requests[ranks.data_rank :: ranks.data_size]
     asked = sorted({request.prompt for request in mine})  # a rank embeds no others
     if dataset is not None:
         prompts = dataset.prompts.take([chosen[row] for row in asked], asked)
-    else:
-        prompts = embedded([texts[row] for row in asked], codec, student.policy.student)
+    else:  # by a codec of its own, whose text encoder goes with it
+        embedding_codec = find_codec(job, student, dataset, ranks.device)
+        prompts = embedded([texts[row] for row in asked], embedding_codec, student.policy.student)
     mine = [replace(request, prompt=asked.index(request.prompt)) for request in mine]
-    form = latent_form(job, student, codec, pixels)
-    del codec  # and its text encoder with it, before there are videos
-    decoding_codec = find_codec(job, student, dataset, ranks.device)
+    return Share(student, codec, latent_form(job, student, codec, pixels), pixels, prompts, mine, texts, requests)
+
+
+def _make(job: Job, share: Share, ranks: Ranks) -> Clock:
+    """Make this rank's videos."""
+    sampler = Sampler(share.student.policy.sampler)
     generator = Generator(
-        student.network, Sampler(student.policy.sampler), form, ranks.device, seed=job.seed,
-        decoder=decoding_codec.decoder if ranks.leads_sequence else None,
+        share.student.network, sampler, share.form, ranks.device, seed=job.seed,
+        decoder=share.codec.decoder if ranks.leads_sequence else None,
         note=json.dumps({"source": str(job.source), "seed": job.seed}),
     )  # fmt: skip
-    parts = pieces(len(mine), job.batch)
-    total = len(parts) * (form.latent_shape[0] // student.policy.sampler.chunk_frames)
+    parts = pieces(len(share.mine), job.batch)
+    total = len(parts) * (share.form.latent_shape[0] // sampler.config.chunk_frames)
     with progress("Chunks", shown=ranks.is_main) as show:
-        chunks = chain.from_iterable(generator.write(prompts, mine[part]) for part in parts)
+        chunks = chain.from_iterable(generator.write(share.prompts, share.mine[part]) for part in parts)
         for done, _ in enumerate(chunks, 1):
             show(done, total)
-    clock = generator.clock
-    times = torch.tensor([[len(mine) * form.frames, clock.denoising, clock.decoding, clock.first_chunk]])
-    gathered = times if ranks.size == 1 else ranks.gather_to_main(times)
-    if gathered is None:
-        return None
-    write_contact_sheet({request.path: texts[request.prompt] for request in requests[::num_videos][:SHEET_VIDEOS]},
-                        pixels, job.out / "contact_sheet.png")  # fmt: skip
-    chunk_frames = student.policy.sampler.chunk_frames
-    first_chunk, two_chunks = (decoding_codec.frames(chunks * chunk_frames) for chunks in (1, 2))
-    frames, (denoising, decoding, first) = gathered[:, 0].sum().item(), gathered[:, 1:].max(dim=0).values.tolist()
-    return {
-        "files": [str(request.path) for request in requests],
-        "seconds": round(time.monotonic() - began, 3),
-        "frames_per_second": {"denoising": round(frames / denoising, 3),
-                              "with_decoding": round(frames / (denoising + decoding), 3)},
-        "seconds_to_first_chunk": round(first, 3),
-        "chunk_frames": [first_chunk, two_chunks - first_chunk],
-    }  # fmt: skip
+    return generator.clock
+
+
+def _write_sheet(job: Job, share: Share) -> None:
+    """The first video of each prompt, as far as they fit."""
+    shown = share.requests[:: job.videos_of_each][:SHEET_VIDEOS]
+    write_contact_sheet({request.path: share.texts[request.prompt] for request in shown}, share.pixels,
+                        job.out / "contact_sheet.png")  # fmt: skip
+
+
+@contextmanager
+def _finished_ones_kept(out: Path) -> Iterator[None]:
+    """Say what is there when it cannot go on; a folder of nothing does not stay."""
+    try:
+        yield
+    except BaseException as error:
+        finished = len(list(out.glob("*.mp4")))
+        if not finished:
+            with suppress(OSError):  # another rank may be writing into it
+                out.rmdir()
+        if isinstance(error, ValueError | OSError):
+            there = f"the {finished} videos that are finished stay in {out}" if finished else "no video is finished"
+            raise UnfinishedError(f"{one_line(error)}; {there}") from error
+        raise
 
 
 def _everything(job: Job, dataset: DatasetPrompts | None) -> Sequence[str]:
@@ -185,12 +265,15 @@ def find_codec(job: Job, student: Student, dataset: DatasetPrompts | None, devic
 
 
 def pixel_form(job: Job, student: Student, dataset: DatasetPrompts | None, codec: Codec) -> VideoForm:
-    """Of the videos: as asked for, else as the dataset or the run has them, else Wan's or the toy world's own."""
-    frames, height, width = WAN_SIZE if codec.colour == "rgb24" else TOY_SIZE
-    shape = dataset.facts.latent_shape if dataset else None
-    if shape is None and student.run is not None:
+    """Of the videos: as asked for, else as the student was trained, which its run says, or the dataset's that is given
+    for it; else Wan's or the toy world's own."""
+    own_fps, (frames, height, width) = (WAN_FPS, WAN_SIZE) if codec.colour == "rgb24" else (TOY_FPS, TOY_SIZE)
+    fps, shape = job.fps, dataset.facts.latent_shape if dataset else None
+    if student.run is not None:
         data = student.run.data
         shape = (data.latent_frames, 0, data.latent_height, data.latent_width)
+        fps = fps or trained_fps(student.run)
+    fps = fps or (dataset and dataset.fps) or own_fps
     if shape is not None:
         frames, height, width = codec.frames(shape[0]), shape[2] * codec.spatial, shape[3] * codec.spatial
     if job.size is not None:
@@ -198,8 +281,18 @@ def pixel_form(job: Job, student: Student, dataset: DatasetPrompts | None, codec
         if found is None:
             raise ConfigError(f"size ({job.size}) must be HEIGHTxWIDTH, such as 480x832")
         height, width = int(found[1]), int(found[2])
-    fps = job.fps or (16.0 if codec.colour == "rgb24" else 8.0)
+    if job.seconds is not None:
+        frames = max(1, math.ceil(job.seconds * fps - 1e-3))
     return VideoForm(job.frames or frames, fps, height, width, colour=codec.colour)
+
+
+def trained_fps(run: RunConfig) -> float | None:
+    """Frames a second of the videos that a run learned from; None where they are elsewhere."""
+    try:
+        return fps_of(teacher_data(run))
+    except ConfigError as error:
+        log.warning("frames a second are not known from what the student was trained on: %s", error)
+        return None
 
 
 def latent_form(job: Job, student: Student, codec: Codec, pixels: VideoForm) -> Form:
@@ -214,11 +307,17 @@ def latent_form(job: Job, student: Student, codec: Codec, pixels: VideoForm) -> 
         if size % patch:
             raise ConfigError(f"size ({pixels.height}x{pixels.width}) must have a {axis} of whole tokens, a multiple "
                               f"of {patch * codec.spatial}")  # fmt: skip
+    if pixels.height * pixels.width > (limit := codec.whole_frame_pixels):
+        shrink = math.sqrt(limit / (pixels.height * pixels.width))
+        rows, columns = (patch * codec.spatial for patch in config.patch[1:])
+        largest = f"{int(pixels.height * shrink) // rows * rows}x{int(pixels.width * shrink) // columns * columns}"
+        raise ConfigError(f"size ({pixels.height}x{pixels.width}) must be {largest} at most, or another of {limit} "
+                          "pixels: larger frames are not decoded chunk by chunk")  # fmt: skip
     start = None
     if job.image is not None:
         start = start_of_image(job.image, pixels, codec, sampler)
     elif job.video is not None:
-        start = start_of_video(job.video, job.video_chunks, pixels, codec, sampler)
+        start = start_of_video(job.video, job.video_chunks or 1, pixels, codec, sampler)
     if start is not None and start.shape[1] > latent_frames:
-        raise ConfigError(f"video_chunks ({job.video_chunks}) must fit a video of {pixels.frames} frames")
+        raise ConfigError(f"video_chunks ({job.video_chunks or 1}) must fit a video of {pixels.frames} frames")
     return Form(shape, pixels.frames, pixels.fps, start)

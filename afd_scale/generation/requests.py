@@ -1,6 +1,6 @@
 """What is asked of a student, prompts and starts, and the files that it becomes."""
 
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +24,12 @@ from afd_scale.data.teachers.prompts import prompt_id_of, read_prompts
 from afd_scale.data.validate import load_beside
 from afd_scale.data.video import fit, read_video
 from afd_scale.evaluation.video import write_grid
+from afd_scale.files import LONGEST_NAME, slug
 from afd_scale.generation.generate import Request
 from afd_scale.types import Prompts
 
 LAYOUTS = ("plain", "vbench")
 _SHEET_FRAMES, _SHEET_PIXELS = 8, 120  # of a video on a contact sheet: how many, how large
-_NAME_BYTES = 250  # of a file, its suffix aside; file systems take 255
 
 
 def prompts_of_file(path: Path) -> list[str]:
@@ -47,10 +47,11 @@ def prompts_of_file(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class DatasetPrompts:
-    """The prompts of a dataset, each once, and the dataset's facts."""
+    """The prompts of a dataset, each once, the dataset's facts, and its videos' frames a second, if it has any."""
 
     prompts: Prompts
     facts: DatasetFacts
+    fps: float | None
 
 
 def read_dataset(location: Location, split: str | None, student: StudentConfig) -> DatasetPrompts:
@@ -68,7 +69,7 @@ def read_dataset(location: Location, split: str | None, student: StudentConfig) 
         raise ConfigError(f"dataset ({location.shards}) must have text of at most {student.text_length} rows of "
                           f"{student.text_dim}, as the student reads: it has {facts.text_shape}")  # fmt: skip
     rows = [{**row, "sample": at} for at, row in zip(positions, samples_at(location, positions), strict=True)]
-    return DatasetPrompts(prompts_of(rows, student.text_length), facts)
+    return DatasetPrompts(prompts_of(rows, student.text_length), facts, rows[0].get("fps"))
 
 
 def embedded(texts: Sequence[str], codec: Codec, student: StudentConfig) -> Prompts:
@@ -97,19 +98,21 @@ def requests_of(texts: Sequence[str], num_videos: int, out: Path, layout: str) -
     Args:
         layout: `plain` numbers the files; `vbench` names them `<prompt>-<number>.mp4`, as VBench looks for them.
     Raises:
-        ConfigError: a name is no file's.
+        ConfigError: a name is no file's, or of two videos.
     """
     requests = []
+    if layout == "vbench" and (twice := [text for text, times in Counter(texts).items() if times > 1]):
+        raise ConfigError(f"prompt ({twice[0]}) must be given once with layout vbench, which names files by it: "
+                          "num_videos says how many of each")  # fmt: skip
     for prompt, text in enumerate(texts):
         for number in range(num_videos):
             if layout == "vbench":
-                name = f"{text}-{number}"
-                if "/" in name or len(name.encode()) > _NAME_BYTES:
+                name = f"{text}-{number}.mp4"
+                if "/" in name or len(name.encode()) > LONGEST_NAME:
                     raise ConfigError(f"prompt ({text}) must name a file with layout vbench: it is too long or has a /")
             else:
-                slug = re.sub(r"\W+", "-", text.lower())[:60].strip("-")
-                name = f"{prompt:04d}_{slug}" + (f"_{number}" if num_videos > 1 else "")
-            requests.append(Request(prompt, prompt * num_videos + number, out / f"{name}.mp4"))
+                name = f"{prompt:04d}_{slug(text)}" + (f"_{number}" if num_videos > 1 else "") + ".mp4"
+            requests.append(Request(prompt, prompt * num_videos + number, out / name))
     return requests
 
 

@@ -1,23 +1,25 @@
 """A student to generate with, from whatever its weights lie in."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import ValidationError
 
 from afd_scale.checkpoint.load_student import read_student
-from afd_scale.config import RunConfig
+from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.models import PolicyConfig
 from afd_scale.engines.plain import PlainNetwork
+from afd_scale.evaluation.runs import run_folder
 from afd_scale.layers.attention import choose_backend
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import CausalWan
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.parallel.ulysses import SequenceParallelOps
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ def load_student(
 
 
 def run_of(path: Path) -> RunConfig | None:
-    """The config of the run that a path is, or lies in."""
-    for folder in (path, *path.absolute().parents[:3]):
-        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
-            try:
-                tree: Any = yaml.safe_load((folder / "config.yaml").read_text())
-                return RunConfig.model_validate(tree)
-            except (OSError, yaml.YAMLError, ValidationError):
-                return None  # it is told what the weights do not say by options
-    return None
+    """The config of the run that a path is, or lies in; None where there is none, or it cannot be read."""
+    folder = run_folder(path)
+    if folder is None:
+        return None
+    try:
+        return load_config(folder / "config.yaml")
+    except ConfigError as error:
+        log.warning("%s does not say what its student was trained on: %s", folder / "config.yaml", error)
+        return None

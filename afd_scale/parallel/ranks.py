@@ -111,7 +111,12 @@ class Ranks:
         return None
 
     def run_on_all(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function on every rank; where one fails, all raise the exception of the first that did."""
+        """Run a function on every rank; where one fails, all raise the exception of the first that did.
+
+        One process by itself needs no group for it.
+        """
+        if self.size == 1:
+            return work(*arguments)
         result: Any = None
         error: Exception | None = None
         try:
@@ -143,7 +148,7 @@ class Ranks:
 
 
 def alone() -> Ranks:
-    """One process without a group, on the device that is there; it has no use for collectives."""
+    """One process without a group, on the device that is there; most collectives are not for it."""
     return Ranks(0, 1, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 

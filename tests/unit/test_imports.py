@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "progress",
         "protocols",
         "config",
+        "files",
         "flow",
         "layers",
         "models",

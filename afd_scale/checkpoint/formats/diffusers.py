@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from afd_scale.checkpoint.formats.models_folder import VERSION
 from afd_scale.checkpoint.formats.wan import SIDECAR_NAME, STEM, Stated
 from afd_scale.checkpoint.weights import MAX_SHARD_BYTES, write_shards
 from afd_scale.config.models import PolicyConfig, WanConfig
@@ -61,7 +62,7 @@ def diffusers_config(config: WanConfig) -> dict[str, Any]:
     """`config.json` of the WanTransformer3DModel with these weights."""
     return {
         "_class_name": "WanTransformer3DModel",
-        "_diffusers_version": "0.39.0",
+        "_diffusers_version": VERSION,
         "added_kv_proj_dim": None,
         "attention_head_dim": config.dim // config.num_heads,
         "cross_attn_norm": True,

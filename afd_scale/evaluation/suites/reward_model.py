@@ -40,13 +40,14 @@ class RewardModel:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # no code of the folder's runs
         try:
-            self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, dtype="auto")
+            self._processor = AutoProcessor.from_pretrained(folder, **own)
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", use_safetensors=True, **own)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ConfigError(f"reward_model ({folder}) must be a video-language model of transformers with its "
                               f"processor: {one_line(error)}") from error  # fmt: skip
-        self._model: Any = model.eval().to(self._device)
+        self._model: Any = model.eval()
         tokens = [self._processor.tokenizer.encode(answer, add_special_tokens=False) for answer in ANSWERS]
         if any(len(answer) > 1 for answer in tokens):
             raise ConfigError(f"reward_model ({folder}) must have one token for each of {', '.join(ANSWERS)}")
@@ -55,6 +56,7 @@ class RewardModel:
     @torch.no_grad()
     def score(self, clip: FrameArray, prompt: str, fps: float) -> float:
         """The reward of a clip, uint8 (T, H, W[, 1 or 3])."""
+        self._model.to(self._device)  # not before: what is judged may have to be made first, by another model
         content = [{"type": "video", "video": seen_frames(clip, fps)},
                    {"type": "text", "text": QUESTION.format(prompt=prompt)}]  # fmt: skip
         inputs = self._processor.apply_chat_template(
