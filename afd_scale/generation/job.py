@@ -239,7 +239,7 @@ def _finished_ones_kept(out: Path) -> Iterator[None]:
             with suppress(OSError):  # another rank may be writing into it
                 out.rmdir()
         if isinstance(error, ValueError | OSError):
-            there = f"the {finished} videos that are finished stay in {out}" if finished else "no video is finished"
+            there = f"finished videos, which stay in {out}: {finished}" if finished else "no video is finished"
             raise UnfinishedError(f"{one_line(error)}; {there}") from error
         raise
 

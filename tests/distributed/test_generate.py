@@ -1,5 +1,6 @@
 """tools/generate.py on several ranks: by prompts and by sequence, the same videos as on one."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from afd_scale.config.models import PolicyConfig
 from afd_scale.data.toy_world import toy_prompts
 from afd_scale.data.video import read_video
 from afd_scale.models.wan import CausalWan
-from tests.distributed.processes import on_ranks
+from tests.distributed.processes import environment, free_port, on_ranks, side_by_side
 from tests.tools import call_tool
 
 SHAPE = {"architecture": "toy", "dim": 64, "num_heads": 4, "ffn_dim": 48, "num_layers": 2}
@@ -40,3 +41,38 @@ def test_ranks_share_the_videos(tmp_path: Path, sequence: int) -> None:
     for name in names[:3]:
         one, both = (read_video(tmp_path / folder / name, form).astype(int) for folder in ("alone", "shared"))
         assert np.abs(one - both).mean() < 0.5
+
+
+def save_toy(folder: Path) -> Path:
+    policy = PolicyConfig.model_validate({"student": SHAPE})
+    save_weights(CausalWan(policy.student, policy.sampler).state_dict().items(), folder, policy)
+    return folder
+
+
+def under_mpirun(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Two ranks as Open MPI starts them: it sets no RANK."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    worlds = [dict(zip((f"OMPI_COMM_WORLD_{name}" for name in names), (rank, "2", rank, "2"), strict=True))
+              for rank in "01"]  # fmt: skip
+    return side_by_side([[str(part) for part in command]] * 2, [environment(**place, **world) for world in worlds], 280)
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (("--prompt", "a", "--prompt", "word " * 20), "must have at most 16 words"),  # only the second rank knows
+        (("--prompt", "a", "--size", "12x16"), "must have a height of whole tokens"),
+        (("--prompt", "a", "--sequence", "3"), "sequence (3) must divide the 2 ranks"),
+    ],
+)
+def test_a_failure_of_any_rank_is_one_line_and_leaves_nothing(tmp_path: Path, more: tuple[str], line: str) -> None:
+    command = ("tools/generate.py", save_toy(tmp_path / "student"), *more, "--out", tmp_path / "out")
+    for start in (lambda *command: on_ranks(2, *command), under_mpirun):
+        done = start(*command)
+        assert done.returncode == 2, done.stderr
+        errors = [said for said in done.stderr.splitlines() if "error: " in said]
+        assert len(errors) == 1, done.stderr
+        assert line in errors[0]
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planning",
         "data",
     },
-    "evaluation": {"types", "config", "files", "codecs", "data", "torchvision_ops"},
+    "evaluation": {"types", "progress", "config", "files", "codecs", "data", "torchvision_ops"},
     "generation": {
         "types",
         "progress",

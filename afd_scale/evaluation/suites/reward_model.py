@@ -39,6 +39,7 @@ class RewardModel:
         define_torchvision_ops()
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        self.folder = folder
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # no code of the folder's runs
         try:

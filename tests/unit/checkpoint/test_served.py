@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from afd_scale.checkpoint.formats import models_folder
 from afd_scale.checkpoint.formats.served import MAX_CHUNK_FRAMES, STEPS, served_config, served_scheduler
 from afd_scale.checkpoint.load_student import read_student
 from afd_scale.checkpoint.weights import save_weights
+from afd_scale.codecs import wan as codec
 from afd_scale.config.models import PolicyConfig
 from afd_scale.flow.schedule import denoising_sigmas
 from afd_scale.models.wan import CausalWan
@@ -135,3 +137,8 @@ def test_what_they_cannot_serve_is_refused(
     (line,) = done.stderr.splitlines()
     assert rule in line
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_what_is_copied_is_what_the_codec_reads() -> None:
+    """Neither package may import the other."""
+    assert models_folder._NEEDED == codec._FILES

@@ -1,18 +1,19 @@
 """tools/evaluate.py from videos to its page, and what it refuses."""
 
+import errno
 import json
+import resource
 import sys
 
 import numpy as np
 import pytest
 
-from afd_scale.checkpoint.weights import save_weights
-from afd_scale.config.models import PolicyConfig
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.toy_world import render_clips, toy_prompts
 from afd_scale.evaluation.video import write_mp4
-from afd_scale.models.wan import CausalWan
+from afd_scale.generation import evaluation_job
 from tests.judges import save_tiny_judge
+from tests.students import TOY, save_student
 from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards
 from tests.videos import moving_bar, write_video
@@ -187,10 +188,7 @@ def test_both_sides_get_the_lesser_form(tmp_path):
 
 @pytest.mark.parametrize("teacher", ["shards", "folder"])
 def test_a_student_makes_its_videos_first(folders, tmp_path, teacher):
-    sizes = {"dim": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 1}
-    policy = PolicyConfig.model_validate({"student": sizes, "sampler": {"timesteps": [1000, 500]}})
-    network = CausalWan(policy.student, policy.sampler)
-    save_weights(network.state_dict().items(), tmp_path / "student", policy)
+    save_student(tmp_path / "student", TOY)
     if teacher == "shards":
         make_procedural_shards(ProceduralSource(clips=40), tmp_path / "shards")
     place = tmp_path / "shards" if teacher == "shards" else folders[1]
@@ -220,7 +218,13 @@ def test_bad_input_is_refused_in_one_line(folders, tmp_path):
         assert said in refused(evaluate(place, teacher, out), out)
     for place in (tmp_path / "absent", tmp_path / "empty"):
         assert refused(evaluate(source, place, out), out).startswith("error: teacher (")
-    assert "chunk_frames" in refused(evaluate(source, teacher, out, "--first-chunk-frames", "3"), out)
+    for option, said in (
+        (("--first-chunk-frames", "3"), "first_chunk_frames (3) must not be given without chunk_frames"),
+        (("--seed", "3"), "seed (3) must not be given for a folder"),
+        (("--models", "m"), "models (m) must not be given for folders"),
+    ):
+        assert said in refused(evaluate(source, teacher, out, *option), out)
+    assert "teacher (short) must have clips of 3 frames" in refused(evaluate(source, tmp_path / "short", out), out)
     for option in (("--clips", "0"), ("--samples", "-1")):
         assert "at least 1" in refused(evaluate(source, teacher, out, *option), out)
 
@@ -235,3 +239,49 @@ def test_chunks_of_a_changed_rate_are_refused(folders, tmp_path):
     write_video(tmp_path / "source" / "a.mp4", np.zeros((24, 16, 16, 3), np.uint8), 16)
     done = evaluate(tmp_path / "source", folders[1], tmp_path / "out", "--chunk-frames", "4")
     assert "16 frames a second are made 8" in refused(done, tmp_path / "out")
+
+
+def test_nothing_is_generated_for_options_that_cannot_be(folders, tmp_path, monkeypatch):
+    save_student(tmp_path / "student", TOY)
+    monkeypatch.setattr(evaluation_job, "generate", lambda *arguments: pytest.fail("it took hours"))
+    out = tmp_path / "out"
+    for option, said in (
+        (("--reward-model", tmp_path / "absent"), "reward_model"),
+        (("--reward-model", tmp_path / "student"), "reward_model"),
+        (("--vbench", sys.executable), "vbench"),
+        (("--first-chunk-frames", "3"), "first_chunk_frames (3) must not be given without"),
+        (("--chunk-frames", "3"), "chunk_frames (3) must not be given for a student"),
+    ):
+        assert f"error: {said}" in refused(evaluate(tmp_path / "student", folders[1], out, *option), out)
+    (tmp_path / "out.videos").mkdir()
+    assert "must not have" in refused(evaluate(tmp_path / "student", folders[1], out), out)
+
+
+def test_what_was_generated_outlives_a_later_failure(folders, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save_student(tmp_path / "student", TOY)
+    out, videos = tmp_path / "out", tmp_path / "out.videos"
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation_job, "write_evaluation", full)
+        said = refused(evaluate(tmp_path / "student", folders[1], out, "--clips", "2"), out)
+    assert "No space left on device" in said
+    more = ("--chunk-frames", "3", "--first-chunk-frames", "3")
+    assert f"the videos that were made are in {videos}, to be given as the source, with {' '.join(more)}" in said
+    done = evaluate(videos, folders[1], out, *more)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "evaluation.json").read_text())
+    assert (len(result["source"]["clips"]), result["chunk_borders"], result["same_prompts"]) == (2, [3, 6, 9], True)
+
+
+def test_a_disk_that_is_full_when_videos_are_made_is_one_line(folders, tmp_path, monkeypatch):
+    save_student(tmp_path / "student", TOY)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        said = refused(evaluate(tmp_path / "student", folders[1], tmp_path / "out"), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "no video is finished" in said
+    assert not (tmp_path / "out.videos").exists()

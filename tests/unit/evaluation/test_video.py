@@ -96,6 +96,12 @@ def test_comparison_sets_policies_side_by_side(tmp_path):
             assert video[:, :LABEL_HEIGHT, left : left + 240].max() > 200, "its name is written above"
 
 
+def test_a_caption_of_wide_letters_names_a_file(tmp_path):
+    write_comparison_mp4({"base": _clips(0, 1)}, ["\U0001d538" * 80], tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert read_title(path) == "\U0001d538" * 80
+
+
 def test_grid_has_a_row_a_prompt_and_a_strip_a_policy(tmp_path):
     columns = {"teacher": _clips(0), "student": _clips(1)}
     write_grid(columns, [r"costs $\frac and $6", "second " * 80], tmp_path / "grid.png")

@@ -1,6 +1,11 @@
 """tools/generate.py: which videos it makes, how they are named, what it says, and what it refuses."""
 
+import errno
+import gc
 import json
+import resource
+import weakref
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from afd_scale.checkpoint.weights import save_weights
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.codecs.conversions import to_uint8
 from afd_scale.codecs.identity import IdentityCodec
@@ -19,27 +23,18 @@ from afd_scale.data.toy_world import toy_prompts
 from afd_scale.data.video import read_video
 from afd_scale.evaluation.video import read_title, write_mp4
 from afd_scale.flow.randomness import Randomness
+from afd_scale.generation import generate, job
 from afd_scale.generation.requests import embedded
 from afd_scale.models.wan import CausalWan
 from afd_scale.rollout.sampler import Sampler
+from tests.students import TOY, save_student
 from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards
 from tests.wan_models import CHANNELS, TEXT_DIM, save_tiny_wan
 
 TEXTS = [prompt.sentence for prompt in toy_prompts()[:3]]
-TOY = {"architecture": "toy", "dim": 32, "num_heads": 4, "ffn_dim": 48, "num_layers": 2}
 WAN = {**TOY, "latent_channels": CHANNELS, "text_dim": TEXT_DIM, "text_length": 12, "prediction": "velocity"}
 GREY = VideoForm(24, 8.0, 16, 16, colour="rgb24")
-
-
-def save_student(folder: Path, student: dict, **sampler) -> CausalWan:
-    policy = PolicyConfig.model_validate({"student": student, "sampler": {"timesteps": [1000, 500], **sampler}})
-    network = CausalWan(policy.student, policy.sampler)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in network.parameters():
-        parameter.data.normal_(0, 0.1, generator=generator)
-    save_weights(network.state_dict().items(), folder, policy)
-    return network
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +168,14 @@ def test_a_video_goes_on(toy, tmp_path):
         (("--prompt", "a", "--video", "no.mp4"), "video (no.mp4): must be a readable file: it is not there"),
         (("--prompt", "a/b", "--layout", "vbench"), "prompt (a/b) must name a file with layout vbench"),
         (("--prompt", "word " * 20), "must have at most 16 words"),
+        (("--prompt", "a", "--prompt", "word " * 20), "must have at most 16 words"),
+        (("--prompt", "a", "--frames", 3, "--seconds", 1), "seconds (1) must not come with frames"),
+        (("--prompt", "a", "--video-chunks", 2), "video_chunks (2) must come with video"),
+        (("--prompt", "a", "--image", "no.png", "--video-chunks", 1), "video_chunks (1) must come with video"),
+        (("--prompt", "a", "--architecture", "toy"), "architecture (toy) must not be given"),
+        (("--prompt", "a", "--family", "toy"), "family (toy) must not be given"),
+        (("--prompt", "a", "--prompt", "a", "--layout", "vbench"), "prompt (a) must be given once with layout vbench"),
+        (("--prompt", "a" * 240, "--layout", "vbench"), "it is too long"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
@@ -195,3 +198,84 @@ def test_other_sources_and_folders(toy, wan, tmp_path):
         2,
         f"error: out ({tmp_path}) must not exist yet: nothing is overwritten\n",
     )
+
+
+@pytest.mark.parametrize("layout", ["plain", "vbench"])
+def test_names_as_long_as_they_may_be(toy, tmp_path, layout):
+    text = "\U0001d538" * 60 if layout == "plain" else "a" * 231
+    done = call_tool("generate", toy, "--prompt", text, "--num-videos", 1, "--layout", layout, "--frames", 3,
+                     "--out", tmp_path / "out")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [read_title(file) for file in (tmp_path / "out").glob("*.mp4")] == [text]
+
+
+def test_frames_that_cannot_be_decoded_chunk_by_chunk_are_refused_before_they_are_made(wan, tmp_path):
+    student, models = wan
+    done = call_tool("generate", student, "--models", models, "--prompt", "a red ball", "--frames", 1,
+                     "--size", "1088x1920", "--out", tmp_path / "out")  # fmt: skip
+    assert done.returncode == 2
+    assert "error: size (1088x1920) must be 720x1264 at most, or another of 921600 pixels" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_no_empty_folder(toy, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        done = call_tool("generate", toy, "--prompt", "a", "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert line.endswith("File too large; no video is finished") or "; no video is finished" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_finished_stays_and_is_said(toy, tmp_path, monkeypatch):
+    begun = []
+
+    @contextmanager
+    def until_it_is_full(path, *arguments, **more):
+        begun.append(path)
+        if len(begun) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        with writing(path, *arguments, **more) as write:
+            yield write
+
+    writing = generate.writing_mp4
+    monkeypatch.setattr(generate, "writing_mp4", until_it_is_full)
+    done = call_tool("generate", toy, *asked(), "--frames", 3, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    said = f"No space left on device; finished videos, which stay in {tmp_path / 'out'}: 1"
+    assert done.stderr.splitlines()[-1] == f"error: [Errno 28] {said}"
+    assert list((tmp_path / "out").iterdir()) == begun[:1]
+
+
+def test_the_text_encoder_is_gone_before_there_are_videos(toy, tmp_path, monkeypatch):
+    made, alive = [], []
+
+    class Seen(IdentityCodec):
+        def embed(self, prompt):
+            made.append(weakref.ref(self))
+            return super().embed(prompt)
+
+    def counted(*arguments):
+        alive.append(sum(codec() is not None for codec in made))
+        return write(*arguments)
+
+    write = job.Generator.write
+    monkeypatch.setattr(job, "codec_of", lambda name, **more: Seen())
+    monkeypatch.setattr(job.Generator, "write", counted)
+    gc.disable()
+    try:
+        done = call_tool("generate", toy, "--prompt", "a", "--frames", 3, "--out", tmp_path / "out")
+    finally:
+        gc.enable()
+    assert done.returncode == 0, done.stderr
+    assert (len(made), alive) == (1, [0])
+
+
+def test_launchers_may_say_the_local_rank(toy, tmp_path):
+    done = call_tool("generate", toy, "--local_rank=0", "--prompt", "a", "--frames", 3, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr

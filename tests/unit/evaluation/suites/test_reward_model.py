@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from afd_scale.config import ConfigError
 from afd_scale.evaluation.suites.reward_model import RewardModel, seen_frames
@@ -48,3 +49,12 @@ def test_what_is_no_judge_is_refused_in_one_line(tmp_path):
             RewardModel(folder)
     with pytest.raises(ConfigError, match="one token for each"):
         RewardModel(save_tiny_judge(tmp_path / "judge", words=()))
+
+
+def test_weights_that_could_run_code_are_not_read(tmp_path):
+    folder = save_tiny_judge(tmp_path / "judge")
+    (file,) = folder.glob("*.safetensors")
+    torch.save(load_file(file), folder / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"reward_model \("):
+        RewardModel(folder)
