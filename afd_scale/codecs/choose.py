@@ -21,9 +21,11 @@ def codec_of(name: str, *, models: str | Path | None = None, device: torch.devic
         models: where Wan's models are; only its codec needs them.
         device: where they run.
     Raises:
-        ConfigError: no codec has this name, or the models are absent or others.
+        ConfigError: no codec has this name, or the models are absent, others, or of no use.
     """
     if match := re.fullmatch(rf"{IDENTITY}:([1-9]\d*)x([1-9]\d*)x\2", name):
+        if models is not None:
+            raise ConfigError(f"models ({models}) must not be given: codec {name} has none")
         return IdentityCodec(int(match[1]), int(match[2]), device=device)
     if name.startswith(earlier := "space_time_to_depth:"):
         raise ConfigError(f"codec ({name}) must be {IDENTITY}:{name.removeprefix(earlier)}: it was renamed; write the "

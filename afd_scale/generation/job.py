@@ -108,7 +108,7 @@ class Job:
             raise ConfigError(f"video_chunks ({self.video_chunks}) must come with video: they are its start")
         if self.seconds is not None and self.frames is not None:
             raise ConfigError(f"seconds ({self.seconds:g}) must not come with frames: a video has one length")
-        for name in ("num_videos", "max_prompts", "frames", "seconds", "batch", "video_chunks"):
+        for name in ("num_videos", "max_prompts", "frames", "seconds", "fps", "batch", "video_chunks"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} ({value}) must be positive")

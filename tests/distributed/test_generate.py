@@ -58,6 +58,28 @@ def under_mpirun(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return side_by_side([[str(part) for part in command]] * 2, [environment(**place, **world) for world in worlds], 280)
 
 
+FULL_ON_THE_SECOND = """
+import errno, os, sys
+from afd_scale.generation import generate
+from tests.tools import load_tool
+def full(*arguments, **more):
+    raise OSError(errno.ENOSPC, "No space left on device")
+if os.environ["RANK"] == "1":
+    generate.writing_mp4 = full
+sys.exit(load_tool("generate").main(sys.argv[1:]))
+"""
+
+
+def test_a_rank_that_cannot_go_on_says_so_itself(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(FULL_ON_THE_SECOND)
+    done = on_ranks(2, tmp_path / "script.py", save_toy(tmp_path / "student"), "--prompt", "a", "--prompt", "b",
+                    "--out", tmp_path / "out")  # fmt: skip
+    assert done.returncode in (1, 2), done.stderr  # the first one fails when it finds the other gone
+    (error,) = (said for said in done.stderr.splitlines() if said.startswith("error: "))
+    assert "No space left on device; " in error
+    assert "finished" in error
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [

@@ -339,8 +339,8 @@ def test_a_bad_source_is_refused_in_one_line(
         (["out", "--to", "comfyui-lora"], "must be of a run with adapters"),
         (["out", "--to", "peft", "--family", "toy"], "--family (toy) must not be given with --to peft"),
         (["out", "--to", "afd", "--weights", "ema"], "must hold ema"),
-        (["out", "--to", "afd", "--family", "toy"], "--family (toy) must not be given"),
-        (["out", "--to", "afd", "--architecture", "toy"], "--architecture (toy) must not be given"),
+        (["out", "--to", "afd", "--family", "toy"], "family (toy) must not be given: "),
+        (["out", "--to", "afd", "--architecture", "toy"], "architecture (toy) must not be given: "),
     ],
 )
 def test_bad_options_are_refused_in_one_line(

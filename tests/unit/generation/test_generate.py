@@ -108,7 +108,13 @@ def test_vbench_finds_five_videos_of_each_prompt(toy, tmp_path):
 
 def test_prompts_of_a_dataset(toy, tmp_path):
     make_procedural_shards(ProceduralSource(clips=8), tmp_path / "shards")
-    done = call_tool("generate", toy, "--dataset", tmp_path / "shards", "--out", tmp_path / "out", "--json")
+    asked = ("generate", toy, "--dataset", tmp_path / "shards", "--out", tmp_path / "out", "--json")
+    done = call_tool(*asked, "--models", "m")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "error: models (m) must not be given: codec identity:3x4x4 has none",
+    )
+    done = call_tool(*asked)
     assert done.returncode == 0, done.stderr
     listed = [json.loads(line) for line in (tmp_path / "shards" / "prompts.jsonl").read_text().splitlines()]
     files = sorted((tmp_path / "out").glob("*.mp4"))
@@ -170,6 +176,7 @@ def test_a_video_goes_on(toy, tmp_path):
         (("--prompt", "word " * 20), "must have at most 16 words"),
         (("--prompt", "a", "--prompt", "word " * 20), "must have at most 16 words"),
         (("--prompt", "a", "--frames", 3, "--seconds", 1), "seconds (1) must not come with frames"),
+        (("--prompt", "a", "--fps", 0), "fps (0.0) must be positive"),
         (("--prompt", "a", "--video-chunks", 2), "video_chunks (2) must come with video"),
         (("--prompt", "a", "--image", "no.png", "--video-chunks", 1), "video_chunks (1) must come with video"),
         (("--prompt", "a", "--architecture", "toy"), "architecture (toy) must not be given"),
