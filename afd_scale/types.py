@@ -75,36 +75,41 @@ class Videos:
     latents: Tensor
     fps: float | None = None
     decode: Callable[[Tensor], Tensor] | None = None
-    _decoded: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+    _decoded: list[list[Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert len(self.prompts) == len(self.latents), "a video has a prompt"
+        self._decoded.extend([] for _ in range(len(self)))  # a video's pixels, once they are there
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice) -> "Videos":
         part = replace(self, prompts=self.prompts[rows], latents=self.latents[rows])
-        return part._with(self._decoded and [x[rows] for x in self._decoded])
+        return part._sharing(self._decoded[rows])
 
     def __add__(self, other: "Videos") -> "Videos":
         both = replace(self, prompts=self.prompts + other.prompts, latents=torch.cat([self.latents, other.latents]))
-        return both._with(self._decoded and other._decoded and [torch.cat([*self._decoded, *other._decoded])])
+        return both._sharing(self._decoded + other._decoded)
 
     def of(self, latents: Tensor) -> "Videos":
         """Other latents of the same prompts."""
         return replace(self, latents=latents)
 
+    @torch.no_grad()
     def pixels(self) -> Tensor:
-        """(B, T, C, H, W) in [-1, 1], without gradient; decoded once, also for what is cut out or added afterwards."""
-        if not self._decoded:
-            assert self.decode is not None, "who judges pixels is given a codec"
-            with torch.no_grad():
-                self._decoded.append(self.decode(self.latents))
-        return self._decoded[0]
+        """(B, T, C, H, W) in [-1, 1], without gradient.
 
-    def _with(self, decoded: list[Tensor]) -> "Videos":
-        self._decoded.extend(decoded)
+        A video is decoded once, and alone: whatever it is cut out of or added to shares its pixels.
+        """
+        for row, decoded in enumerate(self._decoded):
+            if not decoded:
+                assert self.decode is not None, "who judges pixels is given a codec"
+                decoded.append(self.decode(self.latents[row : row + 1]))
+        return self._decoded[0][0] if len(self) == 1 else torch.cat([pixels for (pixels,) in self._decoded])
+
+    def _sharing(self, decoded: list[list[Tensor]]) -> "Videos":
+        self._decoded[:] = decoded
         return self
 
 

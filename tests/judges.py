@@ -1,7 +1,7 @@
 """A tiny random Qwen2-VL with a home-made tokenizer, as the model that judges clips."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +43,37 @@ def tokenizer(words: Sequence[str]) -> Any:
     )
 
 
-def save_tiny_judge(folder: Path, words: Sequence[str] = ("Yes", "No")) -> Path:
+def save_tiny_judge(
+    folder: Path, words: Sequence[str] = ("Yes", "No"), kind: str = "qwen2_vl",
+    text_sizes: Mapping[str, Any] | None = None, vision_sizes: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Of Qwen2-VL or Qwen2.5-VL."""
     text = tokenizer(words)
     transformers = importlib.import_module("transformers")
     number = {name: text.convert_tokens_to_ids(name) for name in SPECIAL}
-    config = transformers.Qwen2VLConfig(
+    if kind == "qwen2_vl":
+        family, model = transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration
+        vision = {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 32, "mlp_ratio": 2}
+    else:
+        family, model = transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration
+        vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 48,
+                  "window_size": 28, "fullatt_block_indexes": [1], "tokens_per_second": 4}  # fmt: skip
+    config = family(
         text_config={
-            "vocab_size": len(text), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2,
-            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+            "vocab_size": -(-len(text) // 64) * 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, **(text_sizes or {}),
         },
-        vision_config={"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 32, "mlp_ratio": 2},
+        vision_config={**vision, **(vision_sizes or {})},
         vision_start_token_id=number["<|vision_start|>"], vision_end_token_id=number["<|vision_end|>"],
         image_token_id=number["<|image_pad|>"], video_token_id=number["<|video_pad|>"],
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+        model(config).save_pretrained(folder)
     size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
-    transformers.Qwen2VLProcessor(
+    processor = transformers.Qwen2VLProcessor if kind == "qwen2_vl" else transformers.Qwen2_5_VLProcessor
+    processor(
         transformers.Qwen2VLImageProcessorFast(size=size), text, transformers.Qwen2VLVideoProcessor(size=size),
         chat_template=TEMPLATE,
     ).save_pretrained(folder)  # fmt: skip

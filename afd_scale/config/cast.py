@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from afd_scale.config.models import LoraConfig, NetworkConfig, OptimizerConfig, WanConfig
+from afd_scale.config.models import ConvDiscriminatorConfig, LoraConfig, NetworkConfig, OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Role:
 
     @property
     def lora(self) -> LoraConfig | None:
-        return self.network.lora if isinstance(self.network, WanConfig) else None
+        return None if isinstance(self.network, ConvDiscriminatorConfig) else self.network.lora
 
     @property
     def adapter(self) -> str | None:

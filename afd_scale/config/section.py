@@ -14,7 +14,7 @@ class Section(BaseModel):
 def first_problem(error: ValidationError) -> str:
     """The first problem as `field (value), rule`; our own rules already read so."""
     problem = error.errors()[0]
-    tags = {"conv", "latent"}  # a tagged union puts its tag into the location; it is no part of the written key
+    tags = {"conv", "latent", "vlm"}  # a tagged union puts its tag into the location; it is no part of the written key
     field = ".".join(str(part) for part in problem["loc"] if part not in tags)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":

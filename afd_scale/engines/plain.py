@@ -93,7 +93,7 @@ class Plain:
 
     def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:
         if not isinstance(network, WanConfig):
-            return ModelOps()
+            return ModelOps(adapters=adapters)
         head_dim = network.dim // network.num_heads
         backend = choose_backend(self.config.attention, device=self.device, dtype=self.dtype, head_dim=head_dim)
         return ModelOps(self.precision, backend.attend, adapters)

@@ -319,7 +319,7 @@ class Sharded:
 
     def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:
         if not isinstance(network, WanConfig):
-            return ModelOps()
+            return ModelOps(adapters=adapters)
         options: dict[str, Any] = {
             "precision": self.precision,
             "attend": self.attention(network.dim // network.num_heads).attend,

@@ -37,6 +37,12 @@ class Adapters:
         adapters = {name: Adapter(in_features, out_features, self.rank, self.scale) for name in self.names}
         linear.add_module(FOLDER, nn.ModuleDict(adapters))
 
+    def insert(self, linear: nn.Linear) -> None:
+        """The same into a linear that code of others calls: it adds the adapter, the only one, by itself."""
+        (name,) = self.names
+        self.attach(linear, linear.in_features, linear.out_features)
+        linear.register_forward_hook(lambda module, inputs, y: y + getattr(module, FOLDER)[name](inputs[0]))
+
 
 class Adapter(nn.Module):
     """One low-rank product."""

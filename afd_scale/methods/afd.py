@@ -83,6 +83,7 @@ class Afd:
         if step < 1:  # warm-up: the student's first step already has a judge
             return discriminator_metrics
         reward, weight = self._weigh(rollouts)
+        rollouts = rollouts.of(rollouts.latents)  # lets go of their pixels, which a judge may have asked for
         student_metrics = self._train_student(rollouts, weight.flatten(), step)
         self.old_policy.follow(self.student, self._old_policy_decay(step))
         return {

@@ -2,11 +2,17 @@
 
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Role
-from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, NetworkConfig
+from afd_scale.config.models import (
+    ConvDiscriminatorConfig,
+    LatentDiscriminatorConfig,
+    NetworkConfig,
+    VlmDiscriminatorConfig,
+)
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
+from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.models.wan import CausalWan
 
 
@@ -18,6 +24,8 @@ def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Netw
         return ConvDiscriminator(network, data.latent_frames, student.latent_channels, size, student.text_dim)
     if isinstance(network, LatentDiscriminatorConfig):
         return LatentDiscriminator(network, ops)
+    if isinstance(network, VlmDiscriminatorConfig):
+        return VlmDiscriminator(network, ops)
     return CausalWan(network, run.sampler, ops)
 
 

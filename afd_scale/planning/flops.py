@@ -4,12 +4,14 @@ Counted are matrix products and attention; norms, RoPE and activations are left 
 4 x pairs x width forward, with the pairs that the layout makes visible.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
-from afd_scale.config.models import WanConfig
+from afd_scale.config.models import VlmDiscriminatorConfig, WanConfig
 from afd_scale.layers.attention.layout import AttentionLayout
+from afd_scale.planning.vlm import Stack, shown_video, stacks
 from afd_scale.planning.workload import Workload
 
 ATTENTION_BACKWARD = 2.5  # of its forward: kernels compute the scores again, five products where forward has two
@@ -78,7 +80,9 @@ def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> 
     """
 
     def of_rank(each: Pass) -> Flops:
-        return (each.videos / load.sequence) * video_flops(config, load, each, recompute=recompute)
+        # Who sees pixels sees them whole, on every rank of a sequence.
+        ranks = load.sequence if isinstance(config.role(each.role).network, WanConfig) else 1
+        return (each.videos / ranks) * video_flops(config, load, each, recompute=recompute)
 
     return {phase: sum(map(of_rank, passes), Flops()) for phase, passes in load.phases.items()}
 
@@ -88,6 +92,8 @@ def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: boo
     role = config.role(each.role)
     network = role.network
     rank = role.lora.rank if role.lora and role.adapter else 0
+    if isinstance(network, VlmDiscriminatorConfig):
+        return _judge_flops(network, stacks(network, shown_video(config)), rank, each.gradient, recompute)
     if not isinstance(network, WanConfig):
         return Flops()
     *before, last = (
@@ -98,6 +104,20 @@ def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: boo
     if each.gradient:
         again = 1 if recompute and network.activation_checkpointing else 0
         flops += again * last + last.backward(base_is_trained=network.lora is None)
+    return flops
+
+
+def _judge_flops(
+    network: VlmDiscriminatorConfig, both: Sequence[Stack], rank: int, gradient: bool, recompute: bool
+) -> Flops:
+    """One video through a video-language judge."""
+    flops = Flops()
+    for stack in both:
+        forward = Flops(2 * stack.weights, 2 * rank * stack.adapter, 2 * stack.attention)
+        flops += forward
+        if gradient and stack.gradient:
+            again = 1 if recompute and network.activation_checkpointing else 0
+            flops += again * forward + forward.backward(base_is_trained=network.lora is None)
     return flops
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
-from afd_scale.config.models import StudentConfig, WanConfig
+from afd_scale.config.models import StudentConfig, VlmDiscriminatorConfig, WanConfig
 from afd_scale.planning import vae
 from afd_scale.planning.activations import (
     FLOAT32,
@@ -24,6 +24,7 @@ from afd_scale.planning.activations import (
     training_activations,
 )  # fmt: skip
 from afd_scale.planning.parameters import NetworkSize
+from afd_scale.planning.vlm import activation_bytes, shown_video, stacks
 from afd_scale.planning.workload import Workload, sample_pass
 
 MASTER, ADAM = 4, 8  # bytes a trained parameter
@@ -189,6 +190,12 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
         latents += LATENTS_AT_ONCE * each.states * videos
     if isinstance(network, WanConfig):  # others, of convolutions, are too small to matter
         parts |= _activations(load, each, Trunk(network, itemsize(config), load.sequence))
+    elif isinstance(network, VlmDiscriminatorConfig):
+        shown = shown_video(config)
+        # All videos of the step that it sees, once they are decoded, whichever are in this pass.
+        parts["decoded pixels"] = max(other.videos for other in load.passes if other.role == each.role) * shown.bytes
+        both = stacks(network, shown)
+        parts["activations"] = activation_bytes(network, both, videos, itemsize(config), each.gradient)
     return {**parts, "latents": latents * _video_bytes(config)}
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Pass
+from afd_scale.config.models import VlmDiscriminatorConfig
 from afd_scale.planning.communication import Traffic, step_traffic
 from afd_scale.planning.flops import Flops, step_flops
 from afd_scale.planning.gpus import COMPUTE_FRACTION, Gpu
 from afd_scale.planning.memory import Memory, cache_bytes, itemsize, rank_memory
 from afd_scale.planning.parameters import NetworkSize, network_sizes
-from afd_scale.planning.samples import Samples, plan_samples
+from afd_scale.planning.samples import Samples, decoding_seconds, plan_samples
 from afd_scale.planning.workload import Workload, valid_degrees, workload
 
 SEARCH = (*range(1, 65), *range(72, 4097, 8))  # numbers of GPUs: beyond 64, whole nodes
@@ -28,6 +29,7 @@ class Seconds:
         reading: of weights and KV cache from the GPU's memory, the floor of small passes.
         zero: of ZeRO's collectives.
         ulysses: of Ulysses' all-to-all, which do not overlap.
+        decoding: of videos for who judges their pixels, before the rest.
         overlaps: ZeRO's collectives run beside the two first; weights are fetched ahead.
     """
 
@@ -35,12 +37,13 @@ class Seconds:
     reading: float
     zero: float
     ulysses: float
+    decoding: float = 0.0
     overlaps: bool = True
 
     @property
     def total(self) -> float:
         busy = max(self.compute, self.reading)
-        return (max(busy, self.zero) if self.overlaps else busy + self.zero) + self.ulysses
+        return (max(busy, self.zero) if self.overlaps else busy + self.zero) + self.ulysses + self.decoding
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
             reading=_bytes_read(config, load, networks, passes) / (gpu.memory_gb_per_second * 1e9),
             zero=(traffic[phase].gather + traffic[phase].reduce) / gpu.gather_rate(gpus),
             ulysses=traffic[phase].exchange / gpu.exchange_rate(load.sequence),
+            decoding=decoding_seconds(
+                config, max((p.videos for p in passes if sees_pixels(config, p)), default=0), gpu
+            ),
             overlaps=not any(each.kind == "velocity" and each.role in shared for each in passes),
         )
         for phase, passes in load.phases.items()
@@ -98,6 +104,10 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
     leaders = {role.name: networks[role.name] for role in config.cast if role.of is None}
     samples = plan_samples(config, load, networks, gpu, sum(each.total for each in seconds.values()))
     return Plan(config, gpu, load, leaders, memory, flops, traffic, seconds, samples, notes)
+
+
+def sees_pixels(config: RunConfig, each: Pass) -> bool:
+    return isinstance(config.role(each.role).network, VlmDiscriminatorConfig)
 
 
 def _bytes_read(config: RunConfig, load: Workload, networks: Mapping[str, NetworkSize], passes: list[Pass]) -> float:

@@ -83,6 +83,8 @@ def _step(plan: Plan) -> list[str]:
             seconds.compute, seconds.reading, seconds.zero, seconds.ulysses, seconds.total,
         )  # fmt: skip
         lines.append(f"  {name:20}" + "".join(f"{value:13.2f}" for value in values))
+    decoding = sum(seconds.decoding for seconds in plan.seconds.values())
+    lines += [f"  decoding for who judges pixels: {decoding:.1f} s of it"] if decoding else []
     return [*lines, f"  predicted: {plan.step_seconds:.1f} s a step", *_samples(plan)]
 
 

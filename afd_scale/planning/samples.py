@@ -34,21 +34,29 @@ class Samples:
         return self.generating + self.decoding + self.writing
 
 
+def decoding_seconds(config: RunConfig, videos: int, gpu: Gpu) -> float:
+    """Of so many videos on one GPU; 0 where the config has no VAE."""
+    if config.codec.name != "wan":
+        return 0.0
+    data = config.data
+    pixels = vae.frames_of(data.latent_frames) * data.latent_height * data.latent_width * vae.PIXELS**2
+    return videos * pixels * vae.DECODE_FLOPS_PER_PIXEL / (DECODE_FRACTION * gpu.matmul_tflops * 1e12)
+
+
 def plan_samples(
     config: RunConfig, load: Workload, networks: Mapping[str, NetworkSize], gpu: Gpu, step_seconds: float
 ) -> Samples | None:
     """None where the config has no VAE: other videos cost nothing that counts."""
-    each, data = sample_pass(config, load), config.data
+    each = sample_pass(config, load)
     if each is None:
         return None
     flops = each.videos / load.sequence * video_flops(config, load, each).total
     moved = networks[each.role].base * itemsize(config) + cache_bytes(config, load, each.at_once) / 2
     reading = each.runs * sum(config.sampler.passes(load.frames)) * moved / (gpu.memory_gb_per_second * 1e9)
-    pixels = vae.frames_of(data.latent_frames) * data.latent_height * data.latent_width * vae.PIXELS**2
-    decoding = each.videos * pixels * vae.DECODE_FLOPS_PER_PIXEL / (DECODE_FRACTION * gpu.matmul_tflops * 1e12)
     generating = max(flops / (COMPUTE_FRACTION * gpu.matmul_tflops * 1e12), reading)
-    samples = Samples(generating, decoding, config.evaluation.samples * WRITE_SECONDS, None)
+    writing = config.evaluation.samples * WRITE_SECONDS
+    samples = Samples(generating, decoding_seconds(config, each.videos, gpu), writing, None)
     if config.train.sample_every is None:
         return samples
     share = samples.seconds / (samples.seconds + config.train.sample_every * step_seconds)
-    return Samples(samples.generating, decoding, samples.writing, share)
+    return Samples(samples.generating, samples.decoding, samples.writing, share)

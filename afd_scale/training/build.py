@@ -1,7 +1,7 @@
 """From a config to the objects of a run."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from afd_scale.checkpoint.adapters import Base, describe_base
+from afd_scale.checkpoint.formats.vlm import load_vlm_state
 from afd_scale.checkpoint.lazy import LazyState, in_memory
 from afd_scale.checkpoint.load_student import load_lora_state, load_student_state, read_student
 from afd_scale.checkpoint.run_state import Checkpointed
@@ -17,15 +18,16 @@ from afd_scale.codecs.codec import Codec
 from afd_scale.codecs.identity import NAME as IDENTITY
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Role
-from afd_scale.config.models import WanConfig
+from afd_scale.config.models import VlmDiscriminatorConfig, WanConfig
 from afd_scale.config.run import CodecConfig
 from afd_scale.engines.cast import State, build_cast
 from afd_scale.engines.sharded import Sharded
 from afd_scale.engines.shards import GatherCounter
 from afd_scale.layers.choose_precision import parameter_dtype
 from afd_scale.layers.lora import FOLDER
+from afd_scale.layers.ops import ModelOps
 from afd_scale.methods import make_method
-from afd_scale.models.build import adapters_of
+from afd_scale.models.build import adapters_of, build_network
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.memory import cache_bytes
 from afd_scale.planning.workload import workload
@@ -95,12 +97,15 @@ def base_of(config: RunConfig) -> Base | None:
 
 def _start_weights(config: RunConfig, role: Role, ranks: Ranks) -> State:
     """On the main rank, an empty mapping on the others; None to start at random."""
-    network = role.network
-    if not isinstance(network, WanConfig) or network.weights is None:
+    network, adapters = role.network, adapters_of(config, role)
+    if isinstance(network, VlmDiscriminatorConfig):
+        read: Callable[[], State] = lambda: _vlm_weights(config, role, network)  # noqa: E731
+    elif isinstance(network, WanConfig) and network.weights is not None:
+        read = lambda: read_start(role, network, adapters.names if adapters else ())  # noqa: E731
+    else:
         return None
     found: dict[str, State] = {}  # what is read stays on the main rank
-    adapters = adapters_of(config, role)
-    ranks.run_on_main(lambda: found.update(main=read_start(role, network, adapters.names if adapters else ())))
+    ranks.run_on_main(lambda: found.update(main=read()))
     return found.get("main", {})
 
 
@@ -127,3 +132,10 @@ def read_start(role: Role, network: WanConfig, names: Sequence[str]) -> State:
         linear, _, side = name.rpartition(".")
         start |= {f"{linear}.{FOLDER}.{adapter}.{side}": weight for adapter in names}
     return LazyState({**state.stored, **in_memory(start).stored})
+
+
+def _vlm_weights(config: RunConfig, role: Role, network: VlmDiscriminatorConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        judge = build_network(config, network, ModelOps(adapters=adapters_of(config, role)))
+    shapes = {name: parameter.shape for name, parameter in judge.named_parameters()}
+    return load_vlm_state(network, role.section, role.adapter, shapes)

@@ -17,7 +17,7 @@ from afd_scale.checkpoint.adapters import check_base
 from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
 from afd_scale.checkpoint.weights import FOLDER_NAME
 from afd_scale.config import ConfigError, RunConfig, load_config
-from afd_scale.config.models import PolicyConfig
+from afd_scale.config.models import PolicyConfig, VlmDiscriminatorConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts
@@ -255,6 +255,10 @@ def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -
 def _check_inputs(config: RunConfig) -> DatasetFacts:
     ensure_dataset(config.data)
     facts = check_dataset(config)
+    for role in config.cast:
+        if isinstance(role.network, VlmDiscriminatorConfig) and not facts.codec.startswith(config.codec.name):
+            raise ConfigError(f"codec.name ({config.codec.name}) must be {facts.codec.partition(':')[0]}, with its "
+                              f"models: {role.section} sees pixels, and the data is latents of it")  # fmt: skip
     if not config.train.resume:
         start_anew(config)
     return facts

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocols": {"types"},
     "flow": {"types"},
     "layers": {"types"},
-    "models": {"types", "config", "layers"},
+    "models": {"types", "config", "layers", "torchvision_ops"},
     "rollout": {"types", "protocols", "config", "flow"},
     "codecs": {"types", "config", "torchvision_ops"},
     "data": {"types", "protocols", "config", "files", "flow", "codecs", "torchvision_ops"},

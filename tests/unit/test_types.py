@@ -61,12 +61,15 @@ def test_pixels_are_decoded_once_and_without_gradient() -> None:
     assert len(calls) == 1
     assert torch.equal(shown.of(3 * latents).pixels(), 6 * latents), "other latents have other pixels"
     more = Videos(prompts(6, 7), torch.ones(2, 2, 1, 1, 1), fps=8, decode=decode)
-    assert more.pixels().shape[0] == 2
+    first = more[:1].pixels()
+    assert len(calls) == 3
     cut = (shown + more)[1:]
-    assert torch.equal(cut.pixels(), more.pixels())
-    assert len(calls) == 3, "what was decoded is not decoded again"
+    assert torch.equal(cut.pixels(), 2 * more.latents)
+    assert torch.equal(more.pixels()[:1], first)
+    assert len(calls) == 4, "what is cut out or added shares what was decoded, before and afterwards"
+    assert all(len(latents) == 1 for latents in calls), "one at a time: memory is that of one"
     assert (shown + replace(more))[:1].pixels().shape[0] == 1
-    assert len(calls) == 4, "of two, one was not decoded yet"
+    assert len(calls) == 4, "of two, the one that is asked for was decoded"
     with pytest.raises(AssertionError, match="codec"):
         videos(1).pixels()
 

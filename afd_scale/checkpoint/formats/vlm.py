@@ -1,0 +1,171 @@
+"""Start weights of a video-language judge: a model's folder, and over it a checkpoint of VideoAlign's kind or PEFT's.
+
+Ours are transformers' names of today, the adapters of `layers/lora.py` beside them, and `score.weight`:
+
+    visual.*, model.layers.*           the names of before transformers 4.52, which the hub's files still have
+    lm_head.weight                     the head of words: not used
+    rm_head.weight                     the score, of Qwen2VLRewardModelBT
+    base_model.model.NAME              PEFT's, with NAME any of the above
+    X.base_layer.weight                of a linear with an adapter
+    X.lora_A[.default].weight          the adapter, `down`; `up` is lora_B
+
+VideoAlign's folder holds `model_config.json` and checkpoint-N/, with all in `model.pth` or with adapters and the rest
+in two files; PEFT's holds `adapter_config.json` and `adapter_model.safetensors`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afd_scale.checkpoint.lazy import LazyState, Stored, open_weights
+from afd_scale.config import one_line
+from afd_scale.config.models import VlmDiscriminatorConfig
+
+State = dict[str, Tensor]
+
+_EMBEDDING, _SCORE = "model.language_model.embed_tokens.weight", "score.weight"
+_ADAPTER = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")
+_FILES = ("model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth")
+# Where a folder says its adapters' rank and alpha: file, keys to the section, names in it.
+_DESCRIPTIONS = (
+    ("adapter_config.json", (), ("r", "lora_alpha")),
+    ("model_config.json", ("peft_lora_config",), ("lora_r", "lora_alpha")),
+)
+
+
+def load_vlm_state(
+    config: VlmDiscriminatorConfig, section: str, adapter: str | None, shapes: Mapping[str, Sequence[int]]
+) -> State:
+    """Weights for a judge's parameters.
+
+    Args:
+        section: of the config, for errors.
+        adapter: that those in `weights` become, where they are kept.
+        shapes: of the judge's parameters.
+    Returns:
+        All that the files have of them. What they may lack is adapters and the score.
+    Raises:
+        ValueError: a file is absent or damaged, or of another network.
+    """
+    folder = _local_folder(config.model, section)
+    state = _ours(_read(folder), f"{section}.model ({folder})")
+    if config.weights is not None:
+        kept = adapter if config.weights_adapters == "keep" else None
+        _lay_over(state, _Checkpoint(config.weights, f"{section}.weights ({config.weights})"), config, kept, shapes)
+    for name, shape in shapes.items():
+        optional = ".adapters." in name or name == _SCORE
+        if name not in state and not optional:
+            raise ValueError(f"{section}.model ({folder}) must hold {name}: it does not")
+        if name in state and tuple(state[name].shape) != tuple(shape):
+            raise ValueError(f"{section}.model and weights must have {name} of {tuple(shape)}: it is of "
+                             f"{tuple(state[name].shape)}")  # fmt: skip
+    return {name: state[name] for name in shapes if name in state}
+
+
+class _Checkpoint:
+    """What goes over a model: weights by our names, and adapters' two sides by the linear they belong to.
+
+    Args:
+        said: how errors name it.
+    """
+
+    def __init__(self, path: Path, said: str):
+        self.said = said
+        if not path.exists():
+            raise ValueError(f"{said} must exist: there is no such file or folder")
+        newest = max(path.glob("checkpoint-*"), key=lambda step: int(step.name.rpartition("-")[2]), default=path)
+        files = [path] if path.is_file() else [newest / name for name in _FILES if (newest / name).is_file()]
+        if not files:
+            raise ValueError(f"{said} must hold one of {', '.join(_FILES)}")
+        self.folders = (newest, newest.parent) if path.is_dir() else (path.parent, path.parent.parent)
+        read: State = {}
+        for file in files:
+            read |= _read(file)
+        self.weights = _ours({name: tensor for name, tensor in read.items() if not _ADAPTER.fullmatch(name)}, said)
+        self.adapters: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in read.items():
+            if found := _ADAPTER.fullmatch(name):
+                self.adapters.setdefault(_renamed(found[1]), {})[found[2]] = tensor
+
+    def scale(self) -> tuple[int, float]:
+        """Rank and alpha of the adapters."""
+        for folder in self.folders:
+            for file, keys, names in _DESCRIPTIONS:
+                if (folder / file).is_file():
+                    said: Any = json.loads((folder / file).read_text())
+                    for key in keys:
+                        said = said[key]
+                    if said.get("use_rslora"):
+                        raise ValueError(f"{self.said} must have adapters scaled by alpha / rank: use_rslora is set")
+                    return int(said[names[0]]), float(said[names[1]])
+        raise ValueError(f"{self.said} must say the rank and alpha of its adapters in {_DESCRIPTIONS[0][0]} or "
+                         f"{_DESCRIPTIONS[1][0]}: neither is there")  # fmt: skip
+
+
+def _lay_over(
+    state: State, checkpoint: _Checkpoint, config: VlmDiscriminatorConfig, kept: str | None, shapes: Mapping[str, Any]
+) -> None:
+    """Its weights instead of the model's; adapters are kept where the judge has one, and merged elsewhere."""
+    for name, tensor in checkpoint.weights.items():
+        if name not in shapes:
+            raise ValueError(f"{checkpoint.said} must be of this model: {name} is not")
+        if name == _EMBEDDING and len(tensor) < len(state[name]):  # cut to the tokenizer, and its reward tokens
+            tensor = torch.cat([tensor, state[name][len(tensor) :].to(tensor)])
+        state[name] = tensor
+    if not checkpoint.adapters:
+        return
+    rank, alpha = checkpoint.scale()
+    if kept is not None and config.lora is not None and (config.lora.rank, config.lora.alpha) != (rank, alpha):
+        raise ValueError(f"{checkpoint.said} must have adapters of lora.rank {config.lora.rank} and lora.alpha "
+                         f"{config.lora.alpha} to be kept: theirs are {rank} and {alpha}")  # fmt: skip
+    for linear, sides in checkpoint.adapters.items():
+        weight, ours = f"{linear}.weight", f"{linear}.adapters.{kept}"
+        if weight not in state or sides.keys() != {"A", "B"}:
+            raise ValueError(f"{checkpoint.said} must be of this model: its adapter of {linear} does not fit")
+        if f"{ours}.down" in shapes:
+            state[f"{ours}.down"], state[f"{ours}.up"] = sides["A"], sides["B"]
+        else:
+            product = sides["B"].float() @ sides["A"].float()
+            state[weight] = (state[weight].float() + alpha / rank * product).to(state[weight].dtype)
+
+
+def _read(path: Path) -> State:
+    """All tensors of a file or a folder."""
+    tree = open_weights(path)
+    if stray := [name for name, stored in tree.items() if not isinstance(stored, Stored)]:
+        raise ValueError(f"weights ({path}) must hold tensors alone: {stray[0]} is none")
+    return dict(LazyState(tree))
+
+
+def _ours(state: State, said: str) -> State:
+    """Weights under our names; the head of words is left out."""
+    named = {_renamed(name): tensor for name, tensor in state.items() if ".original_module." not in name}
+    found = {name: tensor for name, tensor in named.items() if not name.startswith("lm_head.")}
+    if _SCORE in found and len(found[_SCORE]) != 1:
+        raise ValueError(f"{said} must score with one number a token: rm_head has {len(found[_SCORE])}")
+    return found
+
+
+def _renamed(name: str) -> str:
+    name = re.sub(r"^base_model\.model\.", "", name)
+    name = re.sub(r"\.(base_layer|modules_to_save\.\w+)(?=\.)", "", name)
+    name = re.sub(r"^rm_head\.", "score.", name)
+    name = re.sub(r"^visual\.", "model.visual.", name)
+    return re.sub(r"^model\.(?!language_model\.|visual\.)", "model.language_model.", name)
+
+
+def _local_folder(model: str, section: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{section}.model ({model}) must be a folder, or a hub id in the local cache: "
+                         f"{one_line(error)}") from error  # fmt: skip
