@@ -1,6 +1,6 @@
 """The few interfaces that cross packages: what a method needs of engines, and a trainer of methods."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -57,6 +57,14 @@ class TrainedPolicy(Policy, Trained, Protocol):
 
 class TrainedScorer(Scorer, Trained, Protocol):
     """The discriminator."""
+
+    def input_gradient(self, videos: Videos, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """A loss of the videos' logits and its gradient with respect to their latents; the weights get none.
+
+        Returns:
+            The loss, and (B, F, C, H, W).
+        """
+        ...
 
 
 class AveragedPolicy(Policy, Protocol):

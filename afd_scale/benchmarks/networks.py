@@ -110,7 +110,8 @@ def benchmark_step(config: RunConfig, repeats: int, device: torch.device) -> dic
     batch = random_batch(config, load.prompts, device)
     flops = sum(phase.total for phase in step_flops(config, load, recompute=False).values())
     dtype = parameter_dtype(config.precision)
-    measured = rates({"step": lambda: method.train_step(batch, 1)}, {"step": flops}, dtype, repeats, device)
+    last = config.train.steps  # where updates that take turns come together
+    measured = rates({"step": lambda: method.train_step(batch, last)}, {"step": flops}, dtype, repeats, device)
     return {**measured, "prompts": load.prompts, "videos": load.videos, "videos_at_once": load.together,
             "weight_bytes": _weight_bytes(config), **_described(config)}  # fmt: skip
 

@@ -77,10 +77,12 @@ class Pass:
         phase: of the step; its passes run one after the other.
         role: whose network.
         kind: `rollout`, few-step generation chunk by chunk with a KV cache; `velocity`, of noised chunks given the
-            clean ones before them; `score`, of clean videos by a judge.
+            clean ones before them; `bidirectional`, of noised videos whose frames all see each other; `score`, of clean
+            videos by a judge.
         videos: in all.
         at_once: of them, in one pass.
         gradient: a backward pass follows, and at the end the optimizer's step.
+        of_input: with `gradient`: of what passes through alone; weights get none and take no step.
         states: noised states of each video (`velocity`).
         context_gradient: the gradient goes through the clean chunks too, which then run along in one joint pass.
         held: videos whose latents the step keeps meanwhile, in float32.
@@ -88,13 +90,19 @@ class Pass:
 
     phase: str
     role: str
-    kind: Literal["rollout", "velocity", "score"]
+    kind: Literal["rollout", "velocity", "bidirectional", "score"]
     videos: int
     at_once: int
     gradient: bool = False
+    of_input: bool = False
     states: int = 1
     context_gradient: bool = False
     held: int = 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether its weights get gradients."""
+        return self.gradient and not self.of_input
 
     @property
     def runs(self) -> int:

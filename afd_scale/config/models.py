@@ -165,6 +165,13 @@ class LatentDiscriminatorConfig(WanConfig):
     """Tag of this variant."""
 
 
+class ScoreConfig(WanConfig):
+    """A velocity model of some kind of videos at any noise level."""
+
+    causal: bool = False
+    """Each chunk is given the clean ones before it, as in the student; otherwise all frames see each other."""
+
+
 class VlmDiscriminatorConfig(Section):
     """A video-language model of transformers, Qwen2-VL or Qwen2.5-VL, that sees a video's pixels and its prompt: the
     paper's kind of discriminator (VideoAlign, arXiv:2501.13918)."""
@@ -218,4 +225,6 @@ class VlmDiscriminatorConfig(Section):
 DiscriminatorConfig = Annotated[
     ConvDiscriminatorConfig | LatentDiscriminatorConfig | VlmDiscriminatorConfig, Field(discriminator="name")
 ]
-NetworkConfig = StudentConfig | ConvDiscriminatorConfig | LatentDiscriminatorConfig | VlmDiscriminatorConfig
+NetworkConfig = (
+    StudentConfig | ScoreConfig | ConvDiscriminatorConfig | LatentDiscriminatorConfig | VlmDiscriminatorConfig
+)

@@ -17,7 +17,13 @@ from pydantic import (
 
 from afd_scale.config.cast import Load, Role, check_cast
 from afd_scale.config.methods import MethodConfig, method_class
-from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, StudentConfig, WanConfig
+from afd_scale.config.models import (
+    ConvDiscriminatorConfig,
+    LatentDiscriminatorConfig,
+    ScoreConfig,
+    StudentConfig,
+    WanConfig,
+)
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.config.section import Section, first_problem
 
@@ -235,9 +241,9 @@ class RunConfig(Section):
         if bool(data.prompts) != bool(data.prompts_per_step):
             raise ValueError(f"data.prompts_per_step ({data.prompts_per_step}) must be positive with data.prompts and "
                              f"0 without: data.prompts is {data.prompts}")  # fmt: skip
-        if data.prompts and not any(each.kind == "rollout" for each in passes):
+        if data.prompts and passes == self.method.passes(Load(prompts=1, extra_prompts=1)):
             raise ValueError(f"data.prompts ({data.prompts}) must be absent with method {self.method.name}: it learns "
-                             "from videos alone")  # fmt: skip
+                             "from prompts with a video alone")  # fmt: skip
         if self.evaluation.metrics == "none" and not self.evaluation.samples:
             for name in ("prompts", "split"):
                 value = getattr(self.evaluation, name)
@@ -274,7 +280,7 @@ class RunConfig(Section):
         network, student = role.network, self.student
         if isinstance(network, WanConfig):
             self._check_transformer(role.section, network)
-        if isinstance(network, LatentDiscriminatorConfig):
+        if isinstance(network, LatentDiscriminatorConfig | ScoreConfig):
             for field in ("latent_channels", "text_dim", "text_length", "patch"):
                 ours, students = getattr(network, field), getattr(student, field)
                 if ours != students:

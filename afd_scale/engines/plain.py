@@ -20,6 +20,7 @@ from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
+from afd_scale.types import Videos
 
 
 class PlainNetwork:
@@ -59,6 +60,11 @@ class PlainTrained(PlainNetwork):
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
+
+    def input_gradient(self, videos: Videos, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        latents = videos.latents.detach().requires_grad_()
+        loss = loss_of(self(videos.of(latents)))
+        return loss.detach(), torch.autograd.grad(loss, latents)[0]
 
     def step(self, learning_rate: float) -> Tensor:
         for group in self.optimizer.param_groups:

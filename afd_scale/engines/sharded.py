@@ -26,7 +26,7 @@ from afd_scale.config.models import NetworkConfig, OptimizerConfig, StudentConfi
 from afd_scale.engines.cast import State
 from afd_scale.engines.deepspeed_config import deepspeed_config
 from afd_scale.engines.resharding import SavedShards, save_shards
-from afd_scale.engines.shards import GatherCounter, Residency, kept_whole, merged_weights, whole_weight
+from afd_scale.engines.shards import GatherCounter, Residency, kept_whole, merged_weights, unreduced, whole_weight
 from afd_scale.layers.attention import Backend, choose_backend
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.lora import FOLDER, Adapters, adapter_of
@@ -34,6 +34,7 @@ from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.parallel.ulysses import SequenceParallelOps
+from afd_scale.types import Videos
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # what is saved of a trained parameter
 _NVME_TAG = "engine"
@@ -147,9 +148,16 @@ class ShardedNetwork:
 
 
 class TrainedNetwork(ShardedNetwork):
-    """A network with its optimizer; what needs no gradient is frozen."""
+    """A network with its optimizer; what needs no gradient is frozen.
 
-    def __init__(self, config: RunConfig, network: Network, optimizer: OptimizerConfig, **options: Any):
+    Args:
+        sequence_group: of the ranks that share a video; None where each has its own.
+    """
+
+    def __init__(
+        self, config: RunConfig, network: Network, optimizer: OptimizerConfig,
+        sequence_group: dist.ProcessGroup | None = None, **options: Any,
+    ):  # fmt: skip
         trained = [p for p in network.parameters() if p.requires_grad]
         torch_optimizer = torch.optim.AdamW(
             trained, lr=optimizer.learning_rate, betas=optimizer.betas,
@@ -161,9 +169,24 @@ class TrainedNetwork(ShardedNetwork):
             config=deepspeed_config(config, gradient_norm=optimizer.gradient_norm, edited=partly),
         )  # fmt: skip
         super().__init__(engine, **options)
+        self.sequence_group = sequence_group
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
+
+    def input_gradient(self, videos: Videos, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Of this rank's videos; on all ranks together."""
+        latents = videos.latents.detach().requires_grad_()
+        with unreduced(self.network.units()):
+            # Not through the engine, which takes what follows its forward pass for a backward pass of the weights.
+            loss = loss_of(self.network(videos.of(latents), **self._adapter_option))
+            (gradient,) = torch.autograd.grad(loss, latents)
+        self.release()
+        if self.sequence_group is not None:
+            # Each rank has what the sum of the ranks' losses, all the same, says of its own tokens.
+            dist.all_reduce(gradient, group=self.sequence_group)
+            gradient /= dist.get_world_size(self.sequence_group)
+        return loss.detach(), gradient
 
     def step(self, learning_rate: float) -> Tensor:
         for group in self.engine.optimizer.param_groups:
@@ -338,7 +361,8 @@ class Sharded:
     def engine(self, role: Role, network: Network) -> ShardedNetwork:
         options = self._options(role, network)
         if role.optimizer is not None:
-            return TrainedNetwork(self.config, network, role.optimizer, adapter=role.adapter, **options)
+            group = self.ranks.sequence_group
+            return TrainedNetwork(self.config, network, role.optimizer, group, adapter=role.adapter, **options)
         return (AveragedPolicy if role.follows else ShardedNetwork)(freeze(self.config, network), **options)
 
     def share(self, role: Role, leader: ShardedNetwork) -> ShardedNetwork:

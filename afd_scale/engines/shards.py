@@ -98,6 +98,23 @@ def kept_whole(parameters: Sequence[Any], units: Iterable[nn.Module]) -> Iterato
         parameters[0].partition(param_list=list(parameters), has_been_updated=False)
 
 
+@contextmanager
+def unreduced(units: Iterable[nn.Module]) -> Iterator[None]:
+    """Passes through leaf modules whose backward leaves the gradients of their weights alone.
+
+    DeepSpeed (0.19) hooks a leaf module's backward: gradients that are not there it takes for zeros, and reduces them.
+    """
+    hooks = [unit._backward_hooks for unit in units]
+    kept = [dict(each) for each in hooks]
+    for each in hooks:
+        each.clear()
+    try:
+        yield
+    finally:
+        for each, old in zip(hooks, kept, strict=True):
+            each.update(old)
+
+
 def whole_weight(parameter: Any) -> Tensor:
     """A parameter's whole float32 weight: the optimizer's where it is trained; on all ranks together."""
     if parameter.requires_grad:

@@ -24,6 +24,16 @@ def softplus_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     return F.softplus(-teacher_logits).mean() + F.softplus(student_logits).mean()
 
 
+def generator_loss(student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    """(B,) what a student loses whose videos are told from the teacher's: -log sigmoid(D(x_S, y) - D(x_T, y)).
+
+    Args:
+        teacher_logits: (B,) of videos of the same prompts; None takes each of the student's by itself, against 0.
+    Source: relativistic pairing GAN, arXiv:1807.00734; R3GAN, arXiv:2501.05441.
+    """
+    return F.softplus(-student_logits if teacher_logits is None else teacher_logits - student_logits)
+
+
 def finite_difference_penalty(logits: Tensor, perturbed_logits: Tensor, deviation: float) -> Tensor:
     """R1 or R2 without double backward: the squared slope between a sample and its perturbed copy.
 
@@ -67,6 +77,16 @@ def _normalised_x0_error(velocity: Tensor, noisy: Tensor, x0: Tensor, sigma: Ten
     with torch.no_grad():
         normaliser = per_sample_mean(difference.abs()).clamp(min=NORMALISER_FLOOR)
     return per_sample_mean(difference.square()) / normaliser
+
+
+def distribution_matching_gradient(x0: Tensor, real_x0: Tensor, fake_x0: Tensor) -> Tensor:
+    """(B, F, C, H, W) by x0 of 0.5 |x0 - target|^2 whose target is fixed: from what the fake score makes of a noised x0
+    to what the real score does, each sample in units of its distance to the latter.
+
+    Source: DMD, arXiv:2311.18828, eq. 7 and 8.
+    """
+    distance = per_sample_mean((x0 - real_x0).abs()).clamp(min=NORMALISER_FLOOR)
+    return (fake_x0 - real_x0) / distance[:, None, None, None, None]
 
 
 def prior_loss(velocity: Tensor, reference_velocity: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from afd_scale.flow.advantage import centre, divide_by_spread, weight_from_advan
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS
+from afd_scale.methods.discriminator import train_discriminator
 from afd_scale.methods.updates import accumulate, learning_rate, without_gradient
 from afd_scale.protocols import AveragedPolicy, Metrics, Policy, TrainedPolicy, TrainedScorer
 from afd_scale.rollout.sampler import Sampler
@@ -106,55 +107,9 @@ class Afd:
         return Videos(prompts, without_gradient(self.old_policy, len(prompts), run), like.fps, like.decode)
 
     def _train_discriminator(self, teacher: Videos, rollouts: Videos, step: int) -> Metrics:
-        """On pairs of a teacher video and a rollout of its prompt; rollouts beyond, of prompts alone, teach nothing."""
-        group, at_once = self.config.rollouts_per_prompt, self.config.prompts_at_once(self.discriminator.micro_batch)
-
-        def loss_of(prompts: slice) -> tuple[Tensor, Metrics]:
-            of_prompts = rollouts[prompts.start * group : prompts.stop * group]
-            return self._discriminator_loss(teacher[prompts], of_prompts, step)
-
-        metrics = accumulate(self.discriminator, len(teacher), at_once, loss_of)
-        rate = learning_rate(self.config.discriminator_optimizer, max(step, 1), self.steps)
-        return {**metrics, "discriminator/gradient_norm": self.discriminator.step(rate)}
-
-    def _discriminator_loss(self, teacher: Videos, rollouts: Videos, step: int) -> tuple[Tensor, Metrics]:
-        config, prompts, clean = self.config, len(teacher), teacher + rollouts
-        if config.is_penalised:
-            # One pass for both: ZeRO-3 takes one forward of a block for each backward.
-            noise = self._penalty_noise(teacher, rollouts, step)
-            perturbed = clean.of(clean.latents + config.penalty_deviation * noise)
-            logits, perturbed_logits = self.discriminator(clean + perturbed).chunk(2)
-        else:
-            logits = self.discriminator(clean)
-        real, fake = logits[:prompts, None], logits[prompts:].unflatten(0, (prompts, -1))  # (P, 1), (P, G)
-        if config.discriminator_objective == "bradley_terry":
-            loss = losses.bradley_terry_loss(real, fake)
-        else:
-            loss = losses.softplus_loss(real, fake)
-        metrics = {
-            "discriminator/loss": loss.detach(),
-            "discriminator/accuracy": (real > fake).float().mean(),
-            "discriminator/margin": (real - fake).mean().detach(),
-        }
-        if config.is_penalised:
-            penalty = self._penalty(logits, perturbed_logits, prompts)
-            metrics["discriminator/penalty"] = penalty.detach()
-            loss = loss + penalty
-        return loss, metrics
-
-    def _penalty_noise(self, teacher: Videos, rollouts: Videos, step: int) -> Tensor:
-        shape, device = tuple(teacher.latents.shape[1:]), teacher.latents.device
-        of_teacher = self.randomness.normal("penalty/teacher", step, teacher.prompts.keys, shape, device)
-        of_student = self.randomness.normal("penalty/student", step, rollouts.prompts.keys, shape, device)
-        return torch.cat([of_teacher, of_student])
-
-    def _penalty(self, logits: Tensor, perturbed: Tensor, prompts: int) -> Tensor:
-        """R1 on the teacher's videos (the first rows) and R2 on the rollouts."""
-        r1, r2 = (
-            losses.finite_difference_penalty(logits[rows], perturbed[rows], self.config.penalty_deviation)
-            for rows in (slice(prompts), slice(prompts, None))
-        )
-        return self.config.r1_weight * r1 + self.config.r2_weight * r2
+        return train_discriminator(
+            self.discriminator, teacher, rollouts, self.config, self.randomness, step, self.steps
+        )  # fmt: skip
 
     def _weigh(self, rollouts: Videos) -> tuple[Tensor, Tensor]:
         """(P, G) logits of the rollouts and their weights in [0, 1]."""

@@ -6,6 +6,7 @@ from afd_scale.config.models import (
     ConvDiscriminatorConfig,
     LatentDiscriminatorConfig,
     NetworkConfig,
+    ScoreConfig,
     VlmDiscriminatorConfig,
 )
 from afd_scale.layers.lora import Adapters, adapter_of
@@ -26,6 +27,9 @@ def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Netw
         return LatentDiscriminator(network, ops)
     if isinstance(network, VlmDiscriminatorConfig):
         return VlmDiscriminator(network, ops)
+    if isinstance(network, ScoreConfig) and not network.causal:
+        return CausalWan(network, run.sampler.model_copy(update={
+            "chunk_frames": data.latent_frames, "window_frames": None, "sink_frames": 0}), ops)  # fmt: skip
     return CausalWan(network, run.sampler, ops)
 
 

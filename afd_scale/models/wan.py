@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afd_scale.config.models import StudentConfig, WanConfig
+from afd_scale.config.models import WanConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.attention import AttentionLayout, attend_all
 from afd_scale.layers.kv_cache import CleanPast, KVCache, Past
@@ -233,7 +233,7 @@ class WanTrunk(Network):
 class CausalWan(WanTrunk):
     """The student: from noisy latents to velocities."""
 
-    def __init__(self, config: StudentConfig, sampler: SamplerConfig, ops: ModelOps | None = None):
+    def __init__(self, config: WanConfig, sampler: SamplerConfig, ops: ModelOps | None = None):
         """Args:
             sampler: whose chunks, window and sink say which frames see which.
         """  # fmt: skip

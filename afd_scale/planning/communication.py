@@ -63,7 +63,7 @@ def _pass_traffic(config: RunConfig, load: Workload, each: Pass, size: NetworkSi
     exchanged = exchanges * seen.own + seen.past
     return Traffic(
         gather=(1 if once else each.runs * gathers) * _received(load, size.total * itemsize(config)),
-        reduce=each.runs * _received(load, size.trained * reduced_itemsize(config)) if each.gradient else 0.0,
+        reduce=each.runs * _received(load, size.trained * reduced_itemsize(config)) if each.trains else 0.0,
         exchange=_exchange(config, load, network, exchanged) if isinstance(network, WanConfig) else 0.0,
     )
 

@@ -41,9 +41,10 @@ class Flops:
     def total(self) -> float:
         return self.linear + self.adapter + self.attention
 
-    def backward(self, base_is_trained: bool) -> "Flops":
+    def backward(self, base_is_trained: bool, adapter_is_trained: bool = True) -> "Flops":
         """Of the backward pass of what this counts forward: a frozen weight passes a gradient on and gets none."""
-        return Flops((2 if base_is_trained else 1) * self.linear, 2 * self.adapter, ATTENTION_BACKWARD * self.attention)
+        linear, adapter = (2 if trained else 1 for trained in (base_is_trained, adapter_is_trained))
+        return Flops(linear * self.linear, adapter * self.adapter, ATTENTION_BACKWARD * self.attention)
 
 
 def forward_flops(
@@ -103,7 +104,7 @@ def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: boo
     flops = sum(before, last)
     if each.gradient:
         again = 1 if recompute and network.activation_checkpointing else 0
-        flops += again * last + last.backward(base_is_trained=network.lora is None)
+        flops += again * last + last.backward(each.trains and network.lora is None, each.trains)
     return flops
 
 
@@ -130,6 +131,8 @@ def _layouts(config: RunConfig, each: Pass, network: WanConfig) -> list[tuple[in
     outputs = network.latent_channels * network.patch[1] * network.patch[2]
     if each.kind == "score":
         return [(1, AttentionLayout.full(frames), 1)]
+    if each.kind == "bidirectional":
+        return [(1, AttentionLayout.full(frames), outputs)]
     if each.kind == "rollout":  # chunk by chunk, with the KV cache
         return [
             (times, AttentionLayout.full(chunk, sampler.cached_frames((number + 1) * chunk)), outputs)

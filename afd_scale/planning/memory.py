@@ -94,7 +94,7 @@ def rank_memory(config: RunConfig, load: Workload, sizes: Mapping[str, NetworkSi
 
     def held(each: Pass, gathered: bool) -> Phase:
         parts = _parts(config, load, each, sizes[each.role], gathered)
-        step = _optimizer_step(config, load, sizes[each.role]) if each.gradient else 0
+        step = _optimizer_step(config, load, sizes[each.role]) if each.trains else 0
         return Phase(parts, step, static + max(sum(parts.values()), step))
 
     residents = [each for each in load.passes if is_resident(config, each)]
@@ -142,7 +142,7 @@ def tokens_of(load: Workload, each: Pass, videos: int) -> Tokens:
     if each.kind == "rollout":
         frames = videos * load.chunk_frames
         return Tokens(frames * load.local_tokens_per_frame, 0, frames, videos)
-    if each.kind == "score":
+    if each.kind in ("score", "bidirectional"):
         return Tokens(tokens, 0, frames, videos)
     joint = each.gradient and each.context_gradient
     rows = each.states + joint
@@ -176,7 +176,7 @@ def _shards(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) -> t
 def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gathered: bool) -> dict[str, int]:
     """What a pass holds besides the shards."""
     parts = {"gathered weights": size.total * itemsize(config) if gathered else _gathered(config, size)}
-    if each.gradient:
+    if each.trains:
         parts["whole gradients"] = size.unit_trained * itemsize(config)
     latents = each.held
     network, videos = config.role(each.role).network, each.at_once

@@ -97,7 +97,7 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
             decoding=decoding_seconds(
                 config, max((p.videos for p in passes if sees_pixels(config, p)), default=0), gpu
             ),
-            overlaps=not any(each.kind == "velocity" and each.role in shared for each in passes),
+            overlaps=not any(each.kind in ("velocity", "bidirectional") and each.role in shared for each in passes),
         )
         for phase, passes in load.phases.items()
     }

@@ -3,6 +3,7 @@
 And the noise levels to train at, which follow the sampler's own.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -64,15 +65,22 @@ class Sampler:
         """(B, F, C, H, W) clean latents of whole videos; arguments as of `chunks`."""
         return torch.cat(list(self.chunks(policy, text, noise)), dim=1)
 
-    @torch.no_grad()
     def chunks(self, policy: Policy, text: Tensor, noise: Noise) -> Iterator[Tensor]:
-        """Clean chunks one after the other, (B, f, C, H, W) each, as they are generated.
+        """Clean chunks one after the other, (B, f, C, H, W) each, as they are generated; arguments as `last_steps`."""
+        return (chunk for _, chunk in self.last_steps(policy, text, noise))
+
+    @torch.no_grad()
+    def last_steps(
+        self, policy: Policy, text: Tensor, noise: Noise, exit: float = 1.0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The last denoising step of each chunk: what it saw and the clean chunk that it predicted, (B, f, C, H, W).
 
         A last pass on a clean chunk at timestep 0 leaves its keys and values in the cache. The number of passes is the
         same on every rank.
 
         Args:
             text: (B, T, E) embeddings.
+            exit: the part of a chunk's denoising steps after which it is taken as it is, in (0, 1]; rounded up.
         """
         frames, chunk_frames = noise.initial.shape[1], self.config.chunk_frames
         given = 0 if noise.given is None else noise.given.shape[1]
@@ -81,13 +89,25 @@ class Sampler:
         for start in range(0, frames, chunk_frames):
             here = slice(start, start + chunk_frames)
             if noise.given is not None and start < given:
-                chunk = noise.given[:, here]
+                noisy = chunk = noise.given[:, here]
             else:
-                chunk = _denoise(policy, text, noise[here], self.sigmas if start else self.first_sigmas, cache)
-            yield chunk
+                noisy, chunk = _denoise(policy, text, noise[here], self._until(exit, start), cache)
+            yield noisy, chunk
             if start + chunk_frames < frames:
                 policy(chunk, chunk.new_zeros(chunk.shape[:2], dtype=torch.float32), text, cache=cache)
                 cache.advance()
+
+    def last_sigmas(self, exit: float, latents: Tensor) -> Tensor:
+        """(B, F) noise levels of the last denoising steps of (B, F, C, H, W) videos, all of whose chunks are generated;
+        `exit` as in `last_steps`."""
+        levels = torch.stack([self._until(exit, frame // self.config.chunk_frames)[-1]
+                              for frame in range(latents.shape[1])])  # fmt: skip
+        return levels.to(latents.device, non_blocking=True).expand(len(latents), -1)
+
+    def _until(self, exit: float, chunk: int) -> Tensor:
+        """Levels of a chunk's denoising steps up to its exit; 0 is the first chunk."""
+        sigmas = self.sigmas if chunk else self.first_sigmas
+        return sigmas[: math.ceil(exit * len(sigmas))]
 
     def draw_sigma(
         self, config: SigmaConfig, randomness: Randomness, stream: str, step: int, keys: Sequence[int], latents: Tensor
@@ -110,8 +130,8 @@ def _pick(sigmas: Tensor, uniform: Tensor) -> Tensor:
     return sigmas.to(uniform.device, non_blocking=True)[index]
 
 
-def _denoise(policy: Policy, text: Tensor, noise: Noise, sigmas: Tensor, cache: object) -> Tensor:
-    """A clean chunk: each step predicts it, and noises the prediction to the next level."""
+def _denoise(policy: Policy, text: Tensor, noise: Noise, sigmas: Tensor, cache: object) -> tuple[Tensor, Tensor]:
+    """What the last step saw, and the clean chunk: each step predicts it, and noises that to the next level."""
     x = noise.initial
     levels = sigmas.to(x.device, non_blocking=True)[:, None, None].expand(-1, *x.shape[:2])  # (S, B, f)
     for step, sigma in enumerate(levels):
@@ -119,4 +139,4 @@ def _denoise(policy: Policy, text: Tensor, noise: Noise, sigmas: Tensor, cache: 
         x0 = x0_from_velocity(x, velocity, sigma)
         if step + 1 < len(levels):
             x = add_noise(x0, noise.again[step], levels[step + 1])
-    return x0
+    return x, x0

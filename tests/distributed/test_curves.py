@@ -12,11 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.processes import ROOT, run
-from tests.distributed.small_run import write_small_run
+from tests.distributed.small_run import SHAPE, write_small_run
 
 CURVES = ROOT / "tests" / "golden" / "curves"
 METHODS = {
     "afd": [],
+    "dmd": [
+        f"method={{name: dmd, fake_score: {SHAPE}, student_every: 2, ema_decay: 0.9, "
+        "optimizer: {learning_rate: 1.0e-3}, fake_score_optimizer: {learning_rate: 1.0e-3}, "
+        "discriminator_warmup_steps: 2}"
+    ],
+    "gan": [
+        "method={name: gan, rollouts_per_prompt: 2, ema_decay: 0.9, optimizer: {learning_rate: 1.0e-3}, "
+        "r1_weight: 0.1, discriminator_optimizer: {learning_rate: 5.0e-5, epsilon: 1.0e-6}, "
+        "discriminator_warmup_steps: 2}"
+    ],
     "sft": ["method={name: sft, ema_decay: 0.9, optimizer: {learning_rate: 3.0e-3}}", "data.global_batch=16"],
 }
 TOLERANCE = 1e-3

@@ -17,8 +17,7 @@ from tests.distributed.processes import leave, on_ranks
 CONFIGS = Path(__file__).parents[2] / "configs" / "wan_1_3b"
 SHAPE = {"dim": 128, "ffn_dim": 512, "num_heads": 4, "num_layers": 4, "text_dim": 32, "text_length": 16, "freq_dim": 32}
 SMALL = (
-    *(f"{network}.{field}={size}" for network in ("student", "method.discriminator") for field, size in SHAPE.items()),
-    "student.weights=null", "method.discriminator.weights=null", "parallel.sequence=1", "data.global_batch=2",
+    "student.weights=null", "parallel.sequence=1", "data.global_batch=2",
     "data.latent_frames=3", "data.latent_height=8", "data.latent_width=8", "method.rollouts_per_prompt=2",
     "engine.deepspeed={zero_optimization: {reduce_bucket_size: 100000, stage3_max_live_parameters: 0, "
     "stage3_max_reuse_distance: 0, stage3_prefetch_bucket_size: 0}}",
@@ -37,7 +36,13 @@ def check(name: str, *overrides: str) -> None:
     from afd_scale.planning.workload import workload
     from afd_scale.training.build import build_run
 
-    config = load_config(CONFIGS / name, (*SMALL, *overrides))
+    networks = (
+        "student",
+        *(("method.fake_score", "method.real_score") if "dmd" in name else ("method.discriminator",)),
+    )
+    shapes = [f"{network}.{field}={size}" for network in networks for field, size in SHAPE.items()]
+    shapes += [f"{network}.weights=null" for network in networks]
+    config = load_config(CONFIGS / name, (*SMALL, *shapes, *overrides))
     with start_ranks(launched_as(os.environ), timeout_minutes=2) as ranks:
         before = held_bytes()
         run = build_run(config, ranks)
@@ -74,8 +79,11 @@ def held_bytes() -> int:
         ("self_forcing_full.yaml", ["precision=fp32", "rollout.weights=sharded"]),
         ("self_forcing_full.yaml", ["precision=bf16", "rollout.weights=sharded"]),
         ("self_forcing.yaml", ["precision=bf16", "train.micro_batch=null", "rollout.weights=gathered"]),
+        # One denoising step: a random exit would end rollouts earlier than planned.
+        ("paper_gan.yaml", ["method.student_every=1", "rollout.weights=sharded", "sampler.timesteps=[1000]"]),
+        ("paper_dmd.yaml", ["method.student_every=1", "rollout.weights=sharded", "sampler.timesteps=[1000]"]),
     ],
-    ids=["fp32", "bf16", "lora"],
+    ids=["fp32", "bf16", "lora", "gan", "dmd"],
 )
 def test_shards_and_gathers_are_as_planned(name, overrides):
     done = on_ranks(2, __file__, name, *overrides)

@@ -5,12 +5,14 @@ from importlib import import_module
 from typing import Any
 
 from afd_scale.config.methods.afd import AfdConfig
+from afd_scale.config.methods.dmd import DmdConfig
+from afd_scale.config.methods.gan import GanConfig
 from afd_scale.config.methods.method import MethodConfig
 from afd_scale.config.methods.sft import SftConfig
 
-METHODS: Mapping[str, type[MethodConfig]] = {"afd": AfdConfig, "sft": SftConfig}
+METHODS: Mapping[str, type[MethodConfig]] = {"afd": AfdConfig, "dmd": DmdConfig, "gan": GanConfig, "sft": SftConfig}
 
-__all__ = ["METHODS", "AfdConfig", "MethodConfig", "SftConfig", "method_class"]
+__all__ = ["METHODS", "AfdConfig", "DmdConfig", "GanConfig", "MethodConfig", "SftConfig", "method_class"]
 
 
 def method_class(values: Mapping[str, Any]) -> type[MethodConfig]:

@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from afd_scale.config.cast import Load, Pass, Role
-from afd_scale.config.methods.method import MethodConfig, SigmaConfig
-from afd_scale.config.models import ConvDiscriminatorConfig, DiscriminatorConfig, OptimizerConfig, StudentConfig
+from afd_scale.config.methods.adversarial import AdversarialConfig
+from afd_scale.config.methods.method import SigmaConfig
+from afd_scale.config.models import OptimizerConfig, StudentConfig
 from afd_scale.config.section import Section
 
 
@@ -23,7 +24,7 @@ class BaselineConfig(Section):
     """Advantages are clipped to +-clip, which maps to weights 0 and 1."""
 
 
-class AfdConfig(MethodConfig):
+class AfdConfig(AdversarialConfig):
     """On-Policy Adversarial Flow Distillation, arXiv:2605.26105."""
 
     step = "afd_scale.methods.afd:Afd"
@@ -51,20 +52,6 @@ class AfdConfig(MethodConfig):
     """v_old <- decay v_old + (1 - decay) v after each step."""
     old_policy_warmup: NonNegativeFloat = 0.0
     """With a positive rate r the decay is min(r k, old_policy_decay) at step k (DiffusionNFT); 0 is constant."""
-    discriminator: DiscriminatorConfig = ConvDiscriminatorConfig()
-    """The prompt-paired scorer."""
-    discriminator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-6)
-    """Its optimizer; learning_rate 0 freezes it."""
-    discriminator_objective: Literal["bradley_terry", "softplus"] = "bradley_terry"
-    """Prompt-paired Bradley-Terry loss, or the non-paired GAN loss."""
-    discriminator_warmup_steps: int = Field(default=0, ge=0)
-    """First steps that train the discriminator only."""
-    r1_weight: NonNegativeFloat = 0.0
-    """Weight of the finite-difference R1 penalty on the teacher's videos; 0 is off."""
-    r2_weight: NonNegativeFloat = 0.0
-    """The same on the rollouts."""
-    penalty_deviation: PositiveFloat = 0.1
-    """Standard deviation of the perturbation that R1 and R2 difference over; much smaller drowns in bf16 rounding."""
 
     @model_validator(mode="after")
     def _check_group(self) -> "AfdConfig":
@@ -75,33 +62,21 @@ class AfdConfig(MethodConfig):
 
     def cast(self, student: StudentConfig) -> tuple[Role, ...]:
         trained = Role("student", "student", student, self.optimizer)
-        discriminator = Role("discriminator", "method.discriminator", self.discriminator, self.discriminator_optimizer)
         reference = (trained.copy("reference"),) if self.prior_weight else ()
-        return (trained, trained.average("old_policy"), *reference, discriminator)
+        return (trained, trained.average("old_policy"), *reference, self._discriminator_role())
 
     def passes(self, load: Load) -> tuple[Pass, ...]:
         prompts, group, states = load.prompts + load.extra_prompts, self.rollouts_per_prompt, self.states_per_rollout
         videos = prompts * group
         at_once = min(load.micro_batch or videos, videos)
-        judged = (1 + group) * (2 if self.is_penalised else 1)  # of a prompt
-        judged_at_once = judged * min(self.prompts_at_once(load.micro_batch) or load.prompts, load.prompts)
         frozen = ("old_policy", "reference") if self.prior_weight else ("old_policy",)
         held = load.prompts + videos  # the teacher's are there for the whole step
         kept = held + videos * states * (1 + len(frozen))  # and the states: noisy latents and frozen velocities
         return (
             Pass("rollout", "old_policy", "rollout", videos, at_once, held=held),
-            Pass("discriminator", "discriminator", "score", load.prompts * judged, judged_at_once, gradient=True,
-                 held=held),
+            self._discriminator_update(load, held),
             Pass("discriminator", "discriminator", "score", videos, at_once, held=held),
             *(Pass("velocities", role, "velocity", videos, at_once, states=states, held=kept) for role in frozen),
             Pass("student", "student", "velocity", videos, at_once, gradient=True, states=states,
                  context_gradient=self.context_gradient, held=kept),
         )  # fmt: skip
-
-    @property
-    def is_penalised(self) -> bool:
-        return self.r1_weight > 0 or self.r2_weight > 0
-
-    def prompts_at_once(self, micro_batch: int | None) -> int | None:
-        """Prompts, each a teacher video and its rollouts, that pass through the discriminator together."""
-        return None if micro_batch is None else max(1, micro_batch // (1 + self.rollouts_per_prompt))

@@ -137,12 +137,19 @@ MISTAKES = {
     "out of range": (["method.policy_mix=1.5"], ["method.policy_mix", "(1.5)", "less than or equal to 1"]),
     "not finite": (["method.prior_weight=.nan"], ["method.prior_weight", "(nan)", "finite"]),
     "wrong choice": (["precision=fp16"], ["precision", "(fp16)", "'fp32', 'bf16' or 'fp8'"]),
-    "wrong method": (["method={name: grpo}"], ["method.name", "(grpo)", "afd, sft"]),
-    "method without a name": (["method={policy_mix: 1}"], ["method.name", "(None)", "afd, sft"]),
+    "wrong method": (["method={name: grpo}"], ["method.name", "(grpo)", "afd, dmd, gan, sft"]),
+    "method without a name": (["method={policy_mix: 1}"], ["method.name", "(None)", "afd, dmd, gan, sft"]),
     "patch of before": (
         ["method.discriminator.unpack=[3, 4]"],
         ["method.discriminator.unpack", "([3, 4])", "identity_patch"],
     ),
+    **{
+        f"prompts alone for {name}": (
+            [f"method={name}", "data.prompts=x", "data.prompts_per_step=2"],
+            ["data.prompts", "(x)", f"must be absent with method {name}"],
+        )
+        for name in ("sft", "gan")
+    },
     "relative method": (["method=.x:Y"], ["method.name", "(.x:Y)", "module:Class"]),
     "method that is no section": (["method.name=os:path"], ["method.name", "(os:path)", "no such class"]),
     "method from nowhere": (["method=nowhere:Method"], ["method.name", "(nowhere:Method)", "No module named"]),

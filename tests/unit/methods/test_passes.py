@@ -5,9 +5,16 @@ import torch
 
 from afd_scale.config.cast import Load
 from afd_scale.types import Batch
-from tests.unit.methods.engines import SHAPE, build, make_batch
+from tests.unit.methods.engines import SHAPE, STUDENT, build, make_batch
 
 SAMPLER = {"first_chunk_timesteps": [1000, 750, 500]}
+GAN = {
+    "name": "gan",
+    "rollouts_per_prompt": 2,
+    "discriminator": {"name": "conv", "channels": 4, "identity_patch": (2, 1)},
+}
+SCORE = STUDENT | {"prediction": "velocity"}
+DMD = {"name": "dmd", "student_every": 1, "fake_score": SCORE, "discriminator": GAN["discriminator"]}
 AFD = {
     "name": "afd", "rollouts_per_prompt": 3, "prior_weight": 0.0,
     "discriminator": {"name": "conv", "channels": 4, "identity_patch": (2, 1)},
@@ -23,24 +30,27 @@ def batch_with(extra: int) -> Batch:
 
 
 def calls_of(method, batch: Batch):
-    """(role, kind, gradient, videos, states, gradient through the context) of each call of a network in a step."""
+    """(role, kind, gradient, of what passes through alone, videos, states, gradient through the context) of each call
+    of a network in a step."""
     calls = []
 
     def watch(role: str):
         def seen(_, arguments, options, output):
-            rows, states, context = len(arguments[0]), 1, False
+            rows, states, context, of_input = len(arguments[0]), 1, False, False
             if "cache" in options:
                 kind = "rollout"
             elif "clean" in options:
                 kind, states, rows = "velocity", rows // len(options["clean"]), len(options["clean"])
                 context = output.requires_grad and options.get("clean_gradient", True)
+            elif len(arguments) == 3:
+                kind = "bidirectional"
             else:
-                kind = "score"
-            calls.append((role, kind, output.requires_grad, rows, states, context))
+                kind, of_input = "score", arguments[0].latents.requires_grad
+            calls.append((role, kind, output.requires_grad, of_input, rows, states, context))
 
         return seen
 
-    for role in ("student", "old_policy", "reference", "discriminator"):
+    for role in ("student", "old_policy", "reference", "discriminator", "fake_score", "real_score"):
         engine = getattr(method, role, None)
         if engine is not None:
             engine.network.register_forward_hook(watch(role), with_kwargs=True)
@@ -49,22 +59,25 @@ def calls_of(method, batch: Batch):
 
 
 def ran(calls, passes_of_a_rollout: int):
-    """(videos, at once, runs, states, gradient through the context) by (role, kind, gradient), in the step's order."""
+    """(videos, at once, runs, states, gradient through the context) by (role, kind, gradient, of what
+    passes through alone), in the step's order."""
     found = {}
-    for key in dict.fromkeys(call[:3] for call in calls):
-        rows = [call[3] for call in calls if call[:3] == key]
-        ((states, context),) = {call[4:] for call in calls if call[:3] == key}
+    for key in dict.fromkeys(call[:4] for call in calls):
+        rows = [call[4] for call in calls if call[:4] == key]
+        ((states, context),) = {call[5:] for call in calls if call[:4] == key}
         times = passes_of_a_rollout if key[1] == "rollout" else 1
         found[key] = (sum(rows) / times, max(rows), len(rows) / times, states, context)
     return list(found.items())
 
 
 def declared(passes):
-    return [
-        ((each.role, each.kind, each.gradient),
-         (each.videos, each.at_once, each.runs, each.states, each.context_gradient))
-        for each in passes
-    ]  # fmt: skip
+    """The same; passes of one kind are one."""
+    found = {}
+    for each in passes:
+        key = (each.role, each.kind, each.gradient, each.of_input)
+        videos, _, runs, *_ = found.get(key, (0, 0, 0))
+        found[key] = (videos + each.videos, each.at_once, runs + each.runs, each.states, each.context_gradient)
+    return list(found.items())
 
 
 def check(method, batch: Batch, micro_batch: int | None, passes_of_a_rollout: int = 1):
@@ -77,6 +90,31 @@ def check(method, batch: Batch, micro_batch: int | None, passes_of_a_rollout: in
 def test_afd_runs_what_it_declares(fields, micro_batch, extra):
     afd = build(AFD | fields, sampler=SAMPLER, micro_batch=micro_batch)
     check(afd, batch_with(extra), micro_batch, sum(afd.sampler.config.passes(SHAPE[0])))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+@pytest.mark.parametrize("fields", [{}, {"discriminator_objective": "softplus"}, {"r2_weight": 1.0, "ema_decay": 0.9}])
+def test_gan_runs_what_it_declares(fields, micro_batch):
+    gan = build(GAN | fields, sampler=SAMPLER | {"timesteps": [500], "first_chunk_timesteps": None},
+                micro_batch=micro_batch)  # fmt: skip
+    check(gan, batch_with(0), micro_batch, sum(gan.sampler.config.passes(SHAPE[0])))
+
+
+@pytest.mark.parametrize(("micro_batch", "extra"), [(None, 0), (2, 1)])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"fake_score": SCORE | {"causal": True}, "guidance_scale": 1.0},
+        {"real_score": SCORE | {"causal": True}, "rollouts_per_prompt": 2},
+        {"gan_weight": 0.1, "rollouts_per_prompt": 2, "r1_weight": 0.1, "ema_decay": 0.9},
+    ],
+    ids=str,
+)
+def test_dmd_runs_what_it_declares(fields, micro_batch, extra):
+    dmd = build(DMD | fields, sampler=SAMPLER | {"timesteps": [500], "first_chunk_timesteps": None},
+                micro_batch=micro_batch)  # fmt: skip
+    check(dmd, batch_with(extra), micro_batch, sum(dmd.sampler.config.passes(SHAPE[0])))
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

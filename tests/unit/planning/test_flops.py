@@ -1,5 +1,7 @@
 """FLOPs: against a case worked by hand, against torch's own counter, and against figures computed before."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,6 +85,13 @@ def test_forward_passes_equal_torchs_count(shape, lora):
         outputs, rank = student.latent_channels * 4, student.lora.rank if lora else 0
         expected = forward_flops(student, layout, TOKENS[shape], outputs, rank).total
         assert counted(lambda: network(**plain, adapter=adapter(config))) == expected
+        both_ways = Pass("scores", "student", "bidirectional", videos=1, at_once=1)
+        whole = config.model_copy(
+            update={"sampler": config.sampler.model_copy(update={"chunk_frames": config.data.latent_frames})}
+        )
+        score, arguments = build(whole, "student"), list(plain.values())
+        counted_here = counted(lambda: score(*arguments, adapter=adapter(config)))
+        assert counted_here == video_flops(whole, workload(whole, 1), both_ways).total
         judge, name = build(config, "discriminator"), adapter(config, "discriminator")
         scored = counted(lambda: judge(judged(inputs), adapter=name))
         assert scored == flops_of(config, "discriminator", "score").total
@@ -122,7 +131,13 @@ def test_updates_are_within_three_percent_of_torchs_count(lora, checkpointing, c
     assert total == pytest.approx(flops_of(config, "student", "velocity", gradient=True).total, rel=0.03)
     judge, name = build(config, "discriminator"), adapter(config, "discriminator")
     total = counted(lambda: judge(judged(inputs), adapter=name).sum().backward())
-    assert total == pytest.approx(flops_of(config, "discriminator", "score", gradient=True).total, rel=0.03)
+    update = next(p for p in workload(config, 1).passes if p.role == "discriminator" and p.gradient)
+    assert total == pytest.approx(video_flops(config, workload(config, 1), update).total, rel=0.03)
+    # A gradient of what passes through alone; torch's counter sees what autograd.grad leaves out.
+    latents = inputs["clean"].requires_grad_()
+    total = counted(lambda: torch.autograd.grad(judge(judged(inputs), adapter=name).sum(), latents))
+    through = video_flops(config, workload(config, 1), replace(update, of_input=True))
+    assert total == pytest.approx(through.total, rel=0.03)
 
 
 @pytest.mark.parametrize(

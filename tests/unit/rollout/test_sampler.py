@@ -76,6 +76,23 @@ def test_a_chunk_is_cached_clean_before_the_next_and_the_last_is_not():
     assert torch.equal(torch.cat(cached, dim=1), videos[:, :4])
 
 
+@pytest.mark.parametrize(("exit", "steps"), [(0.1, (1, 1)), (0.5, (2, 1)), (0.51, (3, 2)), (1.0, (4, 2))])
+def test_an_exit_ends_every_chunk_at_the_same_part_of_its_steps(exit, steps):
+    sampler, policy = Sampler(SamplerConfig(**FIRST)), Recording()
+    start = noise(3)
+    noisy, clean = (torch.cat(x, dim=1) for x in zip(*sampler.last_steps(policy, TEXT, start, exit), strict=True))
+    first, later = FIRST["first_chunk_timesteps"][: steps[0]], FIRST["timesteps"][: steps[1]]
+    assert levels(policy) == [(number, level) for number, chunk in enumerate((first, later, later))
+                              for level in (*chunk, 0)][:-1]  # fmt: skip
+    sigma = sampler.last_sigmas(exit, clean)
+    expected = torch.tensor([first[-1]] * 2 + [later[-1]] * 4) / 1000
+    torch.testing.assert_close(sigma, expected.expand(2, -1))
+    assert torch.equal(noisy[:, 4:], policy.passes[-1][2]), "what the last step saw"
+    torch.testing.assert_close(clean, noisy - sigma[..., None, None, None] * noisy / 2)
+    if exit == 1.0:
+        assert torch.equal(clean, sampler.rollout(Recording(), TEXT, start))
+
+
 def test_the_first_chunk_takes_its_own_steps():
     config, policy = SamplerConfig(**FIRST), Recording()
     Sampler(config).rollout(policy, TEXT, noise(3))

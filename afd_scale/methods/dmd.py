@@ -1,0 +1,150 @@
+"""Distribution matching distillation on the student's own rollouts: DMD2, arXiv:2405.14867, as in Self-Forcing,
+arXiv:2506.08009. One step, in order:
+
+1. Rollout. The student generates G videos for each prompt, and leaves the sampler at a random step (self_rollout.py).
+2. Fake score. Flow matching on the rollouts. With a GAN term the discriminator learns too.
+3. Scores. The rollouts are noised; what the fake score makes of them minus what the real one does, guided, says for
+   each rollout where it is likelier among the student's videos than among those that are wanted.
+4. Student. The difference goes on from there, as a gradient, through its last denoising step.
+
+Steps 3 and 4 wait for the student's turn. A causal score is given the rollout's clean chunks before each noised one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from afd_scale.config import RunConfig
+from afd_scale.config.methods import DmdConfig
+from afd_scale.flow import losses
+from afd_scale.flow.process import add_noise, x0_from_velocity
+from afd_scale.flow.randomness import Randomness
+from afd_scale.flow.schedule import TIMESTEPS, warp
+from afd_scale.methods.discriminator import judge, train_discriminator
+from afd_scale.methods.self_rollout import follow, roll_out, train_student
+from afd_scale.methods.updates import accumulate, learning_rate, without_gradient
+from afd_scale.protocols import AveragedPolicy, Metrics, Policy, TrainedPolicy, TrainedScorer
+from afd_scale.rollout.sampler import Sampler
+from afd_scale.types import Batch, RankMean, Videos
+
+
+class Dmd:
+    """Student between a real and a fake score.
+
+    Args:
+        engines: by role, as `DmdConfig.cast` names them.
+    """
+
+    config: DmdConfig
+
+    def __init__(self, run: RunConfig, engines: Mapping[str, Any], mean_over_ranks: RankMean):
+        assert isinstance(run.method, DmdConfig)
+        self.config, self.steps, self.randomness = run.method, run.train.steps, Randomness(run.seed)
+        self.student: TrainedPolicy = engines["student"]
+        self.average: AveragedPolicy | None = engines.get("average")
+        self.fake_score: TrainedPolicy = engines["fake_score"]
+        self.real_score: Policy = engines["real_score"]
+        self.discriminator: TrainedScorer | None = engines.get("discriminator")
+        self.warmup_steps = self.config.discriminator_warmup_steps
+        self.sampler = Sampler(run.sampler)
+        self.negative = _negative(self.config, run.student.text_dim)
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        config, teacher = self.config, batch.teacher
+        prompts = batch.prompts.repeat(config.rollouts_per_prompt)
+        rollouts = roll_out(self.student, self.sampler, prompts, teacher, self.randomness, step)
+        metrics = dict(self._train_fake_score(rollouts.videos, step))
+        if self.discriminator is not None:
+            metrics |= train_discriminator(
+                self.discriminator, teacher, rollouts.videos, config, self.randomness, step, self.steps
+            )
+        if step < 1 or step % config.student_every:
+            return metrics
+        gradient = self._match(rollouts.videos, step)
+        metrics["student/loss"] = 0.5 * gradient.square().mean()
+        gradient /= gradient[0].numel()  # of the mean over a video
+        if self.discriminator is not None:
+            paired = slice(0, len(teacher) * config.rollouts_per_prompt)
+            metrics["student/gan_loss"], push = judge(self.discriminator, teacher, rollouts.videos[paired], config)
+            gradient[paired] += config.gan_weight * push
+        rate = learning_rate(config.optimizer, step, self.steps)
+        metrics |= train_student(self.student, rollouts, gradient, rate)
+        if self.average is not None:
+            follow(self.average, self.student, config.ema_decay, step // config.student_every)
+        return metrics
+
+    def _train_fake_score(self, rollouts: Videos, step: int) -> Metrics:
+        fake, network = self.fake_score, self.config.fake_score
+
+        def loss_of(rows: slice) -> tuple[Tensor, Metrics]:
+            videos = rollouts[rows]
+            x0, text = videos.latents, videos.prompts.embeddings
+            noise, sigma = self._noise("fake_score", videos, network.causal, step)
+            velocity = _velocity(fake, network.causal, add_noise(x0, noise, sigma), sigma, text, x0)
+            loss = losses.flow_matching_loss(velocity, x0, noise, sigma, space=network.prediction).mean()
+            return loss, {"fake_score/loss": loss.detach()}
+
+        metrics = accumulate(fake, len(rollouts), fake.micro_batch, loss_of)
+        rate = learning_rate(self.config.fake_score_optimizer, max(step, 1), self.steps)
+        return {**metrics, "fake_score/gradient_norm": fake.step(rate)}
+
+    def _match(self, rollouts: Videos, step: int) -> Tensor:
+        """(B, F, C, H, W) the gradient of distribution matching for each rollout."""
+        config, count = self.config, len(rollouts)
+        fake_is_causal, real_is_causal = config.fake_score.causal, (config.real_score or config.fake_score).causal
+        # A level for each chunk only where both are causal: a bidirectional score knows videos of one level.
+        noise, sigma = self._noise("scores", rollouts, fake_is_causal and real_is_causal, step)
+        noisy, clean, text = add_noise(rollouts.latents, noise, sigma), rollouts.latents, rollouts.prompts.embeddings
+
+        def fake(rows: slice) -> Tensor:
+            return _velocity(self.fake_score, fake_is_causal, noisy[rows], sigma[rows], text[rows], clean[rows])
+
+        def real(rows: slice) -> Tensor:
+            state = (self.real_score, real_is_causal, noisy[rows], sigma[rows])
+            velocity = _velocity(*state, text[rows], clean[rows])
+            if not config.is_guided:
+                return velocity
+            away = _velocity(*state, self.negative.to(clean).expand(len(velocity), -1, -1), clean[rows])
+            return away + config.guidance_scale * (velocity - away)
+
+        real_x0, fake_x0 = (
+            x0_from_velocity(noisy, without_gradient(score, count, run), sigma)
+            for score, run in ((self.real_score, real), (self.fake_score, fake))
+        )
+        return losses.distribution_matching_gradient(clean, real_x0, fake_x0)
+
+    def _noise(self, stream: str, videos: Videos, by_chunk: bool, step: int) -> tuple[Tensor, Tensor]:
+        """Noise of videos' shape and (B, F) levels, one for each chunk or for each video."""
+        frames, device = videos.latents.shape[1], videos.latents.device
+        count = frames // self.sampler.config.chunk_frames if by_chunk else 1
+        keys, shape = videos.prompts.keys, tuple(videos.latents.shape[1:])
+        uniform = self.randomness.uniform(f"{stream}/sigma", step, keys, (count,), device)
+        sigma = warp(uniform, self.sampler.config.timestep_shift).clamp(*self.config.sigma_range)
+        noise = self.randomness.normal(f"{stream}/noise", step, keys, shape, device)
+        return noise, sigma.repeat_interleave(frames // count, dim=1)
+
+
+def _velocity(score: Policy, causal: bool, noisy: Tensor, sigma: Tensor, text: Tensor, clean: Tensor) -> Tensor:
+    return score(noisy, sigma * TIMESTEPS, text, **({"clean": clean} if causal else {}))
+
+
+def _negative(config: DmdConfig, text_dim: int) -> Tensor:
+    """(1, T, E) what guidance leads away from; zero rows are what all texts are padded with.
+
+    Raises:
+        ValueError: the file is absent, or of another kind or width.
+    """
+    if config.negative is None:
+        return torch.zeros(1, 1, text_dim)
+    try:
+        embedding = load_file(config.negative)["embedding"]
+    except (OSError, KeyError) as error:
+        raise ValueError(f"method.negative ({config.negative}) must be a .safetensors file with `embedding`: {error!r}"
+                         ) from error  # fmt: skip
+    if embedding.dim() != 2 or embedding.shape[1] != text_dim:
+        raise ValueError(f"method.negative ({config.negative}) must hold rows of student.text_dim ({text_dim}): its "
+                         f"embedding is {tuple(embedding.shape)}")  # fmt: skip
+    return embedding.float()[None]

@@ -1,0 +1,55 @@
+"""Self-Forcing's GAN, arXiv:2506.08009. One step, in order:
+
+1. Rollout. The student generates G videos for each prompt, and leaves the sampler at a random step (self_rollout.py).
+2. Discriminator. D(video, y) -> logit learns to prefer the teacher's video of the same prompt.
+3. Judgement. The gradient of the generator's loss with respect to each rollout, through D and no further.
+4. Student. The gradient goes on from there through its last denoising step.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from afd_scale.config import RunConfig
+from afd_scale.config.methods import GanConfig
+from afd_scale.flow.randomness import Randomness
+from afd_scale.methods.discriminator import judge, train_discriminator
+from afd_scale.methods.self_rollout import follow, roll_out, train_student
+from afd_scale.methods.updates import learning_rate
+from afd_scale.protocols import AveragedPolicy, Metrics, TrainedPolicy, TrainedScorer
+from afd_scale.rollout.sampler import Sampler
+from afd_scale.types import Batch, RankMean
+
+
+class Gan:
+    """Student against discriminator.
+
+    Args:
+        engines: by role, as `GanConfig.cast` names them.
+    """
+
+    config: GanConfig
+
+    def __init__(self, run: RunConfig, engines: Mapping[str, Any], mean_over_ranks: RankMean):
+        assert isinstance(run.method, GanConfig)
+        self.config, self.steps, self.randomness = run.method, run.train.steps, Randomness(run.seed)
+        self.student: TrainedPolicy = engines["student"]
+        self.average: AveragedPolicy | None = engines.get("average")
+        self.discriminator: TrainedScorer = engines["discriminator"]
+        self.warmup_steps = self.config.discriminator_warmup_steps
+        self.sampler = Sampler(run.sampler)
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        config, teacher = self.config, batch.teacher
+        prompts = teacher.prompts.repeat(config.rollouts_per_prompt)
+        rollouts = roll_out(self.student, self.sampler, prompts, teacher, self.randomness, step)
+        discriminator_metrics = train_discriminator(
+            self.discriminator, teacher, rollouts.videos, config, self.randomness, step, self.steps
+        )
+        if step < 1 or step % config.student_every:
+            return discriminator_metrics
+        loss, gradient = judge(self.discriminator, teacher, rollouts.videos, config)
+        rate = learning_rate(config.optimizer, step, self.steps)
+        student_metrics = train_student(self.student, rollouts, gradient, rate)
+        if self.average is not None:
+            follow(self.average, self.student, config.ema_decay, step // config.student_every)
+        return {**discriminator_metrics, **student_metrics, "student/loss": loss}
