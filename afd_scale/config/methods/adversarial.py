@@ -6,7 +6,12 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from afd_scale.config.cast import Load, Pass, Role
 from afd_scale.config.methods.method import MethodConfig
-from afd_scale.config.models import ConvDiscriminatorConfig, DiscriminatorConfig, OptimizerConfig
+from afd_scale.config.models import (
+    ConvDiscriminatorConfig,
+    DiscriminatorConfig,
+    OptimizerConfig,
+    VlmDiscriminatorConfig,
+)
 
 
 class AdversarialConfig(MethodConfig):
@@ -45,6 +50,12 @@ class AdversarialConfig(MethodConfig):
         judged = (1 + self.rollouts_per_prompt) * (2 if self.is_penalised else 1)  # of a prompt
         at_once = judged * min(self.prompts_at_once(load.micro_batch) or load.prompts, load.prompts)
         return Pass("discriminator", "discriminator", "score", load.prompts * judged, at_once, gradient=True, held=held)
+
+    def _refuse_pixels(self) -> None:
+        """For methods that need the logit's gradient by the latents."""
+        if isinstance(self.discriminator, VlmDiscriminatorConfig):
+            raise ValueError("discriminator.name (vlm) must be conv or latent: the student learns from the logit's "
+                             "gradient by its latents, and decoding passes none on; afd needs none")  # fmt: skip
 
     def _judgement(self, load: Load, held: int) -> tuple[Pass, ...]:
         """The gradient of the generator's loss by the rollouts, against the teacher's logits where they are paired."""

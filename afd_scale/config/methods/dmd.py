@@ -45,7 +45,9 @@ class DmdConfig(AdversarialConfig):
     """Average of the student, per update of it, that is evaluated and exported; 0 keeps none."""
 
     @model_validator(mode="after")
-    def _check_sigmas(self) -> "DmdConfig":
+    def _check(self) -> "DmdConfig":
+        if self.gan_weight:
+            self._refuse_pixels()
         low, high = self.sigma_range
         if not 0 < low < high <= 1:
             raise ValueError(f"sigma_range ({low}, {high}) must rise within (0, 1]: clean videos have no score")

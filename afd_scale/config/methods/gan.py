@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from afd_scale.config.cast import Load, Pass, Role
 from afd_scale.config.methods.adversarial import AdversarialConfig
@@ -21,6 +21,11 @@ class GanConfig(AdversarialConfig):
     """The student is updated in every so many steps; the others train the discriminator only."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Average of the student, per update of it, that is evaluated and exported; 0 keeps none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "GanConfig":
+        self._refuse_pixels()
+        return self
 
     def cast(self, student: StudentConfig) -> tuple[Role, ...]:
         trained = Role("student", "student", student, self.optimizer)

@@ -1,6 +1,7 @@
 """Configuration: every YAML of the project loads, and every mistake is one line that names field and value."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -274,3 +275,11 @@ def test_what_nobody_looks_at_is_refused(name: str) -> None:
 def test_only_wan_s_codec_takes_models(codec: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"models \(.*\) must be given with codec wan, and with no other"):
         RunConfig.model_validate({"method": "sft", "codec": codec})
+
+
+@pytest.mark.parametrize("method", [{"name": "gan"}, {"name": "dmd", "gan_weight": 0.1}])
+def test_no_gradient_comes_through_pixels(method: dict[str, Any]) -> None:
+    judge = {"name": "vlm", "model": "folder"}
+    with pytest.raises(ValueError, match=r"discriminator\.name \(vlm\) must be conv or latent: the student learns"):
+        RunConfig.model_validate({"method": {**method, "discriminator": judge}})
+    RunConfig.model_validate({"method": {"name": "dmd", "discriminator": judge}})
