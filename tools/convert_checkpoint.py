@@ -128,7 +128,9 @@ def _check(options: argparse.Namespace) -> None:
     takes_models = options.to in TAKES_MODELS
     if takes_models != (options.models is not None) or (options.to == "served" and options.models == NO_MODELS):
         needed = "name a folder with VAE and text encoder" if takes_models else "not be given"
-        raise ValueError(f"--models ({options.models}) must {needed}: --to {options.to}")
+        without = "; none leaves them out" if options.to == "pipeline" else ""
+        given = "" if options.models is None else f" ({options.models})"
+        raise ValueError(f"--models{given} must {needed} with --to {options.to}{without}")
     if not re.fullmatch(r"[\w.-]+", options.license):
         raise ValueError(f"--license ({options.license}) must be an id such as apache-2.0")
 

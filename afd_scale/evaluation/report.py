@@ -164,8 +164,8 @@ def _ratio(values: Mapping[str, float]) -> str:
 
 
 def _verdict(better: Better | None, values: Mapping[str, float]) -> str:
-    """Whether the student is `better` or `worse` than the base, where that is known."""
-    if better is None:
+    """Whether the student is `better` or `worse` than the base, where that is known and more than rounding shows."""
+    if better is None or _ratio(values) == "1.00":
         return ""
     base, student, teacher = (values.get(policy, math.nan) for policy in POLICIES)
     towards_teacher = abs(base - teacher) - abs(student - teacher)

@@ -116,8 +116,8 @@ def test_a_bare_checkpoint_says_what_is_known(target: str, tmp_path: Path) -> No
     ("arguments", "rule"),
     [
         (["--to", "diffusers", "--license", "a b"], "--license (a b) must be an id"),
-        (["--to", "diffusers", "--models", "models"], "--models (models) must not be given: --to diffusers"),
-        (["--to", "pipeline"], "--models (None) must name a folder"),
+        (["--to", "diffusers", "--models", "models"], "--models (models) must not be given with --to diffusers"),
+        (["--to", "pipeline"], "--models must name a folder with VAE and text encoder with --to pipeline; none leaves"),
         (["--to", "served", "--models", "none"], "--models (none) must name a folder"),
         (
             ["--to", "pipeline", "--models", "{tmp}"],
