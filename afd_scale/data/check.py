@@ -58,7 +58,7 @@ def check_dataset(config: RunConfig) -> DatasetFacts:
     latents = (data.latent_frames, student.latent_channels, data.latent_height, data.latent_width)
     _check_shape(teacher, "latents", names, latents, facts[teacher].latent_shape)
     _check_batch("data.global_batch", data.global_batch, facts[teacher])
-    shown = facts[evaluation_prompts(config)]
+    shown = {location.shards: found for location, found in facts.items()}[evaluation_prompts(config).shards]
     if shown.latent_shape is not None:  # its videos are looked at beside the student's
         _check_shape(evaluation_prompts(config), "latents", names, latents, shown.latent_shape)
         if shown.codec != facts[teacher].codec:
