@@ -33,7 +33,7 @@ from afd_scale.layers.lora import FOLDER, Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.parallel.ranks import Ranks
-from afd_scale.parallel.ulysses import SequenceParallelOps
+from afd_scale.parallel.ulysses import ops_over
 from afd_scale.types import Videos
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # what is saved of a trained parameter
@@ -343,14 +343,8 @@ class Sharded:
     def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:
         if not isinstance(network, WanConfig):
             return ModelOps(adapters=adapters)
-        options: dict[str, Any] = {
-            "precision": self.precision,
-            "attend": self.attention(network.dim // network.num_heads).attend,
-            "adapters": adapters,
-        }
-        if self.ranks.sequence_group is not None:
-            return SequenceParallelOps(self.ranks.sequence_group, **options)
-        return ModelOps(**options)
+        attend = self.attention(network.dim // network.num_heads).attend
+        return ops_over(self.ranks.sequence_group, precision=self.precision, attend=attend, adapters=adapters)
 
     def place(self, build: Callable[[], Network], state: State) -> Network:
         network = build_sharded(self.config, build, state)

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,10 +13,9 @@ from afd_scale.engines.plain import PlainNetwork
 from afd_scale.evaluation.runs import run_folder
 from afd_scale.layers.attention import choose_backend
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
-from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import CausalWan
 from afd_scale.parallel.ranks import Ranks
-from afd_scale.parallel.ulysses import SequenceParallelOps
+from afd_scale.parallel.ulysses import ops_over
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +51,12 @@ def load_student(
     read = read_student(source)
     policy = read.config(architecture, family)
     dtype, config = parameter_dtype(precision), policy.student
-    parts: dict[str, Any] = {
-        "precision": choose_precision(precision, "current", ranks.device),
-        "attend": choose_backend(attention, device=ranks.device, dtype=dtype,
-                                 head_dim=config.dim // config.num_heads).attend,
-    }  # fmt: skip
-    if ranks.sequence_group is not None:
-        if config.num_heads % ranks.sequence:
-            raise ValueError(f"sequence ({ranks.sequence}) must divide the student's {config.num_heads} heads: each "
-                             "rank of a video attends with equally many")  # fmt: skip
-        ops: ModelOps = SequenceParallelOps(ranks.sequence_group, **parts)
-    else:
-        ops = ModelOps(**parts)
+    if config.num_heads % ranks.sequence:
+        raise ValueError(f"sequence ({ranks.sequence}) must divide the student's {config.num_heads} heads: each "
+                         "rank of a video attends with equally many")  # fmt: skip
+    backend = choose_backend(attention, device=ranks.device, dtype=dtype, head_dim=config.dim // config.num_heads)
+    ops = ops_over(ranks.sequence_group, precision=choose_precision(precision, "current", ranks.device),
+                   attend=backend.attend)  # fmt: skip
     with torch.device("meta"):
         network = CausalWan(config, policy.sampler, ops)
     network.load_state_dict(read.state.converted(lambda _, weight: weight.to(ranks.device, dtype)), assign=True)

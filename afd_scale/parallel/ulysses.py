@@ -29,6 +29,11 @@ from afd_scale.layers.ops import ModelOps
 from afd_scale.layers.rope import Rotation
 
 
+def ops_over(group: dist.ProcessGroup | None, **options: Any) -> ModelOps:
+    """What a network is made of where a group's ranks share a video; without a group, a rank has the whole of it."""
+    return ModelOps(**options) if group is None else SequenceParallelOps(group, **options)
+
+
 class SequenceParallelOps(ModelOps):
     """The tokens of a video on all ranks of a group.
 

@@ -250,7 +250,7 @@ assert frames.shape == (1 + 4 * 19, 32, 48, 3)
 stream = pipe.stream("the red ball falls", height=32, width=48, output_type="pil", generator=torch.manual_seed(1))
 frames = [frame for _ in range(6) for frame in next(stream)[0]]
 assert len(frames) == 1 + 4 * 11 and frames[0].size == (48, 32)
-given = torch.load(out)
+given = torch.load(out, weights_only=True)
 torch.save(pipe(prompt_embeds=given.pop("text"), output_type="latent", **given).frames, out)
 assert not any(name.split(".")[0] == "afd_scale" for name in sys.modules)
 """
@@ -268,7 +268,7 @@ def test_without_our_package(models: Path, tmp_path: Path) -> None:
         env={"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (torch.load(out) - rollout(model, models, noise)).abs().max() < TOLERANCE
+    assert (torch.load(out, weights_only=True) - rollout(model, models, noise)).abs().max() < TOLERANCE
 
 
 def test_it_starts_with_an_image(models: Path, tmp_path: Path) -> None:
