@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from afd_scale.checkpoint.weights import save_weights
+from afd_scale.checkpoint.lazy import LazyState, open_weights
+from afd_scale.checkpoint.weights import CONFIG_NAME, read_config, save_weights
 from afd_scale.config import load_config, resolved_yaml
 from afd_scale.config.models import PolicyConfig
 from afd_scale.models.wan import CausalWan
@@ -35,3 +36,8 @@ def save_run(folder: Path, shards: Path) -> Path:
     save_student(folder / "checkpoints" / "step_00000004" / "student", TOY)
     (folder / "config.yaml").write_text(resolved_yaml(config))
     return folder
+
+
+def read_folder(folder: Path) -> tuple[PolicyConfig, LazyState]:
+    """A student folder as it was written, whatever its tensors are called."""
+    return read_config(folder / CONFIG_NAME), LazyState(open_weights(folder))

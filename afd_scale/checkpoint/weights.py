@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from afd_scale.checkpoint.lazy import INDEX, LazyState, open_weights
+from afd_scale.checkpoint.lazy import INDEX
 from afd_scale.config.models import PolicyConfig
 
 CONFIG_NAME = "student.json"
@@ -41,15 +41,6 @@ def save_weights(
         partial.mkdir()
         write_shards(state, partial, STEM, max_shard_bytes)
         (partial / CONFIG_NAME).write_text(config.model_dump_json(indent=2))
-
-
-def load_weights(folder: Path) -> tuple[PolicyConfig, LazyState]:
-    """Read a student folder.
-
-    Raises:
-        ValueError: a file is missing or damaged.
-    """
-    return read_config(folder / CONFIG_NAME), LazyState(open_weights(folder))
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from afd_scale.checkpoint.load_student import load_student_state, read_lora, read_student
-from afd_scale.checkpoint.weights import load_weights
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, on_ranks, run, run_fresh, start
 from tests.distributed.small_run import SHAPE, write_small_run
+from tests.students import read_folder
 
 TRAIN = ROOT / "launch" / "train.py"
 STEPS = 5
@@ -108,7 +108,7 @@ def test_adapters_train_resume_and_are_merged_when_read(configs: Path) -> None:
     policy, state = source.config(), dict(source.state)
     assert policy.student.lora is None
     assert state.keys() == CausalWan(policy.student, policy.sampler).state_dict().keys()
-    start = load_weights(configs / "start")[1]
+    start = read_folder(configs / "start")[1]
     changed = {name for name in start if not torch.equal(start[name], state[name])}
     assert changed == {name for name in start if is_adapted(name)}, "adapters are merged, all else is the start's"
 
@@ -203,7 +203,7 @@ def test_a_run_resumes_on_any_number_of_ranks(configs: Path, one_rank: list[dict
         for one, elastic in zip(one_rank, metrics(folder), strict=True):
             for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:  # a count may tip over
                 assert one[name] == pytest.approx(elastic[name], abs=1e-4), (ranks, one["step"], name)
-    weights = [load_weights(configs / "runs" / run / "checkpoints" / f"step_{STEPS:08d}" / "student")[1]
+    weights = [read_folder(configs / "runs" / run / "checkpoints" / f"step_{STEPS:08d}" / "student")[1]
                for run in ("one", "elastic")]  # fmt: skip
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=0, msg=lambda text, n=name: f"{n}: {text}")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from afd_scale.checkpoint.run_state import FORMAT, RunCheckpoints, newest_checkpoint
-from afd_scale.checkpoint.weights import load_weights
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.models import PolicyConfig, StudentConfig
 from afd_scale.training.run_folder import CONFIG, check_folder
+from tests.students import read_folder
 
 
 def save(folder: Path, step: int, **state: int) -> None:
@@ -50,7 +50,7 @@ def test_every_role_is_below_networks_whatever_its_name(tmp_path: Path) -> None:
     folder = checkpoints.save(3, roles, {"epoch": 1}, [("weight", torch.ones(2))], policy)
     assert {path.name for path in folder.iterdir()} == {"networks", "student", "state.json"}
     assert {path.name for path in (folder / "networks").iterdir()} == roles.keys()
-    assert load_weights(folder / "student")[0] == policy
+    assert read_folder(folder / "student")[0] == policy
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert (newest["step"], newest["data"], newest["folder"]) == (3, {"epoch": 1}, folder)

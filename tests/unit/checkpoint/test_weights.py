@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from afd_scale.checkpoint.weights import find_weights, load_weights, save_weights
+from afd_scale.checkpoint.weights import find_weights, save_weights
 from afd_scale.config.models import PolicyConfig
+from tests.students import read_folder
 
 CONFIG = PolicyConfig.model_validate(
     {"student": {"weights": "some/start"},
@@ -28,7 +29,7 @@ def test_round_trip_in_one_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "student").iterdir()) == ["model.safetensors", "student.json"]
     modes = {path.stat().st_mode for path in (tmp_path / "student").iterdir()}
     assert len(modes) == 1
-    config, state = load_weights(tmp_path / "student")
+    config, state = read_folder(tmp_path / "student")
     assert config == CONFIG
     assert state.keys() == STATE.keys()
     for name, tensor in STATE.items():
@@ -43,7 +44,7 @@ def test_an_older_folder_has_one_section_for_both(tmp_path: Path) -> None:
     del written["sampler"]["first_chunk_timesteps"]  # newer than such folders
     flat = {**written["student"], **written["sampler"]}
     (tmp_path / "student" / "student.json").write_text(json.dumps(flat))
-    config, _ = load_weights(tmp_path / "student")
+    config, _ = read_folder(tmp_path / "student")
     assert config == CONFIG
 
 
@@ -54,14 +55,14 @@ def test_round_trip_in_shards(tmp_path: Path) -> None:
     first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
     assert index == {"metadata": {"total_size": 136}, "weight_map": {"a.weight": first, "a.bias": first, "b": second}}
     assert load_file(tmp_path / "student" / second).keys() == {"b"}
-    _, state = load_weights(tmp_path / "student")
+    _, state = read_folder(tmp_path / "student")
     assert all(torch.equal(state[name], STATE[name]) for name in STATE)
 
 
 def test_a_tensor_above_the_limit_gets_its_own_shard(tmp_path: Path) -> None:
     save_weights(STATE.items(), tmp_path / "student", CONFIG, max_shard_bytes=10)
     assert len(list((tmp_path / "student").glob("model-*-of-00003.safetensors"))) == 3
-    assert load_weights(tmp_path / "student")[1].keys() == STATE.keys()
+    assert read_folder(tmp_path / "student")[1].keys() == STATE.keys()
 
 
 def test_streamed_tensors_may_vanish_after_their_turn(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_streamed_tensors_may_vanish_after_their_turn(tmp_path: Path) -> None:
             tensor.fill_(-1)
 
     save_weights(gathered(), tmp_path / "student", CONFIG)
-    assert all((tensor == 7).all() for tensor in load_weights(tmp_path / "student")[1].values())
+    assert all((tensor == 7).all() for tensor in read_folder(tmp_path / "student")[1].values())
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
@@ -154,5 +155,5 @@ def test_a_damaged_folder_is_refused_in_one_line(how: str, reason: str, tmp_path
     save_weights(STATE.items(), tmp_path / "student", CONFIG, max_shard_bytes=90)
     damage(tmp_path / "student", how)
     with pytest.raises(ValueError, match=reason) as error:
-        load_weights(tmp_path / "student")
+        read_folder(tmp_path / "student")
     assert "\n" not in str(error.value)
