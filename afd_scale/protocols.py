@@ -76,7 +76,14 @@ class AveragedPolicy(Policy, Protocol):
 
 
 class Method(Protocol):
-    """One training step; a method owns its backward passes, the trainer owns the rest."""
+    """One training step; a method owns its backward passes, the trainer owns the rest.
+
+    One whose steps leave numbers besides weights to those after them keeps them in a dict of scalars `memory`, alike on
+    all ranks: it is in the checkpoint.
+
+    Attributes:
+        warmup_steps: before the first step.
+    """
 
     warmup_steps: int
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 RankMean = Callable[[Tensor], Tensor]  # the mean of a tensor over the data ranks
+View = Callable[[Tensor], Tensor]  # of one video's pixels, (1, T, C, H, W)
 
 
 def pieces(rows: int, at_once: int | None) -> list[slice]:
@@ -69,44 +70,72 @@ class Videos:
         latents: (B, F, C, H, W), clean.
         fps: frames a second of the decoded videos.
         decode: from latents to (B, T, C, H, W) in [-1, 1]; None where nothing here can.
+        views: B, through which pixels are seen; None, for one or all, sees them as they are.
     """
 
     prompts: Prompts
     latents: Tensor
     fps: float | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    views: tuple[View | None, ...] | None = None
     _decoded: list[list[Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert len(self.prompts) == len(self.latents), "a video has a prompt"
+        assert self.views is None or len(self.views) == len(self.latents), "and a view, if any does"
         self._decoded.extend([] for _ in range(len(self)))  # a video's pixels, once they are there
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice) -> "Videos":
-        part = replace(self, prompts=self.prompts[rows], latents=self.latents[rows])
+        views = None if self.views is None else self.views[rows]
+        part = replace(self, prompts=self.prompts[rows], latents=self.latents[rows], views=views)
         return part._sharing(self._decoded[rows])
 
+    def take(self, rows: Sequence[int]) -> "Videos":
+        """Some of them, in this order."""
+        prompts = self.prompts.take(rows, [self.prompts.keys[row] for row in rows])
+        views = None if self.views is None else tuple(self.views[row] for row in rows)
+        part = replace(self, prompts=prompts, latents=self.latents[list(rows)], views=views)
+        return part._sharing([self._decoded[row] for row in rows])
+
     def __add__(self, other: "Videos") -> "Videos":
-        both = replace(self, prompts=self.prompts + other.prompts, latents=torch.cat([self.latents, other.latents]))
+        views = None
+        if self.views is not None or other.views is not None:
+            views = (self.views or (None,) * len(self)) + (other.views or (None,) * len(other))
+        both = replace(
+            self, prompts=self.prompts + other.prompts, latents=torch.cat([self.latents, other.latents]), views=views
+        )
         return both._sharing(self._decoded + other._decoded)
 
     def of(self, latents: Tensor) -> "Videos":
         """Other latents of the same prompts."""
         return replace(self, latents=latents)
 
+    def under(self, prompts: Prompts) -> "Videos":
+        """The same videos under other prompts."""
+        return replace(self, prompts=prompts)._sharing(self._decoded)
+
+    def seen(self, views: Sequence[View | None]) -> "Videos":
+        """The same videos, each through a view of its own."""
+        return replace(self, views=tuple(views))._sharing(self._decoded)
+
     @torch.no_grad()
     def pixels(self) -> Tensor:
         """(B, T, C, H, W) in [-1, 1], without gradient.
 
-        A video is decoded once, and alone: whatever it is cut out of or added to shares its pixels.
+        A video is decoded once, and alone: whatever it is cut out of or added to shares its pixels, and each looks at
+        them through its views.
         """
         for row, decoded in enumerate(self._decoded):
             if not decoded:
                 assert self.decode is not None, "who judges pixels is given a codec"
                 decoded.append(self.decode(self.latents[row : row + 1]))
-        return self._decoded[0][0] if len(self) == 1 else torch.cat([pixels for (pixels,) in self._decoded])
+        shown = [pixels for (pixels,) in self._decoded]
+        if self.views is not None:
+            shown = [view(pixels) if view else pixels for view, pixels in zip(self.views, shown, strict=True)]
+        return shown[0] if len(self) == 1 else torch.cat(shown)
 
     def _sharing(self, decoded: list[list[Tensor]]) -> "Videos":
         self._decoded[:] = decoded

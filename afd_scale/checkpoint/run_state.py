@@ -50,6 +50,7 @@ class RunCheckpoints:
     def save(
         self, step: int, networks: Mapping[str, Checkpointed], data: Mapping[str, Any],
         weights: Iterable[tuple[str, Tensor]], student: PolicyConfig, base: Base | None = None,
+        memory: Mapping[str, float] | None = None,
     ) -> Path:  # fmt: skip
         """Write the checkpoint of a finished step; on all ranks together.
 
@@ -59,6 +60,7 @@ class RunCheckpoints:
             weights: the student's whole weights, or its adapters, streamed; written as safetensors by the main rank.
             student: what they are of; its `lora` is set where they are adapters.
             base: of adapters.
+            memory: of the method.
         """
         partial, complete = self.folder / f".{_name(step)}.partial", self.folder / _name(step)
         if self.is_main:
@@ -72,7 +74,8 @@ class RunCheckpoints:
                 save_weights(weights, partial / FOLDER_NAME, student)
             else:
                 save_adapters(weights, partial / FOLDER_NAME, student, base)
-            state = {"format": FORMAT, "step": step, "ranks": self.size, "data": dict(data)}
+            state = {"format": FORMAT, "step": step, "ranks": self.size, "data": dict(data),
+                     "method": dict(memory or {})}  # fmt: skip
             (partial / "state.json").write_text(json.dumps(state, indent=1))
         else:
             for _ in weights:  # gathering a weight takes all ranks
@@ -118,7 +121,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     if state.get("format") != FORMAT:
         raise ConfigError(f"checkpoint ({checkpoints[-1]}) must be of format {FORMAT}: another version of afd_scale "
                           "wrote it; choose another `out` or `name`, or train.resume=false")  # fmt: skip
-    return {**state, "folder": checkpoints[-1]}
+    return {"method": {}, **state, "folder": checkpoints[-1]}  # earlier ones lack it
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from afd_scale.config.models import ConvDiscriminatorConfig, LoraConfig, NetworkConfig, OptimizerConfig
+from afd_scale.config.judges import DiscriminatorConfig, VlmDiscriminatorConfig
+from afd_scale.config.models import LoraConfig, OptimizerConfig, ScoreConfig, StudentConfig, WanConfig
+
+NetworkConfig = StudentConfig | ScoreConfig | DiscriminatorConfig
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Role:
 
     @property
     def lora(self) -> LoraConfig | None:
-        return None if isinstance(self.network, ConvDiscriminatorConfig) else self.network.lora
+        return self.network.lora if isinstance(self.network, WanConfig | VlmDiscriminatorConfig) else None
 
     @property
     def adapter(self) -> str | None:
@@ -86,6 +89,8 @@ class Pass:
         states: noised states of each video (`velocity`).
         context_gradient: the gradient goes through the clean chunks too, which then run along in one joint pass.
         held: videos whose latents the step keeps meanwhile, in float32.
+        every: it runs in every so many steps.
+        warm_up: it runs in the warm-up's steps too.
     """
 
     phase: str
@@ -98,6 +103,8 @@ class Pass:
     states: int = 1
     context_gradient: bool = False
     held: int = 0
+    every: int = 1
+    warm_up: bool = False
 
     @property
     def trains(self) -> bool:

@@ -16,14 +16,9 @@ from pydantic import (
 )
 
 from afd_scale.config.cast import Load, Role, check_cast
+from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminatorConfig
 from afd_scale.config.methods import MethodConfig, method_class
-from afd_scale.config.models import (
-    ConvDiscriminatorConfig,
-    LatentDiscriminatorConfig,
-    ScoreConfig,
-    StudentConfig,
-    WanConfig,
-)
+from afd_scale.config.models import ScoreConfig, StudentConfig, WanConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.config.section import Section, first_problem
 

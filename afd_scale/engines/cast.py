@@ -6,8 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from afd_scale.config import RunConfig
-from afd_scale.config.cast import Role
-from afd_scale.config.models import NetworkConfig
+from afd_scale.config.cast import NetworkConfig, Role
 from afd_scale.layers.lora import Adapters
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from afd_scale.config import RunConfig
-from afd_scale.config.cast import Role
-from afd_scale.config.models import NetworkConfig, OptimizerConfig, WanConfig
+from afd_scale.config.cast import NetworkConfig, Role
+from afd_scale.config.models import OptimizerConfig, WanConfig
 from afd_scale.engines.cast import State
 from afd_scale.layers.attention import choose_backend
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype

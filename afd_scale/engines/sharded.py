@@ -21,18 +21,20 @@ from deepspeed.utils import (
 from torch import Tensor
 
 from afd_scale.config import RunConfig
-from afd_scale.config.cast import Role
-from afd_scale.config.models import NetworkConfig, OptimizerConfig, StudentConfig, WanConfig
+from afd_scale.config.cast import NetworkConfig, Role
+from afd_scale.config.models import OptimizerConfig, StudentConfig, WanConfig
 from afd_scale.engines.cast import State
 from afd_scale.engines.deepspeed_config import deepspeed_config
 from afd_scale.engines.resharding import SavedShards, save_shards
 from afd_scale.engines.shards import GatherCounter, Residency, kept_whole, merged_weights, unreduced, whole_weight
+from afd_scale.engines.weightless import WeightlessNetwork
 from afd_scale.layers.attention import Backend, choose_backend
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.lora import FOLDER, Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.parallel.ranks import Ranks
+from afd_scale.parallel.sharing import share_videos
 from afd_scale.parallel.ulysses import ops_over
 from afd_scale.types import Videos
 
@@ -71,6 +73,7 @@ class ShardedNetwork:
     Args:
         adapter: that counts in its passes; None is the weights themselves.
         residency: of its weights during phases without gradient; None keeps them sharded.
+        sharing: ranks that hold the same videos, each of which judges its part of them; None where each judges all.
         micro_batch: videos that pass through together; None is all.
         twin: makes the network again, without the hooks that DeepSpeed has put on every module of this one; half of a
             small pass is spent in them. It borrows the weights while they are resident.
@@ -79,7 +82,9 @@ class ShardedNetwork:
     def __init__(
         self, engine: Any, adapter: str | None = None, residency: Residency | None = None,
         micro_batch: int | None = None, twin: Callable[[], Network] | None = None,
+        sharing: dist.ProcessGroup | None = None,
     ):  # fmt: skip
+        self.sharing = sharing
         self.engine, self.adapter, self.residency, self.micro_batch = engine, adapter, residency, micro_batch
         self._adapter_option = {} if adapter is None else {"adapter": adapter}
         self._make_twin, self._calls = twin, engine
@@ -87,7 +92,13 @@ class ShardedNetwork:
         self._all = list(self.network.parameters())  # adapters of others too: a block is gathered as a whole
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        return self._calls(*arguments, **options, **self._adapter_option)
+        return self._run(self._calls, *arguments, **options)
+
+    def _run(self, calls: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+        if self.sharing is None:
+            return calls(*arguments, **options, **self._adapter_option)
+        (videos,) = arguments
+        return share_videos(videos, lambda own: calls(own, **self._adapter_option), self.sharing)
 
     def new_cache(self, frames: int) -> Any:
         return self.engine.module.new_cache(frames)
@@ -179,7 +190,7 @@ class TrainedNetwork(ShardedNetwork):
         latents = videos.latents.detach().requires_grad_()
         with unreduced(self.network.units()):
             # Not through the engine, which takes what follows its forward pass for a backward pass of the weights.
-            loss = loss_of(self.network(videos.of(latents), **self._adapter_option))
+            loss = loss_of(self._run(self.network, videos.of(latents)))
             (gradient,) = torch.autograd.grad(loss, latents)
         self.release()
         if self.sequence_group is not None:
@@ -352,7 +363,9 @@ class Sharded:
         self.builders[network] = build
         return network
 
-    def engine(self, role: Role, network: Network) -> ShardedNetwork:
+    def engine(self, role: Role, network: Network) -> ShardedNetwork | WeightlessNetwork:
+        if not any(True for _ in network.parameters()):
+            return WeightlessNetwork(network, self.ranks, self.config.train.micro_batch)
         options = self._options(role, network)
         if role.optimizer is not None:
             group = self.ranks.sequence_group
@@ -368,12 +381,14 @@ class Sharded:
         return average
 
     def _options(self, role: Role, network: Network) -> dict[str, Any]:
-        """Only policies have so many passes in a phase that whole weights pay."""
+        """Of a network. Only policies have so many passes in a phase that whole weights pay."""
         options: dict[str, Any] = {"micro_batch": self.config.train.micro_batch}
         if isinstance(role.network, StudentConfig):
             options["residency"] = self.residency
             if self.config.precision != "fp8":  # whose linears may keep a state of their own
                 options["twin"] = self.builders[network]
+        if not isinstance(role.network, WanConfig):  # which share the tokens of each video
+            options["sharing"] = self.ranks.sequence_group
         return options
 
     def _attention(self, head_dim: int) -> Backend:

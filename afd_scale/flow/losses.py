@@ -24,6 +24,18 @@ def softplus_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     return F.softplus(-teacher_logits).mean() + F.softplus(student_logits).mean()
 
 
+def mismatch_loss(own_logits: Tensor, other_logits: Tensor, differs: Tensor, objective: str) -> Tensor:
+    """A teacher's video is no video of another prompt: mean loss over prompts, 0 where the other prompt is the same.
+
+    Args:
+        own_logits, other_logits: (P,) of the videos under their own prompts and under others.
+        differs: (P,) 1 where the other prompt is another one, else 0.
+        objective: `bradley_terry` of the two, or `softplus` of the second.
+    """
+    each = -F.logsigmoid(own_logits - other_logits) if objective == "bradley_terry" else F.softplus(other_logits)
+    return (each * differs).mean()
+
+
 def generator_loss(student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
     """(B,) what a student loses whose videos are told from the teacher's: -log sigmoid(D(x_S, y) - D(x_T, y)).
 

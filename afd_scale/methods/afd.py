@@ -1,8 +1,9 @@
 """On-Policy Adversarial Flow Distillation, arXiv:2605.26105. One step, in order:
 
 1. Rollout. The sampling policy v_old generates G videos x_S for each prompt y, few-step, chunk by chunk.
-2. Discriminator. D(video, y) -> logit learns to prefer the teacher's video of the same prompt (Bradley-Terry).
-3. Advantage. The logit of a rollout, centred on its group, becomes a weight w in [0, 1].
+2. Discriminator. D(video, y) -> logit learns to prefer the teacher's video of the same prompt (Bradley-Terry). There
+   may be several judges, and fixed ones among them (jury.py).
+3. Advantage. The reward of a rollout, its logit, centred on its group, becomes a weight w in [0, 1].
 4. Forward process. x_S is noised; the student's velocity is drawn towards what made good samples and pushed away from
    what made bad ones (DiffusionNFT, arXiv:2509.16117). No teacher scores, latents or trajectories.
 5. Old policy. v_old follows the student.
@@ -24,9 +25,9 @@ from afd_scale.flow.advantage import centre, divide_by_spread, weight_from_advan
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS
-from afd_scale.methods.discriminator import train_discriminator
+from afd_scale.methods.jury import Jury
 from afd_scale.methods.updates import accumulate, learning_rate, without_gradient
-from afd_scale.protocols import AveragedPolicy, Metrics, Policy, TrainedPolicy, TrainedScorer
+from afd_scale.protocols import AveragedPolicy, Metrics, Policy, TrainedPolicy
 from afd_scale.rollout.sampler import Sampler
 from afd_scale.types import Batch, Prompts, RankMean, Videos, repeat_keys
 
@@ -73,26 +74,29 @@ class Afd:
         self.student: TrainedPolicy = engines["student"]
         self.old_policy: AveragedPolicy = engines["old_policy"]
         self.reference: Policy | None = engines.get("reference")
-        self.discriminator: TrainedScorer = engines["discriminator"]
         self.mean_over_ranks = mean_over_ranks
-        self.warmup_steps = self.config.discriminator_warmup_steps
+        self.jury = Jury(self.config, engines, mean_over_ranks)
+        self.warmup_steps, self.memory = self.jury.warmup_steps, self.jury.memory
         self.sampler = Sampler(run.sampler)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         rollouts = self._roll_out(batch.prompts, batch.teacher, step)
-        discriminator_metrics = self._train_discriminator(batch.teacher, rollouts, step)
+        judge_metrics, logits = self.jury.hear(batch.teacher, rollouts, self.randomness, step, self.steps)
         if step < 1:  # warm-up: the student's first step already has a judge
-            return discriminator_metrics
-        reward, weight = self._weigh(rollouts)
+            return judge_metrics
+        reward = self.jury.reward(logits)
+        weight = self._weigh(reward)
         rollouts = rollouts.of(rollouts.latents)  # lets go of their pixels, which a judge may have asked for
-        student_metrics = self._train_student(rollouts, weight.flatten(), step)
+        for update in range(self.config.inner_updates):
+            student_metrics = self._train_student(rollouts, weight.flatten(), step, update)
         self.old_policy.follow(self.student, self._old_policy_decay(step))
         return {
-            **discriminator_metrics,
+            **judge_metrics,
             **student_metrics,
             "rollout/reward_mean": reward.mean(),
             "rollout/reward_group_std": reward.std(dim=1).mean() if reward.shape[1] > 1 else torch.zeros(()),
             "rollout/weight_spread": (weight - 0.5).abs().mean(),
+            "rollout/diversity": self._diversity(rollouts),
         }
 
     def _roll_out(self, prompts: Prompts, like: Videos, step: int) -> Videos:
@@ -106,24 +110,24 @@ class Afd:
 
         return Videos(prompts, without_gradient(self.old_policy, len(prompts), run), like.fps, like.decode)
 
-    def _train_discriminator(self, teacher: Videos, rollouts: Videos, step: int) -> Metrics:
-        return train_discriminator(
-            self.discriminator, teacher, rollouts, self.config, self.randomness, step, self.steps
-        )  # fmt: skip
-
-    def _weigh(self, rollouts: Videos) -> tuple[Tensor, Tensor]:
-        """(P, G) logits of the rollouts and their weights in [0, 1]."""
+    def _weigh(self, reward: Tensor) -> Tensor:
+        """(P, G) weights in [0, 1] of rollouts with these rewards."""
         rule = self.config.advantage
-        logits = without_gradient(self.discriminator, len(rollouts), lambda rows: self.discriminator(rollouts[rows]))
-        reward = logits.unflatten(0, (-1, self.config.rollouts_per_prompt))
         centred = centre(reward, rule.baseline, self.mean_over_ranks)
         advantage = divide_by_spread(centred, rule.spread, rule.spread_floor, self.mean_over_ranks)
-        return reward, weight_from_advantage(advantage, rule.clip)
+        return weight_from_advantage(advantage, rule.clip)
 
-    def _train_student(self, rollouts: Videos, weight: Tensor, step: int) -> Metrics:
-        noised, student = self._noise(rollouts, step), self.student
+    def _diversity(self, rollouts: Videos) -> Tensor:
+        """Standard deviation of a latent's values over the rollouts of a prompt."""
+        groups = rollouts.latents.unflatten(0, (-1, self.config.rollouts_per_prompt))
+        return groups.std(dim=1).mean() if groups.shape[1] > 1 else torch.zeros(())
+
+    def _train_student(self, rollouts: Videos, weight: Tensor, step: int, update: int) -> Metrics:
+        noised, student = self._noise(rollouts, step, update), self.student
         # In phases of their own: weights may be gathered once for all, and with adapters all three are one network.
-        frozen = {"old_policy": self.old_policy} | ({} if self.reference is None else {"reference": self.reference})
+        frozen: dict[str, Policy] = {"old_policy": self.old_policy}
+        if self.reference is not None and step % self.config.prior_every == 0:
+            frozen["reference"] = self.reference
         velocities = {role: self._frozen_velocity(policy, rollouts, noised) for role, policy in frozen.items()}
         states = replace(noised, velocities=velocities)
 
@@ -134,12 +138,13 @@ class Afd:
         rate = learning_rate(self.config.optimizer, step, self.steps)
         return {**metrics, "student/gradient_norm": student.step(rate), "student/learning_rate": torch.tensor(rate)}
 
-    def _noise(self, rollouts: Videos, step: int) -> States:
-        count = self.config.states_per_rollout
+    def _noise(self, rollouts: Videos, step: int, update: int) -> States:
+        """New states for each update by the same rollouts."""
+        count, again = self.config.states_per_rollout, f"/{update}" if update else ""
         keys = repeat_keys(rollouts.prompts.keys, count)
         x0 = rollouts.latents.repeat_interleave(count, dim=0)
-        noise = self.randomness.normal("student/noise", step, keys, tuple(x0.shape[1:]), x0.device)
-        sigma = self.sampler.draw_sigma(self.config.sigma, self.randomness, "student/sigma", step, keys, x0)
+        noise = self.randomness.normal(f"student/noise{again}", step, keys, tuple(x0.shape[1:]), x0.device)
+        sigma = self.sampler.draw_sigma(self.config.sigma, self.randomness, f"student/sigma{again}", step, keys, x0)
         return States(count, add_noise(x0, noise, sigma), sigma, {})
 
     def _frozen_velocity(self, policy: Policy, rollouts: Videos, states: States) -> Tensor:
@@ -160,7 +165,8 @@ class Afd:
         if "reference" in states.velocities:
             reference = states.velocities["reference"]
             metrics["student/reference_distance"] = (velocity - reference).detach().abs().mean()
-            loss = loss + config.prior_weight * losses.prior_loss(velocity, reference).mean()
+            prior = losses.prior_loss(velocity, reference).mean()
+            loss = loss + config.prior_every * config.prior_weight * prior
         return loss, metrics
 
     def _old_policy_decay(self, step: int) -> float:

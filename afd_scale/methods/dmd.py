@@ -23,7 +23,7 @@ from afd_scale.flow import losses
 from afd_scale.flow.process import add_noise, x0_from_velocity
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS, warp
-from afd_scale.methods.discriminator import judge, train_discriminator
+from afd_scale.methods.judges import Lesson, judge_rollouts, train_judge
 from afd_scale.methods.self_rollout import follow, roll_out, train_student
 from afd_scale.methods.updates import accumulate, learning_rate, without_gradient
 from afd_scale.protocols import AveragedPolicy, Metrics, Policy, TrainedPolicy, TrainedScorer
@@ -48,7 +48,8 @@ class Dmd:
         self.fake_score: TrainedPolicy = engines["fake_score"]
         self.real_score: Policy = engines["real_score"]
         self.discriminator: TrainedScorer | None = engines.get("discriminator")
-        self.warmup_steps = self.config.discriminator_warmup_steps
+        warmup = 0 if self.config.discriminator is None else self.config.discriminator.warmup_steps
+        self.warmup_steps = max(self.config.warmup_steps, warmup)
         self.sampler = Sampler(run.sampler)
         self.negative = _negative(self.config, run.student.text_dim)
 
@@ -57,19 +58,19 @@ class Dmd:
         prompts = batch.prompts.repeat(config.rollouts_per_prompt)
         rollouts = roll_out(self.student, self.sampler, prompts, teacher, self.randomness, step)
         metrics = dict(self._train_fake_score(rollouts.videos, step))
+        paired = rollouts.videos[: len(teacher) * config.rollouts_per_prompt]
         if self.discriminator is not None:
-            metrics |= train_discriminator(
-                self.discriminator, teacher, rollouts.videos, config, self.randomness, step, self.steps
-            )
+            lesson = Lesson(teacher, paired, self.randomness, step, self.steps)
+            metrics |= self._train_discriminator(self.discriminator, lesson)
         if step < 1 or step % config.student_every:
             return metrics
         gradient = self._match(rollouts.videos, step)
         metrics["student/loss"] = 0.5 * gradient.square().mean()
         gradient /= gradient[0].numel()  # of the mean over a video
         if self.discriminator is not None:
-            paired = slice(0, len(teacher) * config.rollouts_per_prompt)
-            metrics["student/gan_loss"], push = judge(self.discriminator, teacher, rollouts.videos[paired], config)
-            gradient[paired] += config.gan_weight * push
+            section = config.all_judges["discriminator"]
+            metrics["student/gan_loss"], push = judge_rollouts(self.discriminator, section, teacher, paired)
+            gradient[: len(paired)] += config.gan_weight * push
         rate = learning_rate(config.optimizer, step, self.steps)
         metrics |= train_student(self.student, rollouts, gradient, rate)
         if self.average is not None:
@@ -90,6 +91,13 @@ class Dmd:
         metrics = accumulate(fake, len(rollouts), fake.micro_batch, loss_of)
         rate = learning_rate(self.config.fake_score_optimizer, max(step, 1), self.steps)
         return {**metrics, "fake_score/gradient_norm": fake.step(rate)}
+
+    def _train_discriminator(self, judge: TrainedScorer, lesson: Lesson) -> Metrics:
+        section = self.config.all_judges["discriminator"]
+        if lesson.step < 1 - section.warmup_steps:
+            return {}
+        at_once = self.config.prompts_at_once(section, lesson.group, judge.micro_batch)
+        return train_judge("discriminator", judge, section, lesson, at_once)[0]
 
     def _match(self, rollouts: Videos, step: int) -> Tensor:
         """(B, F, C, H, W) the gradient of distribution matching for each rollout."""

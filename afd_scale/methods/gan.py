@@ -12,7 +12,7 @@ from typing import Any
 from afd_scale.config import RunConfig
 from afd_scale.config.methods import GanConfig
 from afd_scale.flow.randomness import Randomness
-from afd_scale.methods.discriminator import judge, train_discriminator
+from afd_scale.methods.judges import Lesson, judge_rollouts, train_judge
 from afd_scale.methods.self_rollout import follow, roll_out, train_student
 from afd_scale.methods.updates import learning_rate
 from afd_scale.protocols import AveragedPolicy, Metrics, TrainedPolicy, TrainedScorer
@@ -31,23 +31,24 @@ class Gan:
 
     def __init__(self, run: RunConfig, engines: Mapping[str, Any], mean_over_ranks: RankMean):
         assert isinstance(run.method, GanConfig)
+        (self.judge,) = run.method.all_judges.values()
         self.config, self.steps, self.randomness = run.method, run.train.steps, Randomness(run.seed)
         self.student: TrainedPolicy = engines["student"]
         self.average: AveragedPolicy | None = engines.get("average")
         self.discriminator: TrainedScorer = engines["discriminator"]
-        self.warmup_steps = self.config.discriminator_warmup_steps
+        self.warmup_steps = self.judge.warmup_steps
         self.sampler = Sampler(run.sampler)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         config, teacher = self.config, batch.teacher
         prompts = teacher.prompts.repeat(config.rollouts_per_prompt)
         rollouts = roll_out(self.student, self.sampler, prompts, teacher, self.randomness, step)
-        discriminator_metrics = train_discriminator(
-            self.discriminator, teacher, rollouts.videos, config, self.randomness, step, self.steps
-        )
+        lesson = Lesson(teacher, rollouts.videos, self.randomness, step, self.steps)
+        at_once = config.prompts_at_once(self.judge, lesson.group, self.discriminator.micro_batch)
+        discriminator_metrics, _ = train_judge("discriminator", self.discriminator, self.judge, lesson, at_once)
         if step < 1 or step % config.student_every:
             return discriminator_metrics
-        loss, gradient = judge(self.discriminator, teacher, rollouts.videos, config)
+        loss, gradient = judge_rollouts(self.discriminator, self.judge, teacher, rollouts.videos)
         rate = learning_rate(config.optimizer, step, self.steps)
         student_metrics = train_student(self.student, rollouts, gradient, rate)
         if self.average is not None:

@@ -1,14 +1,9 @@
 """From a section of the config to its network: the only place that names both."""
 
 from afd_scale.config import RunConfig
-from afd_scale.config.cast import Role
-from afd_scale.config.models import (
-    ConvDiscriminatorConfig,
-    LatentDiscriminatorConfig,
-    NetworkConfig,
-    ScoreConfig,
-    VlmDiscriminatorConfig,
-)
+from afd_scale.config.cast import NetworkConfig, Role
+from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminatorConfig, VlmDiscriminatorConfig
+from afd_scale.config.models import ScoreConfig
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps

@@ -9,7 +9,7 @@ Shape suffixes: B batch, F latent frames, C channels, H rows, W columns, T text 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig
+from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminatorConfig
 from afd_scale.layers.attention import AttentionLayout
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps

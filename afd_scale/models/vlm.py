@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.config.models import VlmDiscriminatorConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.vlm_inputs import PatchGrid, PromptTokens, normalised_frames

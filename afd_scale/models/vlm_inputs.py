@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afd_scale.config import ConfigError
-from afd_scale.config.models import VlmDiscriminatorConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of red, green, blue
 START, PAD, END = "<|vision_start|>", "<|video_pad|>", "<|vision_end|>"

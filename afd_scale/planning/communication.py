@@ -32,6 +32,9 @@ class Traffic:
     def total(self) -> float:
         return self.gather + self.reduce + self.exchange
 
+    def __rmul__(self, times: float) -> "Traffic":
+        return Traffic(times * self.gather, times * self.reduce, times * self.exchange)
+
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(self.gather + other.gather, self.reduce + other.reduce, self.exchange + other.exchange)
 
@@ -61,7 +64,7 @@ def _pass_traffic(config: RunConfig, load: Workload, each: Pass, size: NetworkSi
     if seen.past:  # the clean context is a pass of its own
         gathers += 1
     exchanged = exchanges * seen.own + seen.past
-    return Traffic(
+    return (1 / each.every) * Traffic(
         gather=(1 if once else each.runs * gathers) * _received(load, size.total * itemsize(config)),
         reduce=each.runs * _received(load, size.trained * reduced_itemsize(config)) if each.trains else 0.0,
         exchange=_exchange(config, load, network, exchanged) if isinstance(network, WanConfig) else 0.0,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
-from afd_scale.config.models import VlmDiscriminatorConfig, WanConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
+from afd_scale.config.models import WanConfig
 from afd_scale.layers.attention.layout import AttentionLayout
 from afd_scale.planning.vlm import Stack, shown_video, stacks
 from afd_scale.planning.workload import Workload
@@ -74,16 +75,15 @@ def forward_flops(
 
 
 def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> dict[str, Flops]:
-    """What one rank executes in a step, by phase.
+    """What one rank executes in a step, by phase; of what does not run in every step, its share.
 
     Args:
         recompute: count the second forward pass of activation checkpointing. Without it this is what the models need.
     """
 
     def of_rank(each: Pass) -> Flops:
-        # Who sees pixels sees them whole, on every rank of a sequence.
-        ranks = load.sequence if isinstance(config.role(each.role).network, WanConfig) else 1
-        return (each.videos / ranks) * video_flops(config, load, each, recompute=recompute)
+        videos = load.videos_of_rank(each, isinstance(config.role(each.role).network, WanConfig))
+        return (videos / each.every) * video_flops(config, load, each, recompute=recompute)
 
     return {phase: sum(map(of_rank, passes), Flops()) for phase, passes in load.phases.items()}
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
-from afd_scale.config.models import StudentConfig, VlmDiscriminatorConfig, WanConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
+from afd_scale.config.models import StudentConfig, WanConfig
 from afd_scale.planning import vae
 from afd_scale.planning.activations import (
     FLOAT32,
@@ -193,9 +194,10 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
     elif isinstance(network, VlmDiscriminatorConfig):
         shown = shown_video(config)
         # All videos of the step that it sees, once they are decoded, whichever are in this pass.
-        parts["decoded pixels"] = max(other.videos for other in load.passes if other.role == each.role) * shown.bytes
-        both = stacks(network, shown)
-        parts["activations"] = activation_bytes(network, both, videos, itemsize(config), each.gradient)
+        seen = max(other.videos for other in load.passes if other.role == each.role)
+        parts["decoded pixels"] = -(-min(seen, load.prompts + load.videos) // load.sequence) * shown.bytes
+        both, own = stacks(network, shown), -(-videos // load.sequence)
+        parts["activations"] = activation_bytes(network, both, own, itemsize(config), each.gradient)
     return {**parts, "latents": latents * _video_bytes(config)}
 
 

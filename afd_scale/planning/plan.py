@@ -1,5 +1,6 @@
 """A plan: what a run costs on so many GPUs of a kind, whether it fits, and what would."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -8,7 +9,7 @@ from typing import Any
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Pass
-from afd_scale.config.models import VlmDiscriminatorConfig
+from afd_scale.config.judges import JudgeConfig
 from afd_scale.planning.communication import Traffic, step_traffic
 from afd_scale.planning.flops import Flops, step_flops
 from afd_scale.planning.gpus import COMPUTE_FRACTION, Gpu
@@ -88,15 +89,14 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
     running = {each.role for each in load.passes}
     owners = [role.of or role.name for role in config.cast if role.name in running]
     shared = {name for name in running if networks[name].adapter and owners.count(config.role(name).of or name) > 1}
+    decoded = _decoded(config, load)
     seconds = {
         phase: Seconds(
             compute=flops[phase].total / (COMPUTE_FRACTION * gpu.matmul_tflops * 1e12),
             reading=_bytes_read(config, load, networks, passes) / (gpu.memory_gb_per_second * 1e9),
             zero=(traffic[phase].gather + traffic[phase].reduce) / gpu.gather_rate(gpus),
             ulysses=traffic[phase].exchange / gpu.exchange_rate(load.sequence),
-            decoding=decoding_seconds(
-                config, max((p.videos for p in passes if sees_pixels(config, p)), default=0), gpu
-            ),
+            decoding=decoding_seconds(config, decoded[phase], gpu),
             overlaps=not any(each.kind in ("velocity", "bidirectional") and each.role in shared for each in passes),
         )
         for phase, passes in load.phases.items()
@@ -107,13 +107,25 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
 
 
 def sees_pixels(config: RunConfig, each: Pass) -> bool:
-    return isinstance(config.role(each.role).network, VlmDiscriminatorConfig)
+    network = config.role(each.role).network
+    return isinstance(network, JudgeConfig) and network.sees_pixels
+
+
+def _decoded(config: RunConfig, load: Workload) -> dict[str, int]:
+    """Videos that a rank decodes in each phase; each video once a step, whoever sees it."""
+    before, decoded = 0, {}
+    for phase, passes in load.phases.items():
+        seen = max((each.videos for each in passes if sees_pixels(config, each)), default=0)
+        seen = max(before, min(seen, load.prompts + load.videos))  # copies of a video share its pixels
+        decoded[phase] = math.ceil(seen / load.sequence) - math.ceil(before / load.sequence)
+        before = seen
+    return decoded
 
 
 def _bytes_read(config: RunConfig, load: Workload, networks: Mapping[str, NetworkSize], passes: list[Pass]) -> float:
     """By all rollouts of a phase on one rank: each pass reads all weights, and half the cache on average."""
     return sum(
-        each.runs * sum(config.sampler.passes(load.frames))
+        each.runs / each.every * sum(config.sampler.passes(load.frames))
         * (networks[each.role].base * itemsize(config) + cache_bytes(config, load, each.at_once) / 2)
         for each in passes if each.kind == "rollout"
     )  # fmt: skip

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from afd_scale.config import RunConfig
-from afd_scale.config.models import VlmDiscriminatorConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.models.vlm import read_vlm_config
 from afd_scale.models.vlm_inputs import PatchGrid
 

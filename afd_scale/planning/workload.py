@@ -50,6 +50,16 @@ class Workload:
         """Of them, in one pass."""
         return max(each.at_once for each in self.passes if each.kind != "score")
 
+    def videos_of_rank(self, each: Pass, shares_tokens: bool) -> float:
+        """That a rank of a sequence runs in a pass, or their tokens' worth.
+
+        Args:
+            shares_tokens: the ranks share each video's tokens; others share the videos of each micro-batch.
+        """
+        if shares_tokens:
+            return each.videos / self.sequence
+        return each.runs * math.ceil(each.at_once / self.sequence)
+
     @property
     def local_tokens_per_frame(self) -> int:
         """Of a rank, padding included."""

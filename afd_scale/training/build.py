@@ -18,7 +18,8 @@ from afd_scale.codecs.codec import Codec
 from afd_scale.codecs.identity import NAME as IDENTITY
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Role
-from afd_scale.config.models import VlmDiscriminatorConfig, WanConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
+from afd_scale.config.models import WanConfig
 from afd_scale.config.run import CodecConfig
 from afd_scale.engines.cast import State, build_cast
 from afd_scale.engines.sharded import Sharded
@@ -45,6 +46,7 @@ class Run:
         engines: of its cast, by role.
         exported: the policy that is evaluated and exported.
         networks: all that a checkpoint holds, by role.
+        memory: of the method, in the checkpoint too.
         counter: of the weights gathered on this rank.
     """
 
@@ -52,6 +54,7 @@ class Run:
     engines: Mapping[str, Any]
     exported: Any
     networks: Mapping[str, Checkpointed]
+    memory: dict[str, Tensor]
     counter: GatherCounter
 
 
@@ -67,7 +70,8 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     engines = build_cast(config, kind)
     networks = {role.name: engines[role.name] for role in config.cast if role.changes}
     method = make_method(config, engines, ranks.mean)
-    return Run(method, engines, engines[config.method.exported], networks, kind.counter)
+    memory: dict[str, Tensor] = getattr(method, "memory", {})  # few have one
+    return Run(method, engines, engines[config.method.exported], networks, memory, kind.counter)
 
 
 def build_codec(section: CodecConfig, name: str, device: torch.device) -> Codec | None:

@@ -17,7 +17,8 @@ from afd_scale.checkpoint.adapters import check_base
 from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
 from afd_scale.checkpoint.weights import FOLDER_NAME
 from afd_scale.config import ConfigError, RunConfig, load_config
-from afd_scale.config.models import PolicyConfig, VlmDiscriminatorConfig
+from afd_scale.config.judges import JudgeConfig
+from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts
@@ -144,6 +145,8 @@ class Trainer:
         # What is damaged is perhaps a file that one rank alone reads.
         self.ranks.run_on_all(self.checkpoints.load, checkpoint["folder"], self.built.networks)
         self.stream.load_state_dict(checkpoint["data"])
+        for name, value in checkpoint["method"].items():
+            self.built.memory[name] = torch.tensor(value)
         self.step = checkpoint["step"]
 
     def _train(self, first: int, last: int) -> None:
@@ -218,9 +221,12 @@ class Trainer:
             weights = exported.adapter_weights()
         policy = PolicyConfig(student=student, sampler=self.config.sampler)
         path = self.checkpoints.save(
-            self.step, self.built.networks, self.stream.state_dict(), weights, policy, self.base
+            self.step, self.built.networks, self.stream.state_dict(), weights, policy, self.base, self._memory()
         )
         log.info("%s saved %s", self.config.name, path)
+
+    def _memory(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.built.memory.items()}
 
     def _finish(self, metrics: dict[str, dict[str, float]]) -> None:
         """summary.json says that the run is complete, so it is the last file but the report that reads it."""
@@ -256,7 +262,8 @@ def _check_inputs(config: RunConfig) -> DatasetFacts:
     ensure_dataset(config.data)
     facts = check_dataset(config)
     for role in config.cast:
-        if isinstance(role.network, VlmDiscriminatorConfig) and not facts.codec.startswith(config.codec.name):
+        judge = role.network if isinstance(role.network, JudgeConfig) else None
+        if judge is not None and judge.sees_pixels and not facts.codec.startswith(config.codec.name):
             raise ConfigError(f"codec.name ({config.codec.name}) must be {facts.codec.partition(':')[0]}, with its "
                               f"models: {role.section} sees pixels, and the data is latents of it")  # fmt: skip
     if not config.train.resume:

@@ -15,8 +15,9 @@ import yaml
 
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.cast import Load, Pass, Role
+from afd_scale.config.judges import LatentDiscriminatorConfig
 from afd_scale.config.methods import MethodConfig
-from afd_scale.config.models import LatentDiscriminatorConfig, OptimizerConfig, StudentConfig
+from afd_scale.config.models import OptimizerConfig, StudentConfig
 from afd_scale.flow import losses
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness

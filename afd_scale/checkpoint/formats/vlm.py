@@ -24,7 +24,7 @@ from torch import Tensor
 
 from afd_scale.checkpoint.lazy import LazyState, Stored, open_weights
 from afd_scale.config import one_line
-from afd_scale.config.models import VlmDiscriminatorConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
 
 State = dict[str, Tensor]
 

@@ -1,17 +1,19 @@
-"""What the sections of methods with a discriminator have in common."""
+"""What the sections of methods with judges have in common."""
 
-from typing import Literal
+from typing import Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from afd_scale.config.cast import Load, Pass, Role
+from afd_scale.config.judges import ConvDiscriminatorConfig, DiscriminatorConfig, JudgeConfig
 from afd_scale.config.methods.method import MethodConfig
-from afd_scale.config.models import (
-    ConvDiscriminatorConfig,
-    DiscriminatorConfig,
-    OptimizerConfig,
-    VlmDiscriminatorConfig,
-)
+
+# What stood beside the discriminator's section before there were several judges, by its place within.
+EARLIER_NAMES = {
+    "discriminator_optimizer": "optimizer", "discriminator_objective": "objective",
+    "discriminator_warmup_steps": "warmup_steps", "r1_weight": "r1_weight", "r2_weight": "r2_weight",
+    "penalty_deviation": "penalty_deviation",
+}  # fmt: skip
 
 
 class AdversarialConfig(MethodConfig):
@@ -19,51 +21,73 @@ class AdversarialConfig(MethodConfig):
 
     rollouts_per_prompt: PositiveInt = 1
     """G: rollouts for each prompt and step."""
-    discriminator: DiscriminatorConfig = ConvDiscriminatorConfig()
+    discriminator: DiscriminatorConfig | None = ConvDiscriminatorConfig()
     """The prompt-paired scorer."""
-    discriminator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-6)
-    """Its optimizer; learning_rate 0 freezes it."""
-    discriminator_objective: Literal["bradley_terry", "softplus"] = "bradley_terry"
-    """Prompt-paired Bradley-Terry loss, or the non-paired GAN loss."""
-    discriminator_warmup_steps: int = Field(default=0, ge=0)
-    """First steps that train the discriminator only."""
-    r1_weight: NonNegativeFloat = 0.0
-    """Weight of the finite-difference R1 penalty on the teacher's videos; 0 is off."""
-    r2_weight: NonNegativeFloat = 0.0
-    """The same on the rollouts."""
-    penalty_deviation: PositiveFloat = 0.1
-    """Standard deviation of the perturbation that R1 and R2 difference over; much smaller drowns in bf16 rounding."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_earlier_names(cls, values: Any) -> Any:
+        """Into the discriminator's section, over what is there."""
+        if not isinstance(values, dict) or not (earlier := EARLIER_NAMES.keys() & values.keys()):
+            return values
+        judge = dict(values.get("discriminator") or {"name": "conv"})
+        for name in sorted(earlier):
+            place, value = EARLIER_NAMES[name], values[name]
+            both = isinstance(value, dict) and isinstance(judge.get(place), dict)
+            judge[place] = {**judge[place], **value} if both else value
+        return {**{name: value for name, value in values.items() if name not in earlier}, "discriminator": judge}
 
     @property
-    def is_penalised(self) -> bool:
-        return self.r1_weight > 0 or self.r2_weight > 0
+    def all_judges(self) -> dict[str, DiscriminatorConfig]:
+        """By role."""
+        return {} if self.discriminator is None else {"discriminator": self.discriminator}
 
-    def prompts_at_once(self, micro_batch: int | None) -> int | None:
-        """Prompts, each a teacher video and its rollouts, that pass through the discriminator together."""
-        return None if micro_batch is None else max(1, micro_batch // (1 + self.rollouts_per_prompt))
+    def prompts_at_once(self, judge: JudgeConfig, rollouts: int, micro_batch: int | None) -> int | None:
+        """Prompts, each with its videos, that pass through a judge together while it is trained.
 
-    def _discriminator_role(self) -> Role:
-        return Role("discriminator", "method.discriminator", self.discriminator, self.discriminator_optimizer)
+        Args:
+            rollouts: of a prompt, that it is trained on.
+        """
+        return None if micro_batch is None else max(1, micro_batch // (judge.rows_of_prompt + rollouts))
 
-    def _discriminator_update(self, load: Load, held: int) -> Pass:
-        """On the teacher's videos and the rollouts of their prompts, and on perturbed copies."""
-        judged = (1 + self.rollouts_per_prompt) * (2 if self.is_penalised else 1)  # of a prompt
-        at_once = judged * min(self.prompts_at_once(load.micro_batch) or load.prompts, load.prompts)
-        return Pass("discriminator", "discriminator", "score", load.prompts * judged, at_once, gradient=True, held=held)
+    def _judge_roles(self) -> tuple[Role, ...]:
+        return tuple(
+            Role(name, _section(name), judge, judge.optimizer) for name, judge in self.all_judges.items()
+        )  # fmt: skip
 
-    def _refuse_pixels(self) -> None:
+    def _update(self, name: str, load: Load, held: int, rollouts: int | None = None) -> Pass:
+        """A judge on the teacher's videos and rollouts of their prompts, and on perturbed copies.
+
+        Args:
+            rollouts: of a prompt, that it is trained on; None is all.
+        """
+        judge, rollouts = self.all_judges[name], rollouts or self.rollouts_per_prompt
+        judged = judge.rows_of_prompt + rollouts + (1 + rollouts if judge.is_penalised else 0)  # of a prompt
+        at_once = judged * min(self.prompts_at_once(judge, rollouts, load.micro_batch) or load.prompts, load.prompts)
+        return Pass(name, name, "score", load.prompts * judged, at_once, gradient=True, held=held, warm_up=True)
+
+    def _check_gradient(self) -> None:
         """For methods that need the logit's gradient by the latents."""
-        if isinstance(self.discriminator, VlmDiscriminatorConfig):
-            raise ValueError("discriminator.name (vlm) must be conv or latent: the student learns from the logit's "
-                             "gradient by its latents, and decoding passes none on; afd needs none")  # fmt: skip
+        judge = self.discriminator
+        if judge is None or judge.optimizer is None:
+            raise ValueError("discriminator must be given, with an optimizer: it learns beside the student")
+        if judge.sees_pixels:
+            raise ValueError(f"discriminator.name ({judge.name}) must be conv or latent: the student learns from the "
+                             "logit's gradient by its latents, and decoding passes none on; afd needs none"
+                             )  # fmt: skip
 
-    def _judgement(self, load: Load, held: int) -> tuple[Pass, ...]:
+    def _judgement(self, load: Load, held: int, every: int) -> tuple[Pass, ...]:
         """The gradient of the generator's loss by the rollouts, against the teacher's logits where they are paired."""
+        assert self.discriminator is not None, "checked with the section"
         videos = load.prompts * self.rollouts_per_prompt
         at_once, of_teacher = (min(load.micro_batch or rows, rows) for rows in (videos, load.prompts))
-        teacher = Pass("judgement", "discriminator", "score", load.prompts, of_teacher, held=held)
+        teacher = Pass("judgement", "discriminator", "score", load.prompts, of_teacher, held=held, every=every)
         return (
-            *((teacher,) if self.discriminator_objective == "bradley_terry" else ()),
+            *((teacher,) if self.discriminator.objective == "bradley_terry" else ()),
             Pass("judgement", "discriminator", "score", videos, at_once, gradient=True, of_input=True,
-                 held=held + videos),
+                 held=held + videos, every=every),
         )  # fmt: skip
+
+
+def _section(judge: str) -> str:
+    return "method.discriminator" if judge == "discriminator" else f"method.judges.{judge}"

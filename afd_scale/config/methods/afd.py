@@ -1,10 +1,12 @@
 """On-Policy Adversarial Flow Distillation: its settings, networks and passes."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from afd_scale.config.cast import Load, Pass, Role
+from afd_scale.config.judges import DiscriminatorConfig
 from afd_scale.config.methods.adversarial import AdversarialConfig
 from afd_scale.config.methods.method import SigmaConfig
 from afd_scale.config.models import OptimizerConfig, StudentConfig
@@ -34,12 +36,25 @@ class AfdConfig(AdversarialConfig):
     """The student's optimizer."""
     rollouts_per_prompt: PositiveInt = 4
     """G: rollouts of the sampling policy for each prompt and step."""
+    judges: dict[str, DiscriminatorConfig] = {}
+    """More judges, by a name that is none of another role. Several add up as standardised scores, each centred and
+    divided by the running mean and deviation of its own logits and times its weight. A discriminator of None leaves it
+    to these; where none of them is trained the teacher's videos are not needed."""
+    reuse_logits: bool = False
+    """Rewards are the logits of a judge's own training pass, of before its update; a second pass is left out."""
+    trained_rollouts: PositiveInt | None = None
+    """Rollouts of each prompt that judges are trained on; all are weighed. None is all of them."""
     advantage: BaselineConfig = BaselineConfig()
-    """From discriminator logits to weights."""
+    """From rewards to weights."""
     policy_mix: PositiveFloat = Field(default=0.1, le=1)
     """beta of v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v."""
     prior_weight: NonNegativeFloat = 1e-4
     """lambda of the prior |v - v_reference|^2; 0 keeps no reference in memory."""
+    prior_every: PositiveInt = 1
+    """The prior, and the reference's pass, are left out but for every so many steps, where it has as many times its
+    weight."""
+    inner_updates: PositiveInt = 1
+    """Updates of the student by the rollouts of one step, each with noised states of its own."""
     normalise: bool = True
     """Divide each sample's x0 error by its stop-gradient mean (DiffusionNFT); off: the plain velocity form."""
     sigma: SigmaConfig = SigmaConfig()
@@ -54,6 +69,25 @@ class AfdConfig(AdversarialConfig):
     """With a positive rate r the decay is min(r k, old_policy_decay) at step k (DiffusionNFT); 0 is constant."""
 
     @model_validator(mode="after")
+    def _check_judges(self) -> "AfdConfig":
+        if not self.all_judges:
+            raise ValueError("discriminator (None) must be given where judges is empty: rollouts are weighed by one")
+        for name in self.judges:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "discriminator":
+                raise ValueError(f"judges ({name}) must be small letters, digits and _, and not discriminator: "
+                                 "a role, a folder and a metric have this name")  # fmt: skip
+        trained = self.trained_rollouts
+        if trained is not None and trained > self.rollouts_per_prompt:
+            raise ValueError(f"trained_rollouts ({trained}) must be at most rollouts_per_prompt "
+                             f"({self.rollouts_per_prompt})")  # fmt: skip
+        if trained not in (None, self.rollouts_per_prompt) and self.reuse_logits:
+            raise ValueError(f"trained_rollouts ({trained}) must be all of rollouts_per_prompt with reuse_logits: the "
+                             "others have no logit to take")  # fmt: skip
+        if not self.prior_weight and self.prior_every > 1:
+            raise ValueError(f"prior_every ({self.prior_every}) must be 1 with prior_weight 0: there is no prior")
+        return self
+
+    @model_validator(mode="after")
     def _check_group(self) -> "AfdConfig":
         if self.rollouts_per_prompt < 2 and "group" in (self.advantage.baseline, self.advantage.spread):
             raise ValueError(f"rollouts_per_prompt ({self.rollouts_per_prompt}) must be at least 2 for a group "
@@ -63,20 +97,34 @@ class AfdConfig(AdversarialConfig):
     def cast(self, student: StudentConfig) -> tuple[Role, ...]:
         trained = Role("student", "student", student, self.optimizer)
         reference = (trained.copy("reference"),) if self.prior_weight else ()
-        return (trained, trained.average("old_policy"), *reference, self._discriminator_role())
+        return (trained, trained.average("old_policy"), *reference, *self._judge_roles())
+
+    @property
+    def all_judges(self) -> dict[str, DiscriminatorConfig]:
+        return super().all_judges | self.judges
 
     def passes(self, load: Load) -> tuple[Pass, ...]:
         prompts, group, states = load.prompts + load.extra_prompts, self.rollouts_per_prompt, self.states_per_rollout
         videos = prompts * group
         at_once = min(load.micro_batch or videos, videos)
-        frozen = ("old_policy", "reference") if self.prior_weight else ("old_policy",)
+        frozen = {"old_policy": 1} | ({"reference": self.prior_every} if self.prior_weight else {})
         held = load.prompts + videos  # the teacher's are there for the whole step
         kept = held + videos * states * (1 + len(frozen))  # and the states: noisy latents and frozen velocities
         return (
-            Pass("rollout", "old_policy", "rollout", videos, at_once, held=held),
-            self._discriminator_update(load, held),
-            Pass("discriminator", "discriminator", "score", videos, at_once, held=held),
-            *(Pass("velocities", role, "velocity", videos, at_once, states=states, held=kept) for role in frozen),
-            Pass("student", "student", "velocity", videos, at_once, gradient=True, states=states,
-                 context_gradient=self.context_gradient, held=kept),
+            Pass("rollout", "old_policy", "rollout", videos, at_once, held=held, warm_up=True),
+            *(each for name in self.all_judges for each in self._judged(name, load, held)),
+            *[Pass("velocities", role, "velocity", videos, at_once, states=states, held=kept, every=every)
+              for role, every in frozen.items()] * self.inner_updates,
+            *[Pass("student", "student", "velocity", videos, at_once, gradient=True, states=states,
+                   context_gradient=self.context_gradient, held=kept)] * self.inner_updates,
         )  # fmt: skip
+
+    def _judged(self, name: str, load: Load, held: int) -> tuple[Pass, ...]:
+        """What a judge learns and says in a step."""
+        is_trained = self.all_judges[name].optimizer is not None
+        known = load.prompts if is_trained and self.reuse_logits else 0
+        asked = (load.prompts + load.extra_prompts - known) * self.rollouts_per_prompt
+        return (
+            *((self._update(name, load, held, self.trained_rollouts),) if is_trained else ()),
+            *((Pass(name, name, "score", asked, min(load.micro_batch or asked, asked), held=held),) if asked else ()),
+        )

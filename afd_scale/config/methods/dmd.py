@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from afd_scale.config.cast import Load, Pass, Role
+from afd_scale.config.judges import DiscriminatorConfig
 from afd_scale.config.methods.adversarial import AdversarialConfig
 from afd_scale.config.models import OptimizerConfig, ScoreConfig, StudentConfig
 
@@ -39,19 +40,23 @@ class DmdConfig(AdversarialConfig):
     gan_weight: NonNegativeFloat = 0.0
     """Weight of the generator's loss beside the distribution matching; 0 keeps no discriminator. Prompts without a
     teacher's video have none of it."""
-    discriminator_warmup_steps: int = Field(default=0, ge=0)
-    """First steps that train fake score and discriminator only."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps before the first one that train fake score and discriminator only, this one as long as it says itself."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Average of the student, per update of it, that is evaluated and exported; 0 keeps none."""
 
     @model_validator(mode="after")
     def _check(self) -> "DmdConfig":
         if self.gan_weight:
-            self._refuse_pixels()
+            self._check_gradient()
         low, high = self.sigma_range
         if not 0 < low < high <= 1:
             raise ValueError(f"sigma_range ({low}, {high}) must rise within (0, 1]: clean videos have no score")
         return self
+
+    @property
+    def all_judges(self) -> dict[str, DiscriminatorConfig]:
+        return super().all_judges if self.gan_weight else {}
 
     @property
     def is_guided(self) -> bool:
@@ -62,28 +67,32 @@ class DmdConfig(AdversarialConfig):
         fake = Role("fake_score", "method.fake_score", self.fake_score, self.fake_score_optimizer)
         real = Role("real_score", "method.real_score", self.real_score) if self.real_score else fake.copy("real_score")
         average = (trained.average("average"),) if self.ema_decay else ()
-        return (trained, *average, fake, real, *((self._discriminator_role(),) if self.gan_weight else ()))
+        return (trained, *average, fake, real, *self._judge_roles())
 
     def passes(self, load: Load) -> tuple[Pass, ...]:
-        """Of a step that updates the student, its rollouts to their end: a random exit ends them earlier."""
+        """Rollouts to their end: a random exit ends them earlier."""
+        every = self.student_every
         videos = (load.prompts + load.extra_prompts) * self.rollouts_per_prompt
         at_once = min(load.micro_batch or videos, videos)
         held = load.prompts + 2 * videos  # the teacher's; rollouts, and what their last steps saw
         kept = held + 2 * videos  # and what the scores make of them
 
-        def score(phase: str, role: str, network: ScoreConfig, gradient: bool = False) -> Pass:
-            return Pass(phase, role, "velocity" if network.causal else "bidirectional", videos, at_once, gradient,
-                        context_gradient=gradient and network.causal, held=kept)  # fmt: skip
+        def score(role: str, network: ScoreConfig, trains: bool = False) -> Pass:
+            return Pass(
+                role if trains else "scores", role, "velocity" if network.causal else "bidirectional", videos, at_once,
+                trains, context_gradient=trains and network.causal, held=kept, every=1 if trains else every,
+                warm_up=trains,
+            )  # fmt: skip
 
-        real = score("scores", "real_score", self.real_score or self.fake_score)
+        real = score("real_score", self.real_score or self.fake_score)
         return (
-            Pass("rollout", "student", "rollout", videos, at_once, held=held),
-            score("fake_score", "fake_score", self.fake_score, gradient=True),
-            *((self._discriminator_update(load, held),) if self.gan_weight else ()),
+            Pass("rollout", "student", "rollout", videos, at_once, held=held, warm_up=True),
+            score("fake_score", self.fake_score, trains=True),
+            *(self._update(name, load, held) for name in self.all_judges),
             *(real for _ in range(1 + self.is_guided)),
-            score("scores", "fake_score", self.fake_score),
-            *(self._judgement(load, kept) if self.gan_weight else ()),
-            Pass("student", "student", "velocity", videos, at_once, gradient=True, held=held + videos),
+            score("fake_score", self.fake_score),
+            *(self._judgement(load, kept, every) if self.gan_weight else ()),
+            Pass("student", "student", "velocity", videos, at_once, gradient=True, held=held + videos, every=every),
         )  # fmt: skip
 
     @property

@@ -24,24 +24,24 @@ class GanConfig(AdversarialConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "GanConfig":
-        self._refuse_pixels()
+        self._check_gradient()
         return self
 
     def cast(self, student: StudentConfig) -> tuple[Role, ...]:
         trained = Role("student", "student", student, self.optimizer)
         average = (trained.average("average"),) if self.ema_decay else ()
-        return (trained, *average, self._discriminator_role())
+        return (trained, *average, *self._judge_roles())
 
     def passes(self, load: Load) -> tuple[Pass, ...]:
-        """Of a step that updates the student, its rollouts to their end: a random exit ends them earlier."""
-        videos = load.prompts * self.rollouts_per_prompt
+        """Rollouts to their end: a random exit ends them earlier."""
+        videos, every = load.prompts * self.rollouts_per_prompt, self.student_every
         at_once = min(load.micro_batch or videos, videos)
         held = load.prompts + 2 * videos  # the teacher's; rollouts, and what their last steps saw
         return (
-            Pass("rollout", "student", "rollout", videos, at_once, held=held),
-            self._discriminator_update(load, held),
-            *self._judgement(load, held),
-            Pass("student", "student", "velocity", videos, at_once, gradient=True, held=held + videos),
+            Pass("rollout", "student", "rollout", videos, at_once, held=held, warm_up=True),
+            self._update("discriminator", load, held),
+            *self._judgement(load, held, every),
+            Pass("student", "student", "velocity", videos, at_once, gradient=True, held=held + videos, every=every),
         )  # fmt: skip
 
     @property

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from afd_scale.checkpoint.formats.vlm import load_vlm_state
-from afd_scale.config.models import VlmDiscriminatorConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.layers.lora import Adapters
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.vlm import VlmDiscriminator

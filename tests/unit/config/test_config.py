@@ -8,8 +8,9 @@ import yaml
 from pydantic import ValidationError
 
 from afd_scale.config import ConfigError, RunConfig, load_config, resolved_yaml
+from afd_scale.config.judges import LatentDiscriminatorConfig
 from afd_scale.config.methods import AfdConfig, SftConfig
-from afd_scale.config.models import LatentDiscriminatorConfig, StudentConfig
+from afd_scale.config.models import StudentConfig
 from afd_scale.config.sampler import SamplerConfig
 
 ROOT = Path(__file__).parents[3]

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from afd_scale.codecs.identity import IdentityCodec
-from afd_scale.config.models import ConvDiscriminatorConfig, LatentDiscriminatorConfig, StudentConfig
+from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminatorConfig
+from afd_scale.config.models import StudentConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.ops import ModelOps

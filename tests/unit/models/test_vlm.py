@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from afd_scale.config import ConfigError, RunConfig
-from afd_scale.config.models import VlmDiscriminatorConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.build import train_adapter

@@ -1,0 +1,148 @@
+"""Sections of judges: what gives a video and its prompt one logit, how it is trained, and what it counts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from afd_scale.config.models import LoraConfig, OptimizerConfig, WanConfig
+from afd_scale.config.section import Section
+
+# Qwen2-VL's own chat form, with a question of VideoAlign's kind.
+VLM_TEMPLATE = """<|im_start|>system
+You are a helpful assistant.<|im_end|>
+<|im_start|>user
+{video}This video was generated from the text prompt below. Rate its visual quality, its motion, and how well it shows \
+what the prompt says.
+Prompt: {prompt}
+Rating: <|reward|><|im_end|>
+"""
+
+
+class JudgeConfig(Section):
+    """What every judge has beside its network."""
+
+    optimizer: OptimizerConfig | None = OptimizerConfig(learning_rate=5e-6)
+    """Trains it to tell the teacher's videos from rollouts; learning_rate 0 freezes it. None: it is a fixed reward, as
+    its weights are, and never sees a teacher's video."""
+    objective: Literal["bradley_terry", "softplus"] = "bradley_terry"
+    """Prompt-paired Bradley-Terry loss, or the non-paired GAN loss."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps before the first one that train judges only; of several judges each begins with its own."""
+    r1_weight: NonNegativeFloat = 0.0
+    """Weight of the finite-difference R1 penalty on the teacher's videos; 0 is off."""
+    r2_weight: NonNegativeFloat = 0.0
+    """The same on the rollouts."""
+    penalty_deviation: PositiveFloat = 0.1
+    """Standard deviation of the perturbation that R1 and R2 difference over; much smaller drowns in bf16 rounding."""
+    mismatch_weight: NonNegativeFloat = 0.0
+    """Weight of a second loss, that ranks a teacher's video higher under its own prompt than under another one of the
+    step; 0 is off. Prompts take turns in pairs: each data rank needs an even number of them."""
+    weight: PositiveFloat = 1.0
+    """Of its standardised score among those of several judges."""
+
+    @property
+    def is_penalised(self) -> bool:
+        return self.r1_weight > 0 or self.r2_weight > 0
+
+    @property
+    def rows_of_prompt(self) -> int:
+        """Videos that a training pass has of a prompt besides its rollouts: the teacher's, under another prompt too."""
+        return 1 + (self.mismatch_weight > 0)
+
+    @property
+    def sees_pixels(self) -> bool:
+        """Whether it is given decoded videos, by which its logit has no gradient."""
+        return False
+
+
+class PixelJudgeConfig(JudgeConfig):
+    """A judge that is given decoded videos."""
+
+    augment: tuple[Literal["mirror", "brightness", "shift"], ...] = ()
+    """Changes that leave physics as it is, drawn for each prompt and step and the same for all its videos. `mirror`
+    swaps left and right, which is wrong where prompts name them."""
+
+    @property
+    def sees_pixels(self) -> bool:
+        return True
+
+
+class ConvDiscriminatorConfig(JudgeConfig):
+    """Three convolutions over stacked frames with prompt FiLM: small, for the toy world."""
+
+    name: Literal["conv"] = "conv"
+    """Tag of this variant."""
+    channels: PositiveInt = 64
+    """Width of the convolutions."""
+    identity_patch: tuple[PositiveInt, PositiveInt] = (3, 4)
+    """(frames, pixels) of the identity codec's patch in the latent channels; undone before the convolutions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_old_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "unpack" in values:
+            raise ValueError(f"unpack ({values['unpack']}) must be given as identity_patch: that codec's patch")
+        return values
+
+
+class LatentDiscriminatorConfig(WanConfig, JudgeConfig):
+    """A bidirectional Wan trunk over clean latents, cross-attending the prompt, with a score that starts at random."""
+
+    name: Literal["latent"] = "latent"
+    """Tag of this variant."""
+
+
+class VlmDiscriminatorConfig(PixelJudgeConfig):
+    """A video-language model of transformers, Qwen2-VL or Qwen2.5-VL, that sees a video's pixels and its prompt: the
+    paper's kind of discriminator (VideoAlign, arXiv:2501.13918)."""
+
+    name: Literal["vlm"] = "vlm"
+    """Tag of this variant."""
+    model: str
+    """Folder of the model with its tokenizer, or a hub id whose files are in the local cache: nothing is downloaded."""
+    weights: Path | None = None
+    """A checkpoint that goes over the model's weights: a folder of VideoAlign's kind or of PEFT's, or a .safetensors or
+    .pth file with their keys. None starts from the model, with a score at random."""
+    weights_adapters: Literal["merge", "keep"] = "merge"
+    """Adapters in `weights` are added to the weights under them, or trained on: then `lora` must be as theirs."""
+    template: str = VLM_TEMPLATE
+    """What the model reads; {video} and {prompt} stand for them."""
+    head: Literal["reward_token", "pooled"] = "reward_token"
+    """What the score is a linear function of: the last hidden state at the reward tokens, added up over them, or the
+    mean of all tokens'."""
+    reward_tokens: tuple[str, ...] = ("<|reward|>",)
+    """Tokens of the template that are rewarded; those that the tokenizer lacks are added in this order, and take free
+    rows of the model's table. VideoAlign's: <|VQ_reward|>, <|MQ_reward|>, <|TA_reward|>."""
+    frames_per_second: PositiveFloat = 2.0
+    """That the model sees, from a video's first frame to its last."""
+    min_pixels: PositiveInt = 100_352
+    """A frame with fewer is enlarged, with its aspect ratio."""
+    max_pixels: PositiveInt = 200_704
+    """A frame with more is shrunk."""
+    lora: LoraConfig | None = None
+    """Train adapters on the language model's layers, and the score, instead of all weights; None trains all."""
+    lora_vision: bool = False
+    """Adapters on the vision tower's blocks too."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of storing its activations."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "VlmDiscriminatorConfig":
+        for part in ("{video}", "{prompt}", *(self.reward_tokens if self.head == "reward_token" else ())):
+            if self.template.count(part) != 1:
+                raise ValueError(f"template ({self.template[:40]!r}...) must hold {part} once")
+        if not self.reward_tokens and self.head == "reward_token":
+            raise ValueError("reward_tokens () must name a token with head reward_token")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels ({self.min_pixels}) must be at most max_pixels ({self.max_pixels})")
+        if self.lora_vision and self.lora is None:
+            raise ValueError("lora_vision (True) must come with lora: without it all weights are trained")
+        if self.weights_adapters == "keep" and (self.weights is None or self.lora is None):
+            raise ValueError("weights_adapters (keep) must come with weights and lora: those adapters are trained on")
+        return self
+
+
+DiscriminatorConfig = Annotated[
+    ConvDiscriminatorConfig | LatentDiscriminatorConfig | VlmDiscriminatorConfig, Field(discriminator="name")
+]

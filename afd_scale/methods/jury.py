@@ -1,0 +1,105 @@
+"""The judges of a run together: each learns from the same pairs, and their scores of a rollout are one reward."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afd_scale.config.methods import AfdConfig
+from afd_scale.flow.advantage import centre
+from afd_scale.flow.randomness import Randomness
+from afd_scale.methods.judges import Lesson, prefixed, train_judge
+from afd_scale.methods.updates import without_gradient
+from afd_scale.protocols import Metrics, Scorer
+from afd_scale.types import RankMean, Videos
+
+SCALE_DECAY = 0.99  # of the running mean and deviation of a judge's logits, per step
+
+
+class Jury:
+    """Trained and fixed judges.
+
+    Args:
+        engines: by role.
+
+    Attributes:
+        warmup_steps: that the longest warm-up of a judge takes.
+        memory: the running mean and mean square of each judge's logits where there are several, and their steps.
+    """
+
+    def __init__(self, config: AfdConfig, engines: Mapping[str, Any], mean_over_ranks: RankMean):
+        self.config, self.mean_over_ranks = config, mean_over_ranks
+        self.judges: dict[str, Any] = {name: engines[name] for name in config.all_judges}
+        self.trained = {name: judge for name, judge in config.all_judges.items() if judge.optimizer is not None}
+        self.fixed = [name for name, judge in config.all_judges.items() if judge.optimizer is None]
+        self.warmup_steps = max((judge.warmup_steps for judge in self.trained.values()), default=0)
+        self.memory: dict[str, Tensor] = {}
+
+    def hear(
+        self, teacher: Videos, rollouts: Videos, randomness: Randomness, step: int, steps: int
+    ) -> tuple[Metrics, dict[str, Tensor]]:
+        """Train those that learn; below step 1 nothing else.
+
+        Fixed judges come first: where one fails, as a server may, the step has changed nothing.
+
+        Args:
+            rollouts: of the teacher's prompts, then of prompts alone, which teach nothing.
+        Returns:
+            Metrics, and each judge's logits of all rollouts.
+        """
+        logits: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for name in self.fixed if step >= 1 else ():
+            logits[name] = self._ask(name, rollouts)
+            metrics |= prefixed(name, {"reward_mean": logits[name].mean()})
+        paired = len(teacher) * self.config.rollouts_per_prompt
+        lesson = Lesson(teacher, self._taught(rollouts[:paired]), randomness, step, steps)
+        for name, judge in self.trained.items():
+            if step < 1 - judge.warmup_steps:
+                continue
+            others = self._ask(name, rollouts[paired:]) if self.config.reuse_logits and step >= 1 else None
+            learned, said = self._train(name, lesson)
+            metrics |= learned
+            if step >= 1:
+                logits[name] = self._ask(name, rollouts) if others is None else torch.cat([said, others])
+        return metrics, logits
+
+    def reward(self, logits: Mapping[str, Tensor]) -> Tensor:
+        """(P, G) one number for each rollout: the logit of the only judge, or standardised logits added up."""
+        rewards = {name: each.unflatten(0, (-1, self.config.rollouts_per_prompt)) for name, each in logits.items()}
+        if len(rewards) == 1:
+            return next(iter(rewards.values()))
+        weights = {name: judge.weight for name, judge in self.config.all_judges.items()}
+        steps = self.memory["steps"] = self.memory.get("steps", torch.zeros(())) + 1
+        decay = min(SCALE_DECAY, float((steps - 1) / (steps + 9)))  # early values are forgotten faster
+        return torch.stack([weights[name] * self._standardised(name, rewards[name], decay) for name in weights]).sum(0)
+
+    def _standardised(self, name: str, reward: Tensor, decay: float) -> Tensor:
+        """Minus the running mean, over the running deviation of what the baseline leaves."""
+        left = centre(reward, self.config.advantage.baseline, self.mean_over_ranks)
+        now = {"mean": self.mean_over_ranks(reward.mean()), "square": self.mean_over_ranks(left.square().mean())}
+        for key, value in now.items():
+            before = self.memory.get(f"{name}/{key}", value).to(value)
+            self.memory[f"{name}/{key}"] = decay * before + (1 - decay) * value
+        floor = self.config.advantage.spread_floor
+        mean, deviation = self.memory[f"{name}/mean"], self.memory[f"{name}/square"].sqrt().clamp(min=floor)
+        return (reward - mean) / deviation
+
+    def _taught(self, rollouts: Videos) -> Videos:
+        """Those that judges are trained on, the first ones of each prompt."""
+        group, trained = self.config.rollouts_per_prompt, self.config.trained_rollouts
+        if trained in (None, group):
+            return rollouts
+        return rollouts.take([row for row in range(len(rollouts)) if row % group < trained])
+
+    def _train(self, name: str, lesson: Lesson) -> tuple[Metrics, Tensor]:
+        judge, section = self.judges[name], self.trained[name]
+        at_once = self.config.prompts_at_once(section, lesson.group, judge.micro_batch)
+        return train_judge(name, judge, section, lesson, at_once)
+
+    def _ask(self, name: str, rollouts: Videos) -> Tensor:
+        judge: Scorer = self.judges[name]
+        if not len(rollouts):
+            return torch.zeros(0, device=rollouts.latents.device)
+        return without_gradient(judge, len(rollouts), lambda rows: judge(rollouts[rows]))
