@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminatorConfig
-from afd_scale.config.models import StudentConfig
+from afd_scale.config.models import StudentConfig, WanConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.ops import ModelOps
@@ -125,7 +125,7 @@ def test_an_adapter_judges_when_it_is_named():
 
 
 def test_what_a_wan_has_no_start_weights_for_starts_anew():
-    config = latent_config().model_dump(exclude={"name"})
+    config = latent_config().model_dump(include=set(WanConfig.model_fields))
     trunk = CausalWan(StudentConfig.model_validate(config), SamplerConfig()).state_dict()
     model = build(latent, ops=ModelOps(adapters=Adapters(("discriminator",), 2, 0.5)))
     base = {name for name, _ in model.named_parameters() if adapter_of(name) is None}
