@@ -113,6 +113,11 @@ class Videos:
         """Other latents of the same prompts."""
         return replace(self, latents=latents)
 
+    def windows(self, starts: Sequence[int], frames: int) -> "Videos":
+        """So many latent frames of each, from a start of its own: other videos, with pixels of their own."""
+        parts = [self.latents[row, start : start + frames] for row, start in enumerate(starts)]
+        return replace(self, latents=torch.stack(parts))
+
     def under(self, prompts: Prompts) -> "Videos":
         """The same videos under other prompts."""
         return replace(self, prompts=prompts)._sharing(self._decoded)

@@ -96,6 +96,7 @@ class Pass:
         states: noised states of each video (`velocity`).
         context_gradient: the gradient goes through the clean chunks too, which then run along in one joint pass.
         held: videos whose latents the step keeps meanwhile, in float32.
+        frames: latent frames of a video that it sees (`score`); None is all.
         every: it runs in every so many steps.
         warm_up: it runs in the warm-up's steps too.
     """
@@ -110,6 +111,7 @@ class Pass:
     states: int = 1
     context_gradient: bool = False
     held: int = 0
+    frames: int | None = None
     every: int = 1
     warm_up: bool = False
 

@@ -75,7 +75,7 @@ class Afd:
         self.old_policy: AveragedPolicy = engines["old_policy"]
         self.reference: Policy | None = engines.get("reference")
         self.mean_over_ranks = mean_over_ranks
-        self.jury = Jury(self.config, engines, mean_over_ranks)
+        self.jury = Jury(run, self.config, engines, mean_over_ranks)
         self.warmup_steps, self.memory = self.jury.warmup_steps, self.jury.memory
         self.sampler = Sampler(run.sampler)
 
@@ -86,9 +86,9 @@ class Afd:
             return judge_metrics
         reward = self.jury.reward(logits)
         weight = self._weigh(reward)
-        rollouts = rollouts.of(rollouts.latents)  # lets go of their pixels, which a judge may have asked for
+        taught, its_weight = self._choose(rollouts, weight)
         for update in range(self.config.inner_updates):
-            student_metrics = self._train_student(rollouts, weight.flatten(), step, update)
+            student_metrics = self._train_student(taught, its_weight, step, update)
         self.old_policy.follow(self.student, self._old_policy_decay(step))
         return {
             **judge_metrics,
@@ -116,6 +116,15 @@ class Afd:
         centred = centre(reward, rule.baseline, self.mean_over_ranks)
         advantage = divide_by_spread(centred, rule.spread, rule.spread_floor, self.mean_over_ranks)
         return weight_from_advantage(advantage, rule.clip)
+
+    def _choose(self, rollouts: Videos, weight: Tensor) -> tuple[Videos, Tensor]:
+        """Those that the student learns from, without pixels, which a judge may have asked for; and their weights."""
+        rollouts = rollouts.of(rollouts.latents)
+        if self.config.student_rollouts in (None, weight.shape[1]):
+            return rollouts, weight.flatten()
+        telling = (weight - 0.5).abs().topk(self.config.student_rollouts, dim=1).indices.sort(dim=1).values
+        first = torch.arange(len(weight), device=weight.device)[:, None] * weight.shape[1]
+        return rollouts.take((first + telling).flatten().tolist()), weight.gather(1, telling).flatten()
 
     def _diversity(self, rollouts: Videos) -> Tensor:
         """Standard deviation of a latent's values over the rollouts of a prompt."""

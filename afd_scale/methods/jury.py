@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afd_scale.config import RunConfig
 from afd_scale.config.methods import AfdConfig
 from afd_scale.flow.advantage import centre
 from afd_scale.flow.randomness import Randomness
@@ -23,13 +24,20 @@ class Jury:
     Args:
         engines: by role.
 
+    Raises:
+        ValueError: a window that judges see is no part of a video.
+
     Attributes:
         warmup_steps: that the longest warm-up of a judge takes.
         memory: the running mean and mean square of each judge's logits where there are several, and their steps.
     """
 
-    def __init__(self, config: AfdConfig, engines: Mapping[str, Any], mean_over_ranks: RankMean):
-        self.config, self.mean_over_ranks = config, mean_over_ranks
+    def __init__(self, run: RunConfig, config: AfdConfig, engines: Mapping[str, Any], mean_over_ranks: RankMean):
+        self.config, self.mean_over_ranks, self.chunk_frames = config, mean_over_ranks, run.sampler.chunk_frames
+        frames, all_frames = config.judged_frames, run.data.latent_frames
+        if frames is not None and (frames > all_frames or frames % self.chunk_frames):
+            raise ValueError(f"method.judged_frames ({frames}) must be whole chunks of sampler.chunk_frames "
+                             f"({self.chunk_frames}), and at most data.latent_frames ({all_frames})")  # fmt: skip
         self.judges: dict[str, Any] = {name: engines[name] for name in config.all_judges}
         self.trained = {name: judge for name, judge in config.all_judges.items() if judge.optimizer is not None}
         self.fixed = [name for name, judge in config.all_judges.items() if judge.optimizer is None]
@@ -50,6 +58,7 @@ class Jury:
         """
         logits: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
+        teacher, rollouts = self._windows(teacher, rollouts, randomness, step)
         for name in self.fixed if step >= 1 else ():
             logits[name] = self._ask(name, rollouts)
             metrics |= prefixed(name, {"reward_mean": logits[name].mean()})
@@ -85,6 +94,25 @@ class Jury:
         floor = self.config.advantage.spread_floor
         mean, deviation = self.memory[f"{name}/mean"], self.memory[f"{name}/square"].sqrt().clamp(min=floor)
         return (reward - mean) / deviation
+
+    def _windows(
+        self, teacher: Videos, rollouts: Videos, randomness: Randomness, step: int
+    ) -> tuple[Videos, Videos]:  # fmt: skip
+        """What judges see of them: of each prompt's videos the same window."""
+        frames, all_frames, group = (
+            self.config.judged_frames,
+            rollouts.latents.shape[1],
+            self.config.rollouts_per_prompt,
+        )
+        if frames is None:
+            return teacher, rollouts
+        # A key of the first rollout, which extra prompts have too.
+        keys = rollouts.prompts.keys[::group]
+        places = (all_frames - frames) // self.chunk_frames + 1
+        drawn = randomness.uniform("judge/window", step, keys, ()).tolist()
+        starts = [int(place * places) * self.chunk_frames for place in drawn]
+        everywhere = [start for start in starts for _ in range(group)]
+        return teacher.windows(starts[: len(teacher)], frames), rollouts.windows(everywhere, frames)
 
     def _taught(self, rollouts: Videos) -> Videos:
         """Those that judges are trained on, the first ones of each prompt."""

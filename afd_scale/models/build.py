@@ -1,7 +1,7 @@
 """From a section of the config to its network: the only place that names both."""
 
 from afd_scale.config import RunConfig
-from afd_scale.config.cast import NetworkConfig, Role
+from afd_scale.config.cast import Load, NetworkConfig, Role
 from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminatorConfig, VlmDiscriminatorConfig
 from afd_scale.config.models import ScoreConfig
 from afd_scale.layers.lora import Adapters, adapter_of
@@ -17,7 +17,9 @@ def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Netw
     data, student = run.data, run.student
     if isinstance(network, ConvDiscriminatorConfig):
         size = (data.latent_height, data.latent_width)
-        return ConvDiscriminator(network, data.latent_frames, student.latent_channels, size, student.text_dim)
+        seen = {each.frames for each in run.method.passes(Load(prompts=1)) if each.kind == "score"}
+        frames = max(frames or data.latent_frames for frames in seen)
+        return ConvDiscriminator(network, frames, student.latent_channels, size, student.text_dim)
     if isinstance(network, LatentDiscriminatorConfig):
         return LatentDiscriminator(network, ops)
     if isinstance(network, VlmDiscriminatorConfig):

@@ -8,6 +8,8 @@ Source: VideoAlign, arXiv:2501.13918, whose scorer has the same parts.
 """
 
 import math
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from afd_scale.config import ConfigError, one_line
 from afd_scale.config.judges import VlmDiscriminatorConfig
+from afd_scale.config.presets import VIDEO_LANGUAGE_MODELS
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.vlm_inputs import PatchGrid, PromptTokens, normalised_frames
@@ -27,7 +30,7 @@ VISION_THETA = 10_000.0  # of the vision tower's RoPE, which transformers has no
 
 
 def read_vlm_config(config: VlmDiscriminatorConfig) -> Any:
-    """The model's own config.
+    """The model's own config; of a published one also where its files are not here, which a plan does not need.
 
     Raises:
         ConfigError: there is none, or it is of another kind of model.
@@ -35,6 +38,9 @@ def read_vlm_config(config: VlmDiscriminatorConfig) -> Any:
     define_torchvision_ops()
     from transformers import AutoConfig
 
+    published = VIDEO_LANGUAGE_MODELS.get(Path(config.model).name)
+    if published is not None and not Path(config.model).exists():
+        return AutoConfig.for_model(**published)
     try:
         found = AutoConfig.from_pretrained(config.model, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -59,7 +65,7 @@ class VlmDiscriminator(Network):
         for part in (described, vision, text):
             part.dtype = torch.get_default_dtype()  # that of the files is none of a network's that is made here
         text.pad_token_id, text.use_cache, text.attention_dropout = None, False, 0.0
-        self.tokens = PromptTokens(config, _read_tokenizer(config), text.vocab_size)
+        self.vocabulary = text.vocab_size
         self.grid = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
         self.model = _make_model(described)
         # No bias: a Bradley-Terry loss sees differences of logits only.
@@ -78,6 +84,15 @@ class VlmDiscriminator(Network):
         if config.activation_checkpointing:
             # As `layers.precision.Precision.run_block`, and for its reasons.
             self.model.gradient_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
+
+    @cached_property
+    def tokens(self) -> PromptTokens:
+        """Read when they are asked for: to know the size of a model nobody needs its tokenizer.
+
+        Raises:
+            ConfigError: it is absent, or not for this model.
+        """
+        return PromptTokens(self.config, _read_tokenizer(self.config), self.vocabulary)
 
     def units(self) -> list[nn.Module]:
         return [*self.model.visual.blocks, *self.model.language_model.layers]

@@ -94,7 +94,7 @@ def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: boo
     network = role.network
     rank = role.lora.rank if role.lora and role.adapter else 0
     if isinstance(network, VlmDiscriminatorConfig):
-        return _judge_flops(network, stacks(network, shown_video(config)), rank, each.gradient, recompute)
+        return _judge_flops(network, stacks(network, shown_video(config, each.frames)), rank, each.gradient, recompute)
     if not isinstance(network, WanConfig):
         return Flops()
     *before, last = (
@@ -135,7 +135,7 @@ def _layouts(config: RunConfig, each: Pass, network: WanConfig) -> list[tuple[in
     sampler, frames, chunk = config.sampler, config.data.latent_frames, config.sampler.chunk_frames
     outputs = network.latent_channels * network.patch[1] * network.patch[2]
     if each.kind == "score":
-        return [(1, AttentionLayout.full(frames), 1)]
+        return [(1, AttentionLayout.full(each.frames or frames), 1)]
     if each.kind == "bidirectional":
         return [(1, AttentionLayout.full(frames), outputs)]
     if each.kind == "rollout":  # chunk by chunk, with the KV cache

@@ -140,7 +140,8 @@ def cache_bytes(config: RunConfig, load: Workload, videos: int) -> int:
 
 def tokens_of(load: Workload, each: Pass, videos: int) -> Tokens:
     """A rank's tokens of so many videos in a network's pass; of a rollout, in the pass of one chunk."""
-    tokens, frames = videos * load.video_tokens, videos * load.frames
+    frames = videos * (each.frames or load.frames)
+    tokens = frames * load.local_tokens_per_frame
     if each.kind == "rollout":
         frames = videos * load.chunk_frames
         return Tokens(frames * load.local_tokens_per_frame, 0, frames, videos)
@@ -194,7 +195,7 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
         through = each.gradient and not (each.trains and has_frozen_trunk(network))
         parts |= _activations(load, each, Trunk(network, itemsize(config), load.sequence), through)
     elif isinstance(network, VlmDiscriminatorConfig):
-        shown = shown_video(config)
+        shown = shown_video(config, each.frames)
         # All videos of the step that it sees, once they are decoded, whichever are in this pass.
         seen = max(other.videos for other in load.passes if other.role == each.role)
         parts["decoded pixels"] = -(-min(seen, load.prompts + load.videos) // load.sequence) * shown.bytes

@@ -96,7 +96,7 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
             reading=_bytes_read(config, load, networks, passes) / (gpu.memory_gb_per_second * 1e9),
             zero=(traffic[phase].gather + traffic[phase].reduce) / gpu.gather_rate(gpus),
             ulysses=traffic[phase].exchange / gpu.exchange_rate(load.sequence),
-            decoding=decoding_seconds(config, decoded[phase], gpu),
+            decoding=decoding_seconds(config, decoded[phase], gpu, passes[0].frames),
             overlaps=not any(each.kind in ("velocity", "bidirectional") and each.role in shared for each in passes),
         )
         for phase, passes in load.phases.items()

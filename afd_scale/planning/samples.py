@@ -34,12 +34,16 @@ class Samples:
         return self.generating + self.decoding + self.writing
 
 
-def decoding_seconds(config: RunConfig, videos: int, gpu: Gpu) -> float:
-    """Of so many videos on one GPU; 0 where the config has no VAE."""
+def decoding_seconds(config: RunConfig, videos: int, gpu: Gpu, frames: int | None = None) -> float:
+    """Of so many videos on one GPU; 0 where the config has no VAE.
+
+    Args:
+        frames: latent frames of each that are decoded; None is all.
+    """
     if config.codec.name != "wan":
         return 0.0
     data = config.data
-    pixels = vae.frames_of(data.latent_frames) * data.latent_height * data.latent_width * vae.PIXELS**2
+    pixels = vae.frames_of(frames or data.latent_frames) * data.latent_height * data.latent_width * vae.PIXELS**2
     return videos * pixels * vae.DECODE_FLOPS_PER_PIXEL / (DECODE_FRACTION * gpu.matmul_tflops * 1e12)
 
 

@@ -47,12 +47,16 @@ class Shown:
         return self.frames * self.height * self.width * self.colours * FLOAT32
 
 
-def shown_video(config: RunConfig) -> Shown:
-    """What a run's codec makes of its latents: Wan's VAE, or the toy world's patch of 3 frames and 4 x 4 pixels."""
-    data = config.data
+def shown_video(config: RunConfig, latent_frames: int | None = None) -> Shown:
+    """What a run's codec makes of its latents: Wan's VAE, or the toy world's patch of 3 frames and 4 x 4 pixels.
+
+    Args:
+        latent_frames: that are decoded; None is all.
+    """
+    data, frames = config.data, latent_frames or config.data.latent_frames
     if config.codec.name == "wan":
-        return Shown(1 + 4 * (data.latent_frames - 1), 8 * data.latent_height, 8 * data.latent_width, 3, 16.0)
-    return Shown(3 * data.latent_frames, 4 * data.latent_height, 4 * data.latent_width, 1, 8.0)
+        return Shown(1 + 4 * (frames - 1), 8 * data.latent_height, 8 * data.latent_width, 3, 16.0)
+    return Shown(3 * frames, 4 * data.latent_height, 4 * data.latent_width, 1, 8.0)
 
 
 @dataclass(frozen=True)

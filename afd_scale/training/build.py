@@ -29,6 +29,7 @@ from afd_scale.layers.lora import FOLDER
 from afd_scale.layers.ops import ModelOps
 from afd_scale.methods import make_method
 from afd_scale.models.build import adapters_of, build_network
+from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.memory import cache_bytes
 from afd_scale.planning.workload import workload
@@ -141,5 +142,8 @@ def read_start(role: Role, network: WanConfig, names: Sequence[str]) -> State:
 def _vlm_weights(config: RunConfig, role: Role, network: VlmDiscriminatorConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         judge = build_network(config, network, ModelOps(adapters=adapters_of(config, role)))
+    assert isinstance(judge, VlmDiscriminator), "as its section says"
+    # Reads the tokenizer: what is wrong with it comes out here.
+    log.debug("%s is scored at %d reward tokens", role.section, len(judge.tokens.rewards))
     shapes = {name: parameter.shape for name, parameter in judge.named_parameters()}
     return load_vlm_state(network, role.section, role.adapter, shapes)

@@ -1,6 +1,7 @@
 """On-Policy Adversarial Flow Distillation: its settings, networks and passes."""
 
 import re
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -44,6 +45,12 @@ class AfdConfig(AdversarialConfig):
     """Rewards are the logits of a judge's own training pass, of before its update; a second pass is left out."""
     trained_rollouts: PositiveInt | None = None
     """Rollouts of each prompt that judges are trained on; all are weighed. None is all of them."""
+    judged_frames: PositiveInt | None = None
+    """Latent frames that judges see of a video, whole chunks: a window whose place is drawn for each prompt and step,
+    and is the same for all its videos. None shows all."""
+    student_rollouts: PositiveInt | None = None
+    """Rollouts of each prompt that the student learns from: those whose weights say most, the farthest from 1/2. None
+    is all of them. Source: down-sampling of rollouts, PODS, arXiv:2504.13818."""
     advantage: BaselineConfig = BaselineConfig()
     """From rewards to weights."""
     policy_mix: PositiveFloat = Field(default=0.1, le=1)
@@ -76,10 +83,11 @@ class AfdConfig(AdversarialConfig):
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "discriminator":
                 raise ValueError(f"judges ({name}) must be small letters, digits and _, and not discriminator: "
                                  "a role, a folder and a metric have this name")  # fmt: skip
+        for name in ("trained_rollouts", "student_rollouts"):
+            some = getattr(self, name)
+            if some is not None and some > self.rollouts_per_prompt:
+                raise ValueError(f"{name} ({some}) must be at most rollouts_per_prompt ({self.rollouts_per_prompt})")
         trained = self.trained_rollouts
-        if trained is not None and trained > self.rollouts_per_prompt:
-            raise ValueError(f"trained_rollouts ({trained}) must be at most rollouts_per_prompt "
-                             f"({self.rollouts_per_prompt})")  # fmt: skip
         if trained not in (None, self.rollouts_per_prompt) and self.reuse_logits:
             raise ValueError(f"trained_rollouts ({trained}) must be all of rollouts_per_prompt with reuse_logits: the "
                              "others have no logit to take")  # fmt: skip
@@ -105,17 +113,17 @@ class AfdConfig(AdversarialConfig):
 
     def passes(self, load: Load) -> tuple[Pass, ...]:
         prompts, group, states = load.prompts + load.extra_prompts, self.rollouts_per_prompt, self.states_per_rollout
-        videos = prompts * group
-        at_once = min(load.micro_batch or videos, videos)
+        videos, learned = prompts * group, prompts * (self.student_rollouts or group)
+        at_once, learned_at_once = (min(load.micro_batch or rows, rows) for rows in (videos, learned))
         frozen = {"old_policy": 1} | ({"reference": self.prior_every} if self.prior_weight else {})
         held = load.prompts + videos  # the teacher's are there for the whole step
-        kept = held + videos * states * (1 + len(frozen))  # and the states: noisy latents and frozen velocities
+        kept = held + learned * states * (1 + len(frozen))  # and the states: noisy latents and frozen velocities
         return (
             Pass("rollout", "old_policy", "rollout", videos, at_once, held=held, warm_up=True),
             *(each for name in self.all_judges for each in self._judged(name, load, held)),
-            *[Pass("velocities", role, "velocity", videos, at_once, states=states, held=kept, every=every)
+            *[Pass("velocities", role, "velocity", learned, learned_at_once, states=states, held=kept, every=every)
               for role, every in frozen.items()] * self.inner_updates,
-            *[Pass("student", "student", "velocity", videos, at_once, gradient=True, states=states,
+            *[Pass("student", "student", "velocity", learned, learned_at_once, gradient=True, states=states,
                    context_gradient=self.context_gradient, held=kept)] * self.inner_updates,
         )  # fmt: skip
 
@@ -124,7 +132,7 @@ class AfdConfig(AdversarialConfig):
         is_trained = self.all_judges[name].optimizer is not None
         known = load.prompts if is_trained and self.reuse_logits else 0
         asked = (load.prompts + load.extra_prompts - known) * self.rollouts_per_prompt
-        return (
-            *((self._update(name, load, held, self.trained_rollouts),) if is_trained else ()),
-            *((Pass(name, name, "score", asked, min(load.micro_batch or asked, asked), held=held),) if asked else ()),
-        )
+        update = self._update(name, load, held, self.trained_rollouts)
+        question = Pass(name, name, "score", asked, min(load.micro_batch or asked, asked), held=held)
+        passes = ((update,) if is_trained else ()) + ((question,) if asked else ())
+        return tuple(replace(each, frames=self.judged_frames) for each in passes)

@@ -189,6 +189,41 @@ def test_the_prior_may_skip_steps():
     assert len(afd.engines["reference"].calls) == 2
 
 
+def test_the_student_may_learn_from_the_most_telling_rollouts():
+    afd = make_afd({}, student_rollouts=2)
+    weight = torch.tensor([[0.5, 0.9, 0.2], [0.0, 0.4, 0.45]])
+    rollouts = make_batch((4, 9)).teacher.take([0, 0, 0, 1, 1, 1])
+    rollouts = rollouts.of(torch.arange(6.0)[:, None, None, None, None].expand(rollouts.latents.shape))
+    chosen, its_weight = afd._choose(rollouts, weight)
+    assert torch.equal(chosen.latents[:, 0, 0, 0, 0], torch.tensor([1.0, 2, 3, 4]))
+    assert torch.equal(its_weight, torch.tensor([0.9, 0.2, 0.0, 0.4]))
+    metrics = afd.train_step(make_batch(), 1)
+    ((arguments, options, _),) = afd.student.calls
+    assert len(arguments[0]) == len(options["clean"]) == 4
+    assert metrics["student/loss"].isfinite()
+
+
+def test_judges_may_see_a_window_the_same_for_a_prompts_videos():
+    afd = make_afd({}, judged_frames=1, reuse_logits=True)
+    seen = set()
+    for step in range(1, 13):
+        batch = make_batch((4, 9))
+        afd.train_step(batch, step)
+        (videos,) = afd.engines["discriminator"].calls[-1][0]
+        whole = torch.cat([batch.teacher.latents, afd.student.calls[-1][1]["clean"]])
+        assert videos.latents.shape == (8, 1, *SHAPE[1:])
+        starts = [int(torch.equal(part[0], all_frames[1])) for part, all_frames in zip(videos.latents, whole)]
+        assert all(torch.equal(whole[row, start], videos.latents[row, 0]) for row, start in enumerate(starts))
+        assert starts == [starts[0], starts[1], *[starts[0]] * 3, *[starts[1]] * 3]
+        seen.add(tuple(starts[:2]))
+    assert len(seen) > 2, "windows are drawn"
+
+
+def test_a_window_of_half_a_chunk_is_refused():
+    with pytest.raises(ValueError, match=r"judged_frames \(1\) must be whole chunks of sampler.chunk_frames \(2\)"):
+        build({"name": "afd", "judged_frames": 1, "discriminator": CONV}, sampler={"chunk_frames": 2})
+
+
 def test_changes_of_pixels():
     pixels = torch.arange(24.0).view(1, 1, 1, 4, 6) / 24
     assert torch.equal(Change(mirror=True)(pixels), pixels.flip(-1))
@@ -227,6 +262,7 @@ def test_views_change_what_is_seen_and_not_what_is_decoded():
         ({"discriminator": None}, "discriminator .None. must be given where judges is empty"),
         ({"judges": {"Big": CONV}}, "judges .Big. must be small letters"),
         ({"judges": {"student": CONV}}, "role .student. must stand once"),
+        ({"student_rollouts": 4}, "student_rollouts .4. must be at most rollouts_per_prompt .3."),
         ({"trained_rollouts": 4}, "trained_rollouts .4. must be at most rollouts_per_prompt .3."),
         ({"trained_rollouts": 2, "reuse_logits": True}, "trained_rollouts .2. must be all"),
         ({"prior_every": 2}, "prior_every .2. must be 1"),

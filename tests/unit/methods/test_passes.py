@@ -23,7 +23,9 @@ AFD = {
 FULL = {"prior_weight": 1e-4, "r1_weight": 1.0, "states_per_rollout": 2, "context_gradient": True}
 VARIANTS = [{}, {"prior_weight": 1e-4}, {"r1_weight": 1.0}, {"r2_weight": 1.0}, {"states_per_rollout": 2},
             {"context_gradient": True}, FULL, {"reuse_logits": True}, {"trained_rollouts": 2, "r1_weight": 1.0},
-            {"inner_updates": 2}, {"discriminator": CONV | {"mismatch_weight": 0.5, "r1_weight": 1.0}},
+            {"inner_updates": 2}, {"judged_frames": 1},
+            {"student_rollouts": 2, "prior_weight": 1e-4},
+            {"discriminator": CONV | {"mismatch_weight": 0.5, "r1_weight": 1.0}},
             {"judges": {"second": CONV}, "reuse_logits": True},
             {"judges": {"fixed": STUDENT | {"name": "latent", "weights": "random", "optimizer": None}}}]  # fmt: skip
 

@@ -10,7 +10,7 @@ from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.ops import ModelOps
-from afd_scale.models.build import train_adapter
+from afd_scale.models.build import train_part
 from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.models.vlm_inputs import MEAN, STD, PatchGrid, normalised_frames
 from afd_scale.types import Videos
@@ -158,7 +158,7 @@ def test_the_gradient_reaches_every_trained_weight_and_no_other(folder, trained,
     fields = {"lora": lora, "lora_vision": trained == "language and vision", "activation_checkpointing": checkpointing}
     judge = build(folder, adapter, **fields)
     if lora:
-        train_adapter(judge, adapter)
+        train_part(judge, adapter)
     judge.train()
     _, videos = clips()
     judge(videos, adapter=adapter).square().sum().backward()
@@ -232,7 +232,7 @@ def test_what_is_no_judge_is_refused_in_one_line(folder, tmp_path):
     many = tuple(f"<|{n}|>" for n in range(80))
     too_many = section(folder, reward_tokens=many, template="{video}{prompt}" + "".join(many))
     with pytest.raises(ConfigError, match=r"^reward_tokens \(.*\) must have rows"):
-        VlmDiscriminator(too_many)
+        _ = VlmDiscriminator(too_many).tokens
     for fields, rule in (
         ({"template": "{prompt}<|reward|>"}, "must hold {video} once"),
         ({"template": "{video}{prompt}"}, "must hold <|reward|> once"),

@@ -5,7 +5,7 @@ import torch
 from afd_scale.config import RunConfig
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
-from afd_scale.models.build import adapters_of, build_network, train_adapter
+from afd_scale.models.build import adapters_of, build_network, train_part
 from tests.networks import make_videos
 
 # Small, but large enough that no bias or norm decides: shapes that differ in every proportion.
@@ -43,7 +43,7 @@ def build(config: RunConfig, role: str) -> Network:
     adapters = adapters_of(config, config.role(role))
     network = build_network(config, config.role(role).network, ModelOps(adapters=adapters))
     if adapters is not None:
-        train_adapter(network, role)
+        train_part(network, role)
     return network
 
 

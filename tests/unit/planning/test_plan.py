@@ -122,7 +122,7 @@ def test_sample_videos_take_memory_beside_the_shards():
 
 
 def test_there_are_the_large_configs():
-    assert len(LARGE) == 12
+    assert len(LARGE) == 14
 
 
 def test_a_plan_takes_seconds():

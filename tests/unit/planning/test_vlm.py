@@ -9,12 +9,14 @@ from afd_scale.config import RunConfig
 from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.layers.lora import Adapters
 from afd_scale.layers.ops import ModelOps
-from afd_scale.models.build import train_adapter
+from afd_scale.models.build import train_part
 from afd_scale.models.vlm import VlmDiscriminator
-from afd_scale.planning.flops import _judge_flops
+from afd_scale.planning.flops import _judge_flops, video_flops
 from afd_scale.planning.gpus import GPUS
+from afd_scale.planning.parameters import network_sizes
 from afd_scale.planning.plan import make_plan
 from afd_scale.planning.vlm import Shown, activation_bytes, shown_video, stacks
+from afd_scale.planning.workload import workload
 from afd_scale.types import Videos
 from tests.judges import save_tiny_judge
 from tests.networks import make_prompts
@@ -46,7 +48,7 @@ def build(folder, trained, checkpointing=False):
     )  # fmt: skip
     judge = VlmDiscriminator(config, ModelOps(adapters=config.lora and Adapters(("judge",), 4, 1.0)))
     if config.lora:
-        train_adapter(judge, "judge")
+        train_part(judge, "judge")
     pixels = torch.rand(1, SHOWN.frames, 3, SHOWN.height, SHOWN.width)
     videos = Videos(make_prompts(torch.zeros(1, 1, 1)), pixels, SHOWN.fps, decode=lambda x: x)
     videos.pixels()
@@ -132,6 +134,26 @@ def test_a_run_at_scale_is_planned(tmp_path):
     decoding = {phase: seconds.decoding for phase, seconds in plan.seconds.items() if seconds.decoding}
     assert decoding == {"discriminator": pytest.approx(5 * 81 * 480 * 832 * 8.51e6 / 70e12)}
     assert plan.seconds["discriminator"].total > decoding["discriminator"]
-    # Four ranks of a sequence have four prompts, and each sees all their videos.
-    shared = config.model_copy(update={"parallel": config.parallel.model_copy(update={"sequence": 4})})
-    assert make_plan(shared, 8, GPUS["h100"]).flops["discriminator"].total == 4 * plan.flops["discriminator"].total
+    # Four ranks of a sequence have four prompts, and share their videos: of five at once a rank has two.
+    shared = config.model_copy(update={"parallel": config.parallel.model_copy(update={"sequence": 4}),
+                                       "train": config.train.model_copy(update={"micro_batch": 5})})  # fmt: skip
+    load = workload(shared, 8)
+    update, question = (each for each in load.passes if each.role == "discriminator")
+    assert [load.videos_of_rank(each, shares_tokens=False) for each in (update, question)] == [4 * 2, 4 * 2]
+    assert load.videos_of_rank(load.passes[0], shares_tokens=True) == 16 / 4
+    flops = [8 * video_flops(shared, load, each) for each in (update, question)]
+    together = make_plan(shared, 8, GPUS["h100"])
+    assert together.flops["discriminator"].total == pytest.approx(sum(each.total for each in flops))
+    assert together.seconds["discriminator"].decoding == decoding["discriminator"], "20 videos on 4 ranks"
+    assert together.memory.phases["discriminator"].parts["decoded pixels"] == held["decoded pixels"]
+
+
+def test_a_published_judge_is_planned_without_its_files():
+    """And has its published number of parameters."""
+    for name, parameters in (("2B", 2_208_985_600), ("7B", 8_291_375_616)):
+        section = {"name": "vlm", "model": f"absent/Qwen2-VL-{name}-Instruct", "lora": {"rank": 64}}
+        config = RunConfig.model_validate({"method": {"name": "afd", "discriminator": section}})
+        base = network_sizes(config)["discriminator"].base
+        width = 1536 if name == "2B" else 3584
+        head = 152_064 * width if name == "7B" else 0  # of words, which this judge has none of; 2B's is its table
+        assert base == parameters - head + width, name
