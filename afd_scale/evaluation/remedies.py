@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from afd_scale.evaluation.traits import CHANNELS, SIDES, Traits, strip_width
+from afd_scale.evaluation.traits import CHANNELS, LEVEL, SIDES, Traits, strip_width
 
 Side = Sequence[Traits]
 Remedy = Callable[[Side, Side], str]
@@ -56,11 +56,12 @@ def _sharpness(teacher: Side, other: Side) -> str:
 
 def _noise(teacher: Side, other: Side) -> str:
     name = _telling(teacher, other, "noise")
-    levels = [math.exp(_means(side, "noise")[name]) for side in (teacher, other)]
+    levels = [max(0.0, math.exp(_means(side, "noise")[name]) - LEVEL) for side in (teacher, other)]
     where = "from frame to frame in quiet places" if name == "in time" else "between neighbouring pixels in flat places"
     less = "teacher" if levels[0] < levels[1] else "other side"
+    more = f"{abs(levels[0] - levels[1]):.1f} levels"
     return (f"{where} {levels[0]:.2f} levels of 255 are left at the teacher, {levels[1]:.2f} at the other side: add "
-            f"noise of about {abs(levels[0] - levels[1]):.1f} levels to the {less}, or denoise both, {_OWN}")  # fmt: skip
+            f"noise of about {more} to the {less}, or denoise both, {_OWN}")  # fmt: skip
 
 
 def _compression(teacher: Side, other: Side) -> str:
@@ -81,25 +82,25 @@ def _borders(teacher: Side, other: Side) -> str:
     crops = {}
     for place, border in enumerate(SIDES):
         # Of nearly every clip: a bar is in all of them, a dark corner of a picture is not.
-        ours, theirs = (int(np.quantile([clip.bars[place] for clip in own], 0.1)) for own in (teacher, other))
-        if ours != theirs:
-            crops[border] = max(ours, theirs)
+        bars = [int(np.quantile([clip.bars[place] for clip in own], 0.1)) for own in (teacher, other)]
+        if bars[0] != bars[1]:
+            crops[border] = max(bars)
     if crops:
-        cuts = ", ".join(f"{_pixels(lines)} at the {side}" for side, lines in crops.items())
+        cuts = ", ".join(f"{_pixels(most)} at the {border}" for border, most in crops.items())
         return f"black bars differ: crop {cuts} of both sides"
     name = _telling(teacher, other, "borders")
     ours, theirs = (_means(side, "borders")[name] for side in (teacher, other))
     side, what = name.split()
-    lines = strip_width(teacher[0].shape[1 if side in ("top", "bottom") else 2])
+    width = strip_width(teacher[0].shape[1 if side in ("top", "bottom") else 2])
     said = {
-        "step": f"the outermost line is {ours:+.1f} levels of 255 off the one {lines} farther in at the teacher, "
+        "step": f"the outermost line is {ours:+.1f} levels of 255 off the one {width} farther in at the teacher, "
                 f"{theirs:+.1f} at the other side",
-        "level": f"a strip of {lines} is {ours:+.1f} levels of 255 off the frame at the teacher, {theirs:+.1f} at the "
+        "level": f"a strip of {width} is {ours:+.1f} levels of 255 off the frame at the teacher, {theirs:+.1f} at the "
                  "other side",
-        "spread": f"a strip of {lines} has a contrast of {math.exp(ours) - 1:.1f} levels at the teacher, "
+        "spread": f"a strip of {width} has a contrast of {math.exp(ours) - 1:.1f} levels at the teacher, "
                   f"{math.exp(theirs) - 1:.1f} at the other side",
     }[what]  # fmt: skip
-    return f"at the {side} {said}: crop {_pixels(lines)} at the {side} of both sides, {_OWN}"
+    return f"at the {side} {said}: crop {_pixels(width)} at the {side} of both sides, {_OWN}"
 
 
 def _first_frame(teacher: Side, other: Side) -> str:
@@ -116,7 +117,7 @@ def _first_frame(teacher: Side, other: Side) -> str:
     if name == "brightness":
         return (f"{said} at the other side, so brightness drifts: match it, or let brightness drift at random by up to "
                 f"{math.ceil(2 * abs(ours - theirs))} levels on both sides, {_OWN}")  # fmt: skip
-    return f"{said} at the other side: trim the first frame of both sides"
+    return f"{said} at the other side: trim the first frame of both sides, {_OWN}"
 
 
 def _timing(teacher: Side, other: Side) -> str:
@@ -131,8 +132,8 @@ def _timing(teacher: Side, other: Side) -> str:
     if not frames:
         return said
     later = "teacher's" if begins > 0 else "other side's"
-    return (f"motion of the {later} clips begins {abs(begins):.1f} frames later; {said}; if it is how the clips were cut, "
-            f"trim {frames} frames from the start of the {later} and from the end of the others")  # fmt: skip
+    return (f"motion of the {later} clips begins {abs(begins):.1f} frames later; {said}; if it is how the clips were "
+            f"cut, trim {frames} frames from the start of the {later} and from the end of the others")  # fmt: skip
 
 
 REMEDIES: Mapping[str, Remedy] = {

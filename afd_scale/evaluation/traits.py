@@ -20,7 +20,7 @@ PARTS = 4  # of a clip's time
 GRID = 8  # blocks of a frame along a side
 CHANNELS = ("red", "green", "blue")
 
-_LEVEL = 0.1  # of 255, added before a logarithm: below, differences are rounding
+LEVEL = 0.1  # of 255, added before a logarithm: below, differences are rounding
 _BLACK = 24  # luma of the brightest pixel of a bar; compressed black is not quite 0
 _WIDEST_BAR = 4  # a bar is at most this part of a side: beyond, it is a dark picture
 _BEGUN = 0.05  # of the motion of a clip has been when it has begun
@@ -97,19 +97,21 @@ def _fineness(frames: FloatArray) -> float:
 
 
 def _slopes(frames: FloatArray, order: int) -> FloatArray:
-    """(T, h, w) root mean square of differences of blocks, both ways."""
-    down, right = (np.square(np.diff(frames, n=order, axis=axis)) for axis in (1, 2))
-    return np.asarray(np.sqrt(_blocks(down[:, :, : right.shape[2]] + right[:, : down.shape[1]])))
+    """(T, h, w) root mean square of differences of blocks, both ways, first or second ones of the same places."""
+    height, width = frames.shape[1] - 2, frames.shape[2] - 2
+    down, right = (np.diff(frames, n=order, axis=axis)[:, :height, :width] for axis in (1, 2))
+    return np.asarray(np.sqrt(_blocks(np.square(down) + np.square(right))))
 
 
 def _deviations(frames: FloatArray) -> FloatArray:
     """(T, h, w) standard deviations of the same blocks."""
+    frames = frames[:, :-2, :-2]
     return np.asarray(np.sqrt(np.maximum(_blocks(np.square(frames)) - np.square(_blocks(frames)), 0)))
 
 
 def _usual(first: FloatArray, second: FloatArray, weight: FloatArray) -> float:
     """Log of the ratio that half of the weight is below; a sign in a corner or a black border does not change it."""
-    ratios = np.log((first + _LEVEL) / (second + _LEVEL)).ravel()
+    ratios = np.log((first + LEVEL) / (second + LEVEL)).ravel()
     order = np.argsort(ratios)
     below = np.cumsum(weight.ravel()[order] + 1e-9)
     return float(ratios[order][np.searchsorted(below, below[-1] / 2)])
@@ -135,7 +137,7 @@ def _noise(grey: FloatArray, following: FloatArray) -> dict[str, float]:
 
 def _quietest(values: FloatArray) -> float:
     blocks = np.sort(_blocks(values).reshape(len(values), -1), axis=1)
-    return math.log(float(np.median(blocks[:, : max(1, blocks.shape[1] // 4)].mean(axis=1))) + _LEVEL)
+    return math.log(float(np.median(blocks[:, : max(1, blocks.shape[1] // 4)].mean(axis=1))) + LEVEL)
 
 
 def _compression(frames: FrameArray, grey: FloatArray, following: FloatArray) -> dict[str, float]:
@@ -225,4 +227,4 @@ def _still(small: FloatArray) -> FloatArray:
 
 def _ratio(first: float, second: float) -> float:
     """The logarithm of a ratio of brightnesses."""
-    return math.log((first + _LEVEL) / (second + _LEVEL))
+    return math.log((first + LEVEL) / (second + LEVEL))
