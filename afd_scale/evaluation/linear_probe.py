@@ -20,6 +20,7 @@ FARTHEST = 4.0  # standard deviations; a trait farther out counts as so far
 
 Floats = NDArray[np.float64]
 Groups = NDArray[np.int64]
+Labels = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Probed:
     chance: float
 
 
-def probe_traits(traits: Floats, labels: NDArray[np.bool_], prompts: Sequence[Hashable]) -> Probed:
+def probe_traits(traits: Floats, labels: Labels, prompts: Sequence[Hashable]) -> Probed:
     """Tell sides apart by traits; the same answer every time.
 
     Clips of one prompt are in one fold, where there are prompts enough. Random labellings exchange what is
@@ -51,7 +52,7 @@ def probe_traits(traits: Floats, labels: NDArray[np.bool_], prompts: Sequence[Ha
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     groups = np.array([numbers[prompt] for prompt in prompts])
     random = np.random.default_rng(0)
-    columns = np.stack([labels, *(_relabelled(labels, groups, random) for _ in range(LABELLINGS))], axis=1)
+    columns = np.concatenate([labels[:, None], _relabelled(labels, groups, random, LABELLINGS)], axis=1)
     right = _told_right(_standardised(traits), columns, _folds(labels, groups, random))
     shares = [_mean_of(right, columns), _mean_of(right, ~columns)]
     accuracy = (shares[0] + shares[1]) / 2
@@ -67,7 +68,7 @@ def _standardised(traits: Floats) -> Floats:
     return np.clip(scaled, -FARTHEST, FARTHEST) / math.sqrt(max(1, traits.shape[1]))
 
 
-def _folds(labels: NDArray[np.bool_], groups: Groups, random: np.random.Generator) -> Groups:
+def _folds(labels: Labels, groups: Groups, random: np.random.Generator) -> Groups:
     """(N,) fold of each clip, each kind of prompt spread over all of them: of both sides, or of one."""
     if groups.max() + 1 < FOLDS:
         groups = np.arange(len(groups))
@@ -81,28 +82,28 @@ def _folds(labels: NDArray[np.bool_], groups: Groups, random: np.random.Generato
     return np.asarray(folds[groups])
 
 
-def _kinds(labels: NDArray[np.bool_], groups: Groups) -> Groups:
+def _kinds(labels: Labels, groups: Groups) -> Groups:
     """(G,) of each group: 0 the second side's, 1 the first's, 2 both."""
     first, sizes = np.bincount(groups, labels), np.bincount(groups)
     return np.where(first == 0, 0, np.where(first == sizes, 1, 2))
 
 
-def _relabelled(labels: NDArray[np.bool_], groups: Groups, random: np.random.Generator) -> NDArray[np.bool_]:
+def _relabelled(labels: Labels, groups: Groups, random: np.random.Generator, count: int) -> Labels:
+    """(N, count) labellings at random."""
     kinds = _kinds(labels, groups)
     of_one_side = np.flatnonzero(kinds < 2)
-    of_group = kinds.copy()
-    of_group[of_one_side] = random.permutation(kinds[of_one_side])
+    of_group = np.repeat(kinds[:, None], count, axis=1)
+    of_group[of_one_side] = random.permuted(of_group[of_one_side], axis=0)
     changed = of_group[groups] == 1
-    mixed = kinds[groups] == 2
-    # Shuffled within each group: the labels in the groups' order go to the clips in a random order of the same groups.
-    places = np.flatnonzero(mixed)
-    in_order = places[np.argsort(groups[places], kind="stable")]
-    at_random = places[np.lexsort((random.random(len(places)), groups[places]))]
-    changed[at_random] = labels[in_order]
+    # Within a prompt of both sides: its labels go to its clips in a random order.
+    places = np.flatnonzero(kinds[groups] == 2)
+    places = places[np.argsort(groups[places], kind="stable")]
+    order = np.argsort(groups[places][:, None] + random.random((len(places), count)), axis=0)
+    np.put_along_axis(changed, places[order], labels[places][:, None], axis=0)
     return np.asarray(changed)
 
 
-def _told_right(traits: Floats, columns: NDArray[np.bool_], folds: Groups) -> Floats:
+def _told_right(traits: Floats, columns: Labels, folds: Groups) -> Floats:
     """(N, L) whether each clip was told right under each labelling, 0.5 where it was not told at all.
 
     The line is halfway between the means of the two sides' scores, so that sides of other sizes count the same.
@@ -115,22 +116,28 @@ def _told_right(traits: Floats, columns: NDArray[np.bool_], folds: Groups) -> Fl
             continue
         centre = traits[seen].mean(axis=0)
         known, asked = traits[seen] - centre, traits[held_out] - centre
-        kernel = known @ known.T
-        aims = signs[seen] - signs[seen].mean(axis=0)
-        weights = np.linalg.solve(kernel + PENALTY * np.eye(len(kernel)), aims)
-        fitted = kernel @ weights
+        weights = _ridge(known, signs[seen] - signs[seen].mean(axis=0))
+        fitted = known @ weights
         middle = (_mean_of(fitted, columns[seen]) + _mean_of(fitted, ~columns[seen])) / 2
-        score = (asked @ known.T @ weights - middle) * signs[held_out]
+        score = (asked @ weights - middle) * signs[held_out]
         right[held_out] = np.where(np.abs(score) < 1e-9, 0.5, score > 0)
     return right
 
 
-def _mean_of(values: Floats, chosen: NDArray[np.bool_]) -> Floats:
+def _ridge(known: Floats, aims: Floats) -> Floats:
+    """(D, L) weights; of the two forms that are equal, the one with the smaller matrix."""
+    clips, traits = known.shape
+    if traits < clips:
+        return np.linalg.solve(known.T @ known + PENALTY * np.eye(traits), known.T @ aims)
+    return np.asarray(known.T @ np.linalg.solve(known @ known.T + PENALTY * np.eye(clips), aims))
+
+
+def _mean_of(values: Floats, chosen: Labels) -> Floats:
     """(L,) means of the chosen values (N, L) of each column."""
     return np.asarray((values * chosen).sum(axis=0) / np.maximum(1, chosen.sum(axis=0)))
 
 
-def _standard_error(shares: Sequence[float], labels: NDArray[np.bool_]) -> float:
+def _standard_error(shares: Sequence[float], labels: Labels) -> float:
     """Of the mean of two shares, none of which is held to be quite 0 or 1."""
     variance = 0.0
     for share, clips in zip(shares, (labels.sum(), (~labels).sum()), strict=True):

@@ -75,6 +75,8 @@ def _compression(teacher: Side, other: Side) -> str:
         "coarse colours": f"colours are {math.exp(ours):.2f} times as coarse as brightness at the teacher, "
                           f"{math.exp(theirs):.2f} times at the other side",
     }[name]  # fmt: skip
+    if name == "repeated":
+        return f"{said}: bring both through the same codec and quality, or add faint noise to both, {_OWN}"
     return f"{said}: compress both with the same codec and quality, or decode both from latents"
 
 

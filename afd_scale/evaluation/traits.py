@@ -81,10 +81,12 @@ def traits_of(clip: FrameArray) -> Traits:
 
 def _colour(frames: FrameArray) -> dict[str, float]:
     """Means and standard deviations of the channels."""
-    pixels = frames.reshape(-1, frames.shape[-1]).astype(np.float64)
-    names = CHANNELS if pixels.shape[1] == 3 else ("grey",)
-    values = dict(zip(names, pixels.mean(axis=0).tolist(), strict=True))
-    return values | {f"{name} spread": spread for name, spread in zip(names, pixels.std(axis=0).tolist(), strict=True)}
+    values, levels = {}, np.arange(256)
+    for place, name in enumerate(CHANNELS if frames.shape[-1] == 3 else ("grey",)):
+        share = np.bincount(frames[..., place].ravel(), minlength=256) / frames[..., place].size
+        values[name] = float(share @ levels)
+        values[f"{name} spread"] = math.sqrt(float(share @ (levels - values[name]) ** 2))
+    return values
 
 
 def _sharpness(grey: FloatArray) -> dict[str, float]:

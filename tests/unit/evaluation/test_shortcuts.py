@@ -1,5 +1,6 @@
 """What is planted is found by its own probe and named; where nothing is, nothing is found."""
 
+import itertools
 from collections.abc import Callable
 
 import cv2
@@ -8,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from afd_scale.data.toy_world import render_clips, toy_prompts
-from afd_scale.evaluation.linear_probe import probe_traits
+from afd_scale.evaluation.linear_probe import _relabelled, probe_traits
 from afd_scale.evaluation.shortcuts import LEAST_CLIPS, Finding, probe, probe_measured, warnings
 from afd_scale.evaluation.traits import traits_of
 
@@ -222,6 +223,29 @@ def test_a_probe_sees_a_line_and_not_chance() -> None:
     found = probe_traits(traits, labels, range(40))
     assert found.accuracy > 0.95 > found.chance > 0.6
     assert 0 < found.standard_error < 0.1
+
+
+def test_a_prompt_that_is_recognised_is_no_side_that_is() -> None:
+    """Ten prompts a side, five clips each that are nearly alike: other clips of a prompt must not tell its side."""
+    random = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(20), 5)
+    traits = random.normal(size=(20, 12))[prompts] + 0.01 * random.normal(size=(100, 12))
+    found = probe_traits(traits, prompts < 10, prompts.tolist())
+    assert found.accuracy < 0.7
+    assert found.accuracy < found.chance
+    assert probe_traits(traits, prompts < 10, range(100)).accuracy > 0.8
+
+
+def test_random_labels_are_exchanged_within_a_prompt_and_between_prompts_of_one_side() -> None:
+    labels = np.array([1, 0, 0, 1, 1, 1, 0, 0, 0], bool)
+    groups = np.array([0, 0, 0, 1, 1, 2, 3, 3, 4])  # one prompt of both sides, then two of each
+    drawn = {tuple(row) for row in _relabelled(labels, groups, np.random.default_rng(0), 500).T.tolist()}
+    assert {sum(row[:3]) for row in drawn} == {1}
+    assert {row[3:] for row in drawn} == {
+        tuple(np.repeat(sides, (2, 1, 2, 1)).tolist()) for sides in itertools.product([True, False], repeat=4)
+        if sum(sides) == 2
+    }  # fmt: skip
+    assert len(drawn) == 3 * 6
 
 
 def test_chance_knows_what_random_labels_reach() -> None:
