@@ -237,15 +237,15 @@ def test_a_prompt_that_is_recognised_is_no_side_that_is() -> None:
 
 
 def test_random_labels_are_exchanged_within_a_prompt_and_between_prompts_of_one_side() -> None:
-    labels = np.array([1, 0, 0, 1, 1, 1, 0, 0, 0], bool)
-    groups = np.array([0, 0, 0, 1, 1, 2, 3, 3, 4])  # one prompt of both sides, then two of each
+    labels = np.array([1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1], bool)
+    groups = np.array([0, 0, 0, 1, 1, 2, 3, 3, 4, 5, 5, 5])  # a prompt of both sides, two of each, and one of both
     drawn = {tuple(row) for row in _relabelled(labels, groups, np.random.default_rng(0), 500).T.tolist()}
-    assert {sum(row[:3]) for row in drawn} == {1}
-    assert {row[3:] for row in drawn} == {
+    assert {(sum(row[:3]), sum(row[-3:])) for row in drawn} == {(1, 2)}
+    assert {row[3:-3] for row in drawn} == {
         tuple(np.repeat(sides, (2, 1, 2, 1)).tolist()) for sides in itertools.product([True, False], repeat=4)
         if sum(sides) == 2
     }  # fmt: skip
-    assert len(drawn) == 3 * 6
+    assert len(drawn) == 3 * 6 * 3
 
 
 def test_chance_knows_what_random_labels_reach() -> None:
@@ -265,3 +265,5 @@ def test_sides_of_other_sizes_count_the_same() -> None:
     labels = np.arange(120) < 20
     found = probe_traits(random.normal(size=(120, 3)), labels, range(120))
     assert found.accuracy < found.chance, "to call everything the larger side is no knowledge"
+    half_told = np.where(labels & (np.arange(120) % 2 == 0), 5.0, 0.1 * random.normal(size=120))[:, None]
+    assert probe_traits(half_told, labels, range(120)).accuracy == 0.75
