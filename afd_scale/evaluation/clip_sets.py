@@ -115,13 +115,17 @@ class ShardClips:
             part = ordered[begin : begin + _READ_AT_ONCE]
             rows = samples_at(self.location, [int(clip.video) for clip in part])
             for clip, row in zip(part, rows, strict=True):
-                decoded, step = self._decoded(row), row["fps"] / form.fps
-                step = 1.0 if same_rate(step, 1.0) else step
-                shown = [decoded[int(at * step + 1e-3)] for at in range(form.frames)]
-                yield clip, partial(np.stack, [fit(frame, form) for frame in shown])
+                yield clip, partial(in_form, self._decoded(row), row["fps"], form)
 
     def _decoded(self, row: dict[str, np.ndarray]) -> Frames:
         return to_uint8(self._codec.decode(torch.tensor(row["latents"])[None]))[0]
+
+
+def in_form(frames: Frames, fps: float, form: VideoForm) -> Frames:
+    """Frames (T, H, W, C), so many a second, in another form that is not longer."""
+    step = fps / form.fps
+    step = 1.0 if same_rate(step, 1.0) else step
+    return np.stack([fit(frames[int(at * step + 1e-3)], form) for at in range(form.frames)])
 
 
 def titled_clips(folder: Path) -> list[Clip | Reject]:

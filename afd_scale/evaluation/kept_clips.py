@@ -8,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from afd_scale.config import ConfigError, one_line
 from afd_scale.evaluation.video import FrameArray
 from afd_scale.files import replacing
 
@@ -41,3 +42,18 @@ def read_clips(path: Path, facts: Mapping[str, str], rows: Sequence[int]) -> Fra
         reason = str(error).splitlines()[0]
     log.warning("clips in %s are not used: %s", path, reason)
     return None
+
+
+def kept(path: Path, field: str) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Shape of the clips in a file, (N, T, H, W) or (N, T, H, W, 3), and the facts that they follow from.
+
+    Args:
+        field: the user's setting that names the file, for errors.
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            return tuple(file.get_slice("frames").get_shape()), file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{field} ({path}) must be clips that a run kept: {one_line(error)}") from error

@@ -78,3 +78,20 @@ def along(flow: FloatArray, values: FrameArray | FloatArray) -> FloatArray:
     places = (columns + flow[..., 0], rows + flow[..., 1])
     moved: FloatArray = cv2.remap(values.astype(np.float32), *places, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return moved
+
+
+def shrunk(frame: FrameArray, longest: int) -> FrameArray:
+    """A frame (H, W) whose longer side has at most so many pixels; the aspect ratio stays."""
+    height, width = frame.shape
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return frame
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    smaller: FrameArray = _cv2().resize(frame, size, interpolation=_cv2().INTER_AREA)
+    return smaller
+
+
+def blurred(values: FloatArray, side: int) -> FloatArray:
+    """Means (H, W) over squares of so many pixels a side."""
+    means: FloatArray = _cv2().blur(values, (side, side), borderType=_cv2().BORDER_REFLECT)
+    return means
