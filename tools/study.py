@@ -1,0 +1,180 @@
+"""What settings change: runs of one config under named overrides, several seeds each, at equal steps and equal FLOPs.
+
+    tools/study.py configs/toy/studies/economies.yaml --out runs/economies
+    tools/study.py configs/toy/studies/economies.yaml --out runs/economies --table
+
+A study is a YAML file: `config`, `overrides` of all its runs, `seeds`, `metrics` of the table, `variants` by name, each
+a list of overrides; the first is what the others are compared with. At equal FLOPs a variant trains for as many steps
+as the first one's FLOPs pay for. Runs are done `--jobs` at a time, in one process each; those that are complete are not done
+again, so a study that was stopped goes on. `--table` prints what is there.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from afd_scale.planning.spent import Spent
+from pydantic import ValidationError
+
+from afd_scale.config import ConfigError, RunConfig, load_config
+from afd_scale.config.command_line import Parser
+from afd_scale.config.judges import JudgeConfig
+from afd_scale.config.section import Section, first_problem
+from afd_scale.progress import progress
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "launch" / "train.py"
+
+
+class Study(Section):
+    """A study file."""
+
+    config: Path
+    """Of all its runs, from the root of the project."""
+    overrides: tuple[str, ...] = ()
+    """Of all its runs."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each variant is run with each."""
+    metrics: tuple[str, ...]
+    """Of summary.json, in the table."""
+    variants: dict[str, tuple[str, ...]]
+    """Overrides by name; the first is what the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a study.
+
+    Attributes:
+        at: `steps` or `flops`, what is equal to the first variant's.
+        cost: of a step, over the first variant's.
+    """
+
+    variant: str
+    at: str
+    seed: int
+    overrides: tuple[str, ...]
+    steps: int
+    cost: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-{self.steps}-{self.seed}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("study", type=Path, help="YAML file of a study")
+    parser.add_argument("--out", type=Path, required=True, help="folder of its runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default %(default)s)")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is there")
+    options = parser.parse_args(arguments)
+    try:
+        study = read_study(options.study)
+        trials = plan_trials(study)
+        if not options.table:
+            run_trials(study, trials, options.out, options.jobs)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(study, trials, options.out))
+    return 0
+
+
+def read_study(path: Path) -> Study:
+    """
+    Raises:
+        ConfigError: it is no study.
+    """
+    try:
+        return Study.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"study ({path}) must be a YAML file: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"study ({path}): {first_problem(error)}") from error
+
+
+def plan_trials(study: Study) -> list[Trial]:
+    """All runs, those of the first seed first."""
+    first, *_ = study.variants
+    configs = {name: _config(study, overrides) for name, overrides in study.variants.items()}
+    spent = {name: Spent(config, 1, _warm_up(config)) for name, config in configs.items()}
+    steps = configs[first].train.steps
+    budget = spent[first].pflop(steps)
+    trials = []
+    for seed in study.seeds:
+        for name, overrides in study.variants.items():
+            cost = (spent[name].pflop(steps) - spent[name].pflop(0)) / (budget - spent[first].pflop(0))
+            paid = next(step for step in range(1, 100 * steps) if spent[name].pflop(step + 1) > budget)
+            for at, number in {"steps": steps, "flops": steps if name == first else paid}.items():
+                trials.append(Trial(name, at, seed, overrides, number, cost))
+    return trials
+
+
+def run_trials(study: Study, trials: list[Trial], out: Path, jobs: int) -> None:
+    """
+    Raises:
+        ConfigError: a run failed; its last line says why.
+    """
+    waiting = {trial.name: trial for trial in trials if not _summary(out, trial)}
+
+    def run(trial: Trial) -> None:
+        command = [sys.executable, TRAIN, "--config", ROOT / study.config, *study.overrides, *trial.overrides,
+                   f"train.steps={trial.steps}", f"seed={trial.seed}", f"name={trial.name}", f"out={out}"]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise ConfigError(f"run ({trial.name}) failed with exit code {done.returncode}: {last}")
+
+    with ThreadPoolExecutor(jobs) as pool, progress("runs of the study") as show:
+        for done, _ in enumerate(pool.map(run, waiting.values()), 1):
+            show(done, len(waiting), "")
+
+
+def table(study: Study, trials: list[Trial], out: Path) -> str:
+    """Markdown: a row a variant, mean and half-range over the seeds that are there; equal steps, then equal FLOPs."""
+    lines = []
+    for at in ("steps", "flops"):
+        lines += [f"At equal {at}:", "", f"| | step's FLOPs | steps | {' | '.join(study.metrics)} | seeds |",
+                  "|" + " --- |" * (len(study.metrics) + 4)]  # fmt: skip
+        for name in study.variants:
+            mine = [trial for trial in trials if trial.variant == name and trial.at == at]
+            found = [summary["metrics"]["student"] for trial in mine if (summary := _summary(out, trial))]
+            cells = [_spread([metrics[metric] for metrics in found]) for metric in study.metrics]
+            lines.append(f"| {name} | {mine[0].cost:.2f} | {mine[0].steps} | {' | '.join(cells)} | {len(found)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _config(study: Study, overrides: tuple[str, ...]) -> RunConfig:
+    return load_config(ROOT / study.config, [*study.overrides, *overrides])
+
+
+def _warm_up(config: RunConfig) -> int:
+    judges = [role.network for role in config.cast if isinstance(role.network, JudgeConfig) and role.optimizer]
+    return max((judge.warmup_steps for judge in judges), default=0)
+
+
+def _summary(out: Path, trial: Trial) -> dict[str, Any] | None:
+    path = out / trial.name / "summary.json"
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.mean(values):.3g} ± {half:.2g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
