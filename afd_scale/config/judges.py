@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -17,6 +18,11 @@ what the prompt says.
 Prompt: {prompt}
 Rating: <|reward|><|im_end|>
 """
+
+# Fields that count where a judge is trained.
+ONLY_TRAINED = (
+    "objective", "warmup_steps", "r1_weight", "r2_weight", "penalty_deviation", "mismatch_weight", "augment"
+)  # fmt: skip
 
 
 class JudgeConfig(Section):
@@ -40,6 +46,15 @@ class JudgeConfig(Section):
     step; 0 is off. Prompts take turns in pairs: each data rank needs an even number of them."""
     weight: PositiveFloat = 1.0
     """Of its standardised score among those of several judges."""
+
+    @model_validator(mode="after")
+    def _check_fixed(self) -> "JudgeConfig":
+        for name in ONLY_TRAINED if self.optimizer is None else ():
+            field, value = type(self).model_fields.get(name), getattr(self, name, None)
+            if field is not None and value != field.default:
+                raise ValueError(f"{name} ({value}) must be left out of a fixed judge (optimizer: null): it is of "
+                                 "training")  # fmt: skip
+        return self
 
     @property
     def is_penalised(self) -> bool:
@@ -143,6 +158,47 @@ class VlmDiscriminatorConfig(PixelJudgeConfig):
         return self
 
 
+class HttpJudgeConfig(PixelJudgeConfig):
+    """A scorer behind HTTP, which is sent videos with their prompts (docs/judges.md); it is not trained here."""
+
+    name: Literal["http"] = "http"
+    """Tag of this variant."""
+    optimizer: OptimizerConfig | None = None
+    """None: it is a fixed reward."""
+    url: str
+    """Where requests are posted to."""
+    key_file: Path | None = None
+    """A file with the server's key, which is sent as a bearer token and written nowhere; None sends none."""
+    timeout_seconds: PositiveFloat = 120.0
+    """For one request and its answer."""
+    retries: NonNegativeInt = 5
+    """Of a request that met no server, no answer in time, or one of 429 and 5xx; after 1, 2, 4, ... 60 seconds."""
+    videos_per_request: PositiveInt = 4
+    """Videos of one request, at most; a rank sends several requests at once."""
+
+    @property
+    def patience_seconds(self) -> float:
+        """That one request may take in all."""
+        return (self.retries + 1) * self.timeout_seconds + sum(map(backoff_seconds, range(self.retries)))
+
+    @model_validator(mode="after")
+    def _check(self) -> "HttpJudgeConfig":
+        if self.optimizer is not None:
+            raise ValueError("optimizer must be null: a judge behind HTTP is not trained")
+        url = urlsplit(self.url)
+        if url.username or url.password:
+            raise ValueError(f"url (of {url.hostname}) must hold no user and no password: key_file names a file")
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"url ({self.url}) must be one such as http://scorer:8000/score")
+        return self
+
+
+def backoff_seconds(failures: int) -> float:
+    """Before the next attempt after so many failed ones and one more."""
+    return min(2.0**failures, 60.0)
+
+
 DiscriminatorConfig = Annotated[
-    ConvDiscriminatorConfig | LatentDiscriminatorConfig | VlmDiscriminatorConfig, Field(discriminator="name")
+    ConvDiscriminatorConfig | LatentDiscriminatorConfig | VlmDiscriminatorConfig | HttpJudgeConfig,
+    Field(discriminator="name"),
 ]

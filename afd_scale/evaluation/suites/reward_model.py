@@ -13,7 +13,7 @@ import torch
 
 from afd_scale.config import ConfigError, one_line
 from afd_scale.evaluation.suites.suite import Metric
-from afd_scale.evaluation.video import FrameArray
+from afd_scale.mp4 import FrameArray
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 NAME = "reward"
