@@ -18,6 +18,15 @@ what the prompt says.
 Prompt: {prompt}
 Rating: <|reward|><|im_end|>
 """
+# What a model that answers in words is asked; as VQAScore has it for images (arXiv:2404.01291).
+QUESTION = 'Does this video show "{prompt}", in good quality? Answer Yes or No.'
+ANSWERS = ("Yes", "No")
+QUESTION_TEMPLATE = f"""<|im_start|>system
+You are a helpful assistant.<|im_end|>
+<|im_start|>user
+{{video}}{QUESTION}<|im_end|>
+<|im_start|>assistant
+"""
 
 # Fields that count where a judge is trained.
 ONLY_TRAINED = (
@@ -49,6 +58,9 @@ class JudgeConfig(Section):
 
     @model_validator(mode="after")
     def _check_fixed(self) -> "JudgeConfig":
+        if self.optimizer is None and self.scores_at_random:
+            raise ValueError("optimizer (null) must be given: without training it would score at random, for it has no "
+                             "start weights of a score")  # fmt: skip
         for name in ONLY_TRAINED if self.optimizer is None else ():
             field, value = type(self).model_fields.get(name), getattr(self, name, None)
             if field is not None and value != field.default:
@@ -68,6 +80,11 @@ class JudgeConfig(Section):
     @property
     def sees_pixels(self) -> bool:
         """Whether it is given decoded videos, by which its logit has no gradient."""
+        return False
+
+    @property
+    def scores_at_random(self) -> bool:
+        """Whether nothing but training makes its score."""
         return False
 
 
@@ -93,6 +110,10 @@ class ConvDiscriminatorConfig(JudgeConfig):
     identity_patch: tuple[PositiveInt, PositiveInt] = (3, 4)
     """(frames, pixels) of the identity codec's patch in the latent channels; undone before the convolutions."""
 
+    @property
+    def scores_at_random(self) -> bool:
+        return True
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_old_name(cls, values: Any) -> Any:
@@ -107,6 +128,10 @@ class LatentDiscriminatorConfig(WanConfig, JudgeConfig):
     name: Literal["latent"] = "latent"
     """Tag of this variant."""
 
+    @property
+    def scores_at_random(self) -> bool:
+        return True  # whatever `weights` are: they are of the trunk
+
 
 class VlmDiscriminatorConfig(PixelJudgeConfig):
     """A video-language model of transformers, Qwen2-VL or Qwen2.5-VL, that sees a video's pixels and its prompt: the
@@ -118,14 +143,18 @@ class VlmDiscriminatorConfig(PixelJudgeConfig):
     """Folder of the model with its tokenizer, or a hub id whose files are in the local cache: nothing is downloaded."""
     weights: Path | None = None
     """A checkpoint that goes over the model's weights: a folder of VideoAlign's kind or of PEFT's, or a .safetensors or
-    .pth file with their keys. None starts from the model, with a score at random."""
+    .pth file with their keys. None starts from the model, with a score at random but for head `yes_no`."""
     weights_adapters: Literal["merge", "keep"] = "merge"
     """Adapters in `weights` are added to the weights under them, or trained on: then `lora` must be as theirs."""
     template: str = VLM_TEMPLATE
-    """What the model reads; {video} and {prompt} stand for them."""
-    head: Literal["reward_token", "pooled"] = "reward_token"
-    """What the score is a linear function of: the last hidden state at the reward tokens, added up over them, or the
-    mean of all tokens'."""
+    """What the model reads; {video} and {prompt} stand for them. With head `yes_no` it ends where the answer begins, by
+    default behind a question."""
+    head: Literal["reward_token", "pooled", "yes_no"] = "reward_token"
+    """What the score is a linear function of: the last hidden state at the reward tokens, added up over them, the mean
+    of all tokens', or with `yes_no` the last token's. That score starts as the model's log-odds of the first answer
+    against the second."""
+    answers: tuple[str, str] = ANSWERS
+    """Of head `yes_no`, a token each."""
     reward_tokens: tuple[str, ...] = ("<|reward|>",)
     """Tokens of the template that are rewarded; those that the tokenizer lacks are added in this order, and take free
     rows of the model's table. VideoAlign's: <|VQ_reward|>, <|MQ_reward|>, <|TA_reward|>."""
@@ -142,6 +171,17 @@ class VlmDiscriminatorConfig(PixelJudgeConfig):
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of storing its activations."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ask(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("head") == "yes_no":
+            return {"template": QUESTION_TEMPLATE, **values}
+        return values
+
+    @property
+    def scores_at_random(self) -> bool:
+        return self.weights is None and self.head != "yes_no"
+
     @model_validator(mode="after")
     def _check(self) -> "VlmDiscriminatorConfig":
         for part in ("{video}", "{prompt}", *(self.reward_tokens if self.head == "reward_token" else ())):
@@ -153,6 +193,8 @@ class VlmDiscriminatorConfig(PixelJudgeConfig):
             raise ValueError(f"min_pixels ({self.min_pixels}) must be at most max_pixels ({self.max_pixels})")
         if self.lora_vision and self.lora is None:
             raise ValueError("lora_vision (True) must come with lora: without it all weights are trained")
+        if self.lora is not None and self.optimizer is None:
+            raise ValueError("lora must be left out of a fixed judge (optimizer: null): adapters in weights are merged")
         if self.weights_adapters == "keep" and (self.weights is None or self.lora is None):
             raise ValueError("weights_adapters (keep) must come with weights and lora: those adapters are trained on")
         return self

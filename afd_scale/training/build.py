@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afd_scale.checkpoint.adapters import Base, describe_base
-from afd_scale.checkpoint.formats.vlm import load_vlm_state
+from afd_scale.checkpoint.formats.vlm import Answers, load_vlm_state
 from afd_scale.checkpoint.lazy import LazyState, in_memory
 from afd_scale.checkpoint.load_student import load_lora_state, load_student_state, read_student
 from afd_scale.checkpoint.run_state import Checkpointed
@@ -28,7 +28,8 @@ from afd_scale.layers.choose_precision import parameter_dtype
 from afd_scale.layers.lora import FOLDER
 from afd_scale.layers.ops import ModelOps
 from afd_scale.methods import make_method
-from afd_scale.models.build import adapters_of, build_network
+from afd_scale.models.build import adapters_of
+from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.memory import cache_bytes
 from afd_scale.planning.workload import workload
@@ -140,6 +141,10 @@ def read_start(role: Role, network: WanConfig, names: Sequence[str]) -> State:
 
 def _vlm_weights(config: RunConfig, role: Role, network: VlmDiscriminatorConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
-        judge = build_network(config, network, ModelOps(adapters=adapters_of(config, role)))
+        judge = VlmDiscriminator(network, ModelOps(adapters=adapters_of(config, role)))
     shapes = {name: parameter.shape for name, parameter in judge.named_parameters()}
-    return load_vlm_state(network, role.section, role.adapter, shapes)
+    answers = None
+    if network.head == "yes_no":
+        yes, no = judge.tokens.answers
+        answers = Answers(yes, no, judge.tied)
+    return load_vlm_state(network, role.section, role.adapter, shapes, answers)
