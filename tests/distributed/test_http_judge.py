@@ -1,5 +1,9 @@
-"""Runs that a server judges, which hangs, fails and answers nonsense: what they leave, and that they go on exactly."""
+"""Runs that a server judges, which hangs, fails and answers nonsense: what they leave, and that they go on exactly.
 
+Run as a script this file is one rank.
+"""
+
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -9,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.distributed.processes import ROOT, on_ranks
+from tests.distributed.processes import ROOT, leave, on_ranks
 from tests.distributed.small_run import write_small_run
 from tests.distributed.test_training import metrics, succeed, without_time
 from tests.judge_server import JudgeServer
@@ -134,3 +138,27 @@ def test_nonsense_ends_the_run_in_one_line(config: Path, server: JudgeServer) ->
     lines = metrics(run)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert all(line["student/gradient_norm"] > 0 and "discriminator/loss" not in line for line in lines)
+
+
+def check_agreement() -> None:
+    """Every rank: each fails in its own way, and all raise what the first one does."""
+    from afd_scale.parallel.launchers import launched_as
+    from afd_scale.parallel.ranks import start_ranks
+    from afd_scale.types import JudgeError, UnreachableJudgeError
+
+    with start_ranks(launched_as(os.environ), timeout_minutes=1) as ranks:
+
+        def fail() -> None:
+            raise (UnreachableJudgeError if ranks.rank == 0 else JudgeError)(f"rank {ranks.rank}")
+
+        with pytest.raises(UnreachableJudgeError, match="rank 0"):
+            ranks.run_on_all(fail)
+
+
+def test_ranks_that_fail_in_their_own_ways_agree() -> None:
+    succeed(on_ranks(RANKS, __file__))
+
+
+if __name__ == "__main__":
+    check_agreement()
+    leave()
