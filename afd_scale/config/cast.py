@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from afd_scale.config.judges import DiscriminatorConfig, VlmDiscriminatorConfig
+from afd_scale.config.judges import DiscriminatorConfig, LatentDiscriminatorConfig, VlmDiscriminatorConfig
 from afd_scale.config.models import LoraConfig, OptimizerConfig, ScoreConfig, StudentConfig, WanConfig
 
 NetworkConfig = StudentConfig | ScoreConfig | DiscriminatorConfig
@@ -50,6 +50,13 @@ class Role:
     @property
     def lora(self) -> LoraConfig | None:
         return self.network.lora if isinstance(self.network, WanConfig | VlmDiscriminatorConfig) else None
+
+    @property
+    def is_partly_trained(self) -> bool:
+        """Whether its optimizer steps what start weights lack alone, and an adapter if there is one."""
+        network = self.network
+        reads_features = isinstance(network, LatentDiscriminatorConfig) and bool(network.features)
+        return self.optimizer is not None and (reads_features or self.lora is not None)
 
     @property
     def adapter(self) -> str | None:

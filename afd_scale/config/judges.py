@@ -127,6 +127,25 @@ class LatentDiscriminatorConfig(WanConfig, JudgeConfig):
 
     name: Literal["latent"] = "latent"
     """Tag of this variant."""
+    features: tuple[PositiveInt, ...] = ()
+    """Layers, the first is 1, whose outputs a small head reads. The trunk is then frozen, ends with the last of them,
+    and no gradient of the training passes through it. Without any the trunk is trained, or adapters on it."""
+    head_channels: PositiveInt = 64
+    """Width of that head."""
+
+    @model_validator(mode="after")
+    def _check_features(self) -> "LatentDiscriminatorConfig":
+        if self.features and max(self.features) > self.num_layers:
+            raise ValueError(f"features ({max(self.features)}) must be at most num_layers ({self.num_layers})")
+        if self.features and (self.weights is None or self.lora is not None):
+            raise ValueError(f"features ({self.features}) must come with weights and without lora: they are read from "
+                             "a frozen trunk")  # fmt: skip
+        return self
+
+    @property
+    def layers_run(self) -> int:
+        """Blocks that there are."""
+        return max(self.features, default=self.num_layers)
 
     @property
     def scores_at_random(self) -> bool:

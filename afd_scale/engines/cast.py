@@ -10,7 +10,7 @@ from afd_scale.config.cast import NetworkConfig, Role
 from afd_scale.layers.lora import Adapters
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
-from afd_scale.models.build import adapters_of, build_network, train_adapter
+from afd_scale.models.build import adapters_of, build_network, train_part
 
 State = Mapping[str, Tensor] | None  # start weights by parameter name; None starts at random
 
@@ -55,8 +55,8 @@ def _build_group(config: RunConfig, kind: Kind, leader: Role) -> dict[str, Any]:
         return build_network(config, leader.network, kind.ops(leader.network, adapters))
 
     network = kind.place(build, state)
-    if adapters is not None:
-        train_adapter(network, leader.name)
+    if leader.is_partly_trained:
+        train_part(network, leader.adapter)
     engines = {leader.name: kind.engine(leader, network)}
     for role in (role for role in config.cast if role.of == leader.name):
         if adapters is not None:

@@ -44,7 +44,8 @@ def adapters_of(run: RunConfig, leader: Role) -> Adapters | None:
     return Adapters(names, leader.lora.rank, leader.lora.alpha / leader.lora.rank)
 
 
-def train_adapter(network: Network, adapter: str) -> None:
-    """Freeze all but one adapter, and what no start weights have."""
+def train_part(network: Network, adapter: str | None) -> None:
+    """Freeze all but one adapter, if there is one, and what no start weights have."""
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(adapter_of(name) == adapter or network.starts_anew(name))
+        is_adapter = adapter is not None and adapter_of(name) == adapter
+        parameter.requires_grad_(is_adapter or network.starts_anew(name))

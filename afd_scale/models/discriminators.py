@@ -6,6 +6,9 @@ have a gradient of rounding errors, which Adam turns into steps of full size.
 Shape suffixes: B batch, F latent frames, C channels, H rows, W columns, T text rows, E width.
 """
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,8 +51,7 @@ class ConvDiscriminator(Network):
         """(B,) logits; text rows of zeros (padding) do not count."""
         latents_BFCHW, text_BTE = videos.latents, videos.prompts.embeddings
         x = self._stack_frames(latents_BFCHW.to(self.score.weight.dtype))
-        rows = text_BTE.abs().sum(-1).gt(0).sum(1, keepdim=True).clamp(min=1)
-        prompt = self.text((text_BTE.sum(1) / rows.sqrt()).to(x.dtype))
+        prompt = self.text(pooled_text(text_BTE).to(x.dtype))
         for convolution, film in zip(self.convolutions, self.film, strict=True):
             scale, shift = film(prompt)[..., None, None].chunk(2, dim=1)
             x = F.leaky_relu(convolution(x) * (1 + scale) + shift, 0.2)
@@ -62,26 +64,79 @@ class ConvDiscriminator(Network):
 
 
 class LatentDiscriminator(WanTrunk):
-    """A bidirectional Wan trunk over clean latents that cross-attends the prompt, and the mean score of its tokens."""
+    """A bidirectional Wan trunk over clean latents that cross-attends the prompt, and the mean score of its tokens; or
+    frozen features of some of its layers, and a head."""
+
+    config: LatentDiscriminatorConfig
 
     def __init__(self, config: LatentDiscriminatorConfig, ops: ModelOps | None = None):
         super().__init__(config, ops or ModelOps())
+        del self.blocks[config.layers_run :]
         self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.score = nn.Linear(config.dim, 1, bias=False)
+        if config.features:
+            self.head = FeatureHead(len(config.features), config.dim, config.head_channels, config.text_dim)
+        else:
+            self.score = nn.Linear(config.dim, 1, bias=False)
         self.apply(initialise)
 
     def starts_anew(self, parameter: str) -> bool:
-        return parameter.startswith("score.")
+        return parameter.startswith(("score.", "head."))
 
     def forward(self, videos: Videos, *, adapter: str | None = None) -> Tensor:
         """(B,) logits."""
-        latents_BFCHW, text_BTE = videos.latents, videos.prompts.embeddings
+        latents_BFCHW = videos.latents
+        frames, (rows, columns) = latents_BFCHW.shape[1], self.token_grid(latents_BFCHW)
+        if not self.config.features:
+            x = self._outputs(videos, adapter)[-1]
+            # The score is linear: a token's number travels between ranks, and not its whole vector.
+            scores = self.ops.gather_tokens(self.score(self.norm(x)), frames, rows * columns)
+            return scores.float().mean(dim=(1, 2))
+        with torch.set_grad_enabled(latents_BFCHW.requires_grad):  # whoever asks for it may have it by the latents
+            outputs = self._outputs(videos, adapter)
+            features = [self.norm(outputs[layer - 1]) for layer in self.config.features]
+        joined = self.ops.gather_tokens(self.head.join(features), frames, rows * columns)
+        return self.head(joined.unflatten(1, (frames, rows, columns)), videos.prompts.embeddings)
+
+    def _outputs(self, videos: Videos, adapter: str | None) -> list[Tensor]:
+        """(B, L, E) of each block."""
+        latents_BFCHW, outputs = videos.latents, list[Tensor]()
         frames = latents_BFCHW.shape[1]
         _, time_BF6E = self.embed_time(latents_BFCHW.new_zeros(latents_BFCHW.shape[:2]))
-        layout = AttentionLayout.full(frames)
-        rotation = self.rotation(latents_BFCHW, range(frames))
-        x = self.run_blocks(latents_BFCHW, time_BF6E, self.embed_text(text_BTE), rotation, layout, adapter=adapter)
-        rows, columns = self.token_grid(latents_BFCHW)
-        # The score is linear: a token's number travels between ranks, and not its whole vector.
-        scores = self.ops.gather_tokens(self.score(self.norm(x)), frames, rows * columns)
-        return scores.float().mean(dim=(1, 2))
+        text = self.embed_text(videos.prompts.embeddings)
+        rotation, layout = self.rotation(latents_BFCHW, range(frames)), AttentionLayout.full(frames)
+        self.run_blocks(latents_BFCHW, time_BF6E, text, rotation, layout, adapter=adapter, outputs=outputs)
+        return outputs
+
+
+class FeatureHead(nn.Module):
+    """Two convolutions over the features of a video's tokens, modulated by the prompt (FiLM), and their mean score."""
+
+    def __init__(self, num_layers: int, dim: int, channels: int, text_dim: int):
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Linear(dim, channels, bias=False) for _ in range(num_layers))
+        wide = 2 * channels
+        self.convolutions = nn.ModuleList(
+            [nn.Conv3d(channels, wide, 3, stride=(1, 2, 2), padding=1), nn.Conv3d(wide, wide, 3, padding=1)]
+        )
+        self.film = nn.ModuleList(nn.Linear(wide, 2 * wide) for _ in self.convolutions)
+        self.text = nn.Sequential(nn.Linear(text_dim, wide), nn.SiLU())
+        self.score = nn.Linear(wide, 1, bias=False)
+
+    def join(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, L, channels) of this rank's tokens."""
+        parts = [project(x_BLE) for project, x_BLE in zip(self.projections, features, strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def forward(self, joined_BFHWE: Tensor, text_BTE: Tensor) -> Tensor:
+        """(B,) logits."""
+        x, prompt = joined_BFHWE.movedim(-1, 1), self.text(pooled_text(text_BTE).to(joined_BFHWE.dtype))
+        for convolution, film in zip(self.convolutions, self.film, strict=True):
+            scale, shift = film(prompt)[..., None, None, None].chunk(2, dim=1)
+            x = F.leaky_relu(convolution(x) * (1 + scale) + shift, 0.2)
+        return self.score(x.mean(dim=(2, 3, 4))).squeeze(1).float()
+
+
+def pooled_text(text_BTE: Tensor) -> Tensor:
+    """(B, E) of unit variance where the rows have it; rows of zeros (padding) do not count."""
+    rows = text_BTE.abs().sum(-1).gt(0).sum(1, keepdim=True).clamp(min=1)
+    return text_BTE.sum(1) / rows.sqrt()

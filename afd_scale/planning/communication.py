@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
 from afd_scale.config.models import WanConfig
+from afd_scale.planning.flops import has_frozen_trunk
 from afd_scale.planning.memory import is_resident, itemsize, reduced_itemsize, tokens_of
 from afd_scale.planning.parameters import NetworkSize
 from afd_scale.planning.workload import Workload
@@ -58,7 +59,7 @@ def step_traffic(
 def _pass_traffic(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, once: bool) -> Traffic:
     network, seen = config.role(each.role).network, tokens_of(load, each, each.videos)
     gathers = exchanges = sum(config.sampler.passes(load.frames)) if each.kind == "rollout" else 1
-    if each.gradient:  # forward, perhaps again, and backward
+    if each.gradient and not (each.trains and has_frozen_trunk(network)):  # forward, perhaps again, and backward
         checkpointing = isinstance(network, WanConfig) and network.activation_checkpointing
         gathers, exchanges = TRAINING_GATHERS, 3 if checkpointing else 2
     if seen.past:  # the clean context is a pass of its own

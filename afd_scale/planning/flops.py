@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from afd_scale.config import RunConfig
-from afd_scale.config.cast import Pass
-from afd_scale.config.judges import VlmDiscriminatorConfig
+from afd_scale.config.cast import NetworkConfig, Pass
+from afd_scale.config.judges import LatentDiscriminatorConfig, VlmDiscriminatorConfig
 from afd_scale.config.models import WanConfig
 from afd_scale.layers.attention.layout import AttentionLayout
 from afd_scale.planning.vlm import Stack, shown_video, stacks
@@ -70,7 +70,7 @@ def forward_flops(
         + 2 * frames * (network.freq_dim * dim + dim**2 + 6 * dim**2)
     )
     attention = 4 * dim * (layout.pairs(tokens_per_frame) + tokens * rows)
-    layers = network.num_layers
+    layers = network.layers_run if isinstance(network, LatentDiscriminatorConfig) else network.num_layers
     return Flops(embeddings + 2 * tokens * dim * outputs + layers * block, layers * adapter, layers * attention)
 
 
@@ -102,10 +102,15 @@ def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: boo
         for times, layout, outputs in _layouts(config, each, network)
     )
     flops = sum(before, last)
-    if each.gradient:
+    if each.gradient and not (each.trains and has_frozen_trunk(network)):
         again = 1 if recompute and network.activation_checkpointing else 0
         flops += again * last + last.backward(each.trains and network.lora is None, each.trains)
     return flops
+
+
+def has_frozen_trunk(network: NetworkConfig) -> bool:
+    """Whether training passes have no gradient through all but a head that is too small to count."""
+    return isinstance(network, LatentDiscriminatorConfig) and bool(network.features)
 
 
 def _judge_flops(

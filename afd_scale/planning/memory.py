@@ -24,6 +24,7 @@ from afd_scale.planning.activations import (
     saved_outside_blocks,
     training_activations,
 )  # fmt: skip
+from afd_scale.planning.flops import has_frozen_trunk
 from afd_scale.planning.parameters import NetworkSize
 from afd_scale.planning.vlm import activation_bytes, shown_video, stacks
 from afd_scale.planning.workload import Workload, sample_pass
@@ -190,7 +191,8 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
     elif each.gradient:
         latents += LATENTS_AT_ONCE * each.states * videos
     if isinstance(network, WanConfig):  # others, of convolutions, are too small to matter
-        parts |= _activations(load, each, Trunk(network, itemsize(config), load.sequence))
+        through = each.gradient and not (each.trains and has_frozen_trunk(network))
+        parts |= _activations(load, each, Trunk(network, itemsize(config), load.sequence), through)
     elif isinstance(network, VlmDiscriminatorConfig):
         shown = shown_video(config)
         # All videos of the step that it sees, once they are decoded, whichever are in this pass.
@@ -201,9 +203,9 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
     return {**parts, "latents": latents * _video_bytes(config)}
 
 
-def _activations(load: Workload, each: Pass, trunk: Trunk) -> dict[str, int]:
+def _activations(load: Workload, each: Pass, trunk: Trunk, gradient: bool) -> dict[str, int]:
     seen = tokens_of(load, each, each.at_once)
-    if each.gradient:
+    if gradient:
         return {"activations": training_activations(trunk, seen)}
     if each.kind == "rollout":  # its cache is counted already
         return {"activations": forward_working(trunk, seen) + saved_outside_blocks(trunk, seen)}

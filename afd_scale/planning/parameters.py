@@ -12,7 +12,7 @@ from afd_scale.config import RunConfig
 from afd_scale.config.cast import Role
 from afd_scale.layers.lora import adapter_of
 from afd_scale.layers.ops import ModelOps
-from afd_scale.models.build import adapters_of, build_network, train_adapter
+from afd_scale.models.build import adapters_of, build_network, train_part
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def _size(config: RunConfig, role: Role) -> NetworkSize:
     with torch.device("meta"), _Uninitialised():
         network = build_network(config, role.network, ModelOps(adapters=adapters))
     network.requires_grad_(role.optimizer is not None)
-    if adapters is not None and role.optimizer is not None:
-        train_adapter(network, role.name)
+    if role.is_partly_trained:
+        train_part(network, role.adapter)
     names = dict(network.named_parameters())
     units = network.units() or [network]
     return NetworkSize(

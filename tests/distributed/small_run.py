@@ -1,16 +1,19 @@
 """A small AFD run: the toy config with a small random student, few clips and no pretraining."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.config import load_config
 from afd_scale.config.models import PolicyConfig
 from afd_scale.models.wan import CausalWan
-from tests.distributed.processes import ROOT
+from tests.distributed.processes import ROOT, on_ranks
 
 SHAPE = {"architecture": "toy", "dim": 64, "num_heads": 4, "ffn_dim": 96, "num_layers": 2}
 CLIPS = 192
@@ -36,3 +39,41 @@ def write_small_run(folder: Path, steps: int) -> Path:
     policy = PolicyConfig(student=config.student, sampler=config.sampler)
     save_weights(student.state_dict().items(), folder / "start", policy)
     return path
+
+
+def check_resuming(folder: Path, steps: int, *options: object) -> Path:
+    """Train on two ranks, take the last checkpoint away, and go on: metrics and all tensors are the same bits.
+
+    Args:
+        folder: of the run; it logs every step, and saves before the last.
+        options: of launch/train.py.
+    Returns:
+        The last checkpoint.
+    """
+    last = folder / "checkpoints" / f"step_{steps:08d}"
+    found = []
+    for again in (False, True):
+        if again:
+            shutil.rmtree(last)
+            (folder / "summary.json").unlink()
+        result = on_ranks(2, ROOT / "launch" / "train.py", *options)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert (" resumes after step " in result.stderr) == again
+        lines = [without_machine(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        files = {path.relative_to(last): load_file(path) for path in last.rglob("*.safetensors")}
+        state = json.loads((last / "state.json").read_text())
+        found.append((lines, files, state))
+    (lines, files, state), (lines_again, files_again, state_again) = found
+    assert lines == lines_again
+    assert state == state_again
+    trained = [line for line in lines if line["step"] > 0]
+    assert [line["step"] for line in trained] == list(range(1, steps + 1))
+    assert len({line["student/loss"] for line in trained}) > 1, "nothing is learned"
+    assert files.keys() == files_again.keys()
+    for name, tensors in files.items():
+        assert all(torch.equal(tensor, files_again[name][key]) for key, tensor in tensors.items()), name
+    return last
+
+
+def without_machine(line: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if not name.startswith("system/")}

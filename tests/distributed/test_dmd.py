@@ -5,33 +5,18 @@ Run as a script by torchrun this file is one rank; as a test it starts them.
 """
 
 import json
-import os
-import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file, save_file
 
-from tests.distributed.processes import ROOT, leave, on_ranks
-from tests.distributed.small_run import write_small_run
-from tests.distributed.test_parity import (
-    LORA,
-    OPTIMIZER,
-    PROMPTS,
-    SHAPE,
-    SIZE,
-    Results,
-    compare,
-    make_batch,
-    plain_method,
-    randomise_adapters,
-    save_start,
-    whole_weights,
-)
+from tests.distributed.meshes import Results, check_cells, randomise_adapters, run_mesh, steps_of, weights_of
+from tests.distributed.processes import ROOT, leave
+from tests.distributed.small_run import check_resuming, write_small_run
+from tests.distributed.test_parity import LORA, OPTIMIZER, PROMPTS, SHAPE, SIZE, make_batch, save_start
 from tests.tools import load_tool
 
 STEPS, FRAMES, RUN_STEPS = 4, 3, 3
@@ -65,62 +50,36 @@ def run_config(
 
 
 def check_mesh(folder: Path, sequence: int) -> None:
-    """Every rank: each cell for this mesh; one rank alone records the plain results first."""
-    from afd_scale.parallel.launchers import launched_as
-    from afd_scale.parallel.ranks import start_ranks
-    from afd_scale.training.build import build_run
+    if not (folder / "student").exists():
+        save_start(folder)
 
-    with start_ranks(launched_as(os.environ), timeout_minutes=2) as processes:
-        ranks = processes.sharing_videos(sequence, timeout_minutes=2)
-        if ranks.size == 1:
-            save_start(folder)
-        for number, cell in enumerate(CELLS):
-            config = run_config(folder, sequence, *cell)
-            sharded: Any = build_run(config, ranks).method
-            for trained in (sharded.student, sharded.fake_score):
-                randomise_adapters(trained)
-            sharded.average.follow(sharded.student, 0.0)
-            recorded = folder / f"{number}.safetensors"
-            if ranks.size == 1:
-                plain = results_of(plain_method(sharded, config), slice(0, PROMPTS), lambda x: x)
-                save_file({name: value.contiguous() for name, value in plain.items()}, recorded)
-            share = PROMPTS // ranks.data_size
-            rows = slice(ranks.data_rank * share, (ranks.data_rank + 1) * share)
-            name = f"{ranks.data_size}x{sequence}, {cell}"
-            compare(results_of(sharded, rows, ranks.mean), load_file(recorded), rows, name)
+    def ready(engines: Any) -> None:
+        for role in ("student", "fake_score"):
+            randomise_adapters(engines[role])
+        engines["average"].follow(engines["student"], 0.0)
+
+    cells = {str(cell): partial(run_config, folder, sequence, *cell) for cell in CELLS}
+    check_cells(folder, sequence, cells, results_of, ready)
 
 
-def results_of(method: Any, rows: slice, mean: Any) -> Results:
-    """All that is compared, of sharded or plain engines, on some rows of the global batch."""
-    found: Results = {}
+def results_of(method: Any, engines: Any, rows: slice, mean: Any) -> Results:
+    found = steps_of(method, {step: make_batch(step, rows) for step in range(1, STEPS + 1)}, mean)
     for step in range(1, STEPS + 1):
-        batch = make_batch(step, rows)
-        metrics = method.train_step(batch, step)
-        for name in sorted(metrics.keys() - {"discriminator/accuracy"}):  # a count may tip over
-            found[f"{name} of step {step}"] = mean(metrics[name])
-        assert ("student/loss" in metrics) == (step % 2 == 0)
-    for policy in ("student", "average", "fake_score", "real_score"):
-        for name, weight in whole_weights(getattr(method, policy)):
-            found[f"{policy}: {name} at the end"] = weight
-    return {name: value.detach().float().cpu() for name, value in found.items()}
-
-
-def run_mesh(folder: Path, data: int, sequence: int) -> None:
-    result = on_ranks(data * sequence, __file__, folder, str(sequence))
-    assert result.returncode == 0, result.stderr[-3000:]
+        assert (f"student/loss of step {step}" in found) == (step % 2 == 0)
+    return found | weights_of({role: engines[role] for role in ("student", "average", "fake_score", "real_score")})
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What plain torch computes; one sharded rank, which records it, is held to it at once."""
     folder = tmp_path_factory.mktemp("dmd")
-    run_mesh(folder, 1, 1)
+    run_mesh(__file__, folder, 1, 1)
     return folder
 
 
 @pytest.mark.parametrize(("data", "sequence"), [(2, 1), (1, 2)])
 def test_dmd_on_two_ranks_equals_one_process(data: int, sequence: int, recorded: Path) -> None:
-    run_mesh(recorded, data, sequence)
+    run_mesh(__file__, recorded, data, sequence)
 
 
 @pytest.fixture(scope="module")
@@ -139,28 +98,8 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_dmd_trains_saves_and_resumes_to_the_same_bits(config_file: Path) -> None:
-    folder = config_file.parent / "runs" / "dmd"
-    last = folder / "checkpoints" / f"step_{RUN_STEPS:08d}"
-    found = []
-    for _ in range(2):
-        result = on_ranks(2, ROOT / "launch" / "train.py", "--config", config_file)
-        assert result.returncode == 0, result.stderr[-3000:]
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        files = {path.name: load_file(path) for path in last.rglob("*.safetensors")}
-        assert sorted(path.name for path in (last / "networks").iterdir()) == CHANGING
-        found.append(([without_machine(line) for line in lines], files))
-        shutil.rmtree(last)
-        (folder / "summary.json").unlink()
-    assert "resumes after step 2" in result.stderr
-    (lines, files), (again, files_again) = found
-    assert lines == again
-    assert len({line["student/loss"] for line in lines if line["step"] > 0}) == RUN_STEPS
-    for name, tensors in files.items():
-        assert all(torch.equal(tensor, files_again[name][key]) for key, tensor in tensors.items()), name
-
-
-def without_machine(line: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in line.items() if not name.startswith("system/")}
+    last = check_resuming(config_file.parent / "runs" / "dmd", RUN_STEPS, "--config", config_file)
+    assert sorted(path.name for path in (last / "networks").iterdir()) == CHANGING
 
 
 @pytest.mark.parametrize("name", ["toy/dmd.yaml", "wan_1_3b/paper_dmd.yaml"])

@@ -64,7 +64,7 @@ class Oracle:
 
 
 def build(method, *, student=None, sampler=None, micro_batch=None, **replaced):
-    """A method whose student is not all zero before training.
+    """A method with its `engines` by role, whose student is not all zero before training.
 
     Args:
         method: its section.
@@ -81,7 +81,9 @@ def build(method, *, student=None, sampler=None, micro_batch=None, **replaced):
             head = engine.network.head.head.weight
             head.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
     engines = {role: Recorded(engine) for role, engine in engines.items()} | replaced
-    return make_method(config, engines, lambda x: x)
+    method = make_method(config, engines, lambda x: x)
+    method.engines = engines  # for tests to look at
+    return method
 
 
 def make_batch(samples=(4, 9), *, frames=SHAPE[0], teacher_seed=0):

@@ -11,8 +11,8 @@ from tests.unit.methods.engines import SHAPE, Oracle, build, make_batch
 METRICS = {
     "student/learning_rate",
     "student/loss", "student/old_policy_distance", "student/gradient_norm", "discriminator/loss",
-    "discriminator/accuracy", "discriminator/margin", "discriminator/gradient_norm", "rollout/reward_mean",
-    "rollout/reward_group_std", "rollout/weight_spread",
+    "discriminator/accuracy", "discriminator/margin", "discriminator/win_probability", "discriminator/gradient_norm",
+    "rollout/reward_mean", "rollout/reward_group_std", "rollout/weight_spread", "rollout/diversity",
 }  # fmt: skip
 
 
@@ -129,21 +129,21 @@ def test_the_students_step_leaves_the_discriminator_alone():
     trained, alone = make_afd(), make_afd()
     trained.train_step(make_batch(), 1)
     teacher = make_batch().teacher
-    alone._train_discriminator(teacher, alone._roll_out(teacher.prompts, teacher, 1), 1)
-    assert torch.equal(trained.discriminator.weights(), alone.discriminator.weights())
-    assert all(p.grad is None for p in trained.discriminator.network.parameters())
+    alone.jury.hear(teacher, alone._roll_out(teacher.prompts, teacher, 1), alone.randomness, 1, 100)
+    assert torch.equal(trained.engines["discriminator"].weights(), alone.engines["discriminator"].weights())
+    assert all(p.grad is None for p in trained.engines["discriminator"].network.parameters())
     assert all(p.grad is None for p in trained.old_policy.network.parameters())
 
 
 def test_the_warm_up_trains_the_discriminator_only():
     afd = make_afd(discriminator_warmup_steps=2)
-    student, old, judge = afd.student.weights(), afd.old_policy.weights(), afd.discriminator.weights()
+    student, old, judge = afd.student.weights(), afd.old_policy.weights(), afd.engines["discriminator"].weights()
     assert afd.warmup_steps == 2
     metrics = [afd.train_step(make_batch(), step) for step in (-1, 0)]
     assert all(m.keys() == {name for name in METRICS if name.startswith("discriminator/")} for m in metrics)
     assert torch.equal(afd.student.weights(), student)
     assert torch.equal(afd.old_policy.weights(), old)
-    assert not torch.equal(afd.discriminator.weights(), judge)
+    assert not torch.equal(afd.engines["discriminator"].weights(), judge)
 
 
 def test_the_prior_holds_the_student_at_the_reference():
@@ -157,7 +157,7 @@ def test_the_prior_holds_the_student_at_the_reference():
 
 
 def test_the_discriminator_learns_to_tell_the_teacher():
-    afd = make_afd()
+    afd = make_afd(discriminator_warmup_steps=30)
     losses = [afd.train_step(make_batch(), step)["discriminator/loss"].item() for step in range(-29, 1)]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 

@@ -180,7 +180,7 @@ def test_a_config_that_does_not_fit_is_refused(fields, match):
     ("fields", "more"),
     [
         ({}, set()),
-        (GAN, {f"discriminator/{name}" for name in ("loss", "accuracy", "margin", "gradient_norm")}
+        (GAN, {f"discriminator/{name}" for name in ("loss", "accuracy", "margin", "win_probability", "gradient_norm")}
          | {"student/gan_loss"}),
     ],
 )  # fmt: skip

@@ -11,7 +11,8 @@ from tests.unit.methods.engines import Oracle, build, make_batch
 from tests.unit.methods.test_afd import RecordingRandomness
 
 METRICS = {
-    "discriminator/loss", "discriminator/accuracy", "discriminator/margin", "discriminator/gradient_norm",
+    "discriminator/loss", "discriminator/accuracy", "discriminator/margin", "discriminator/win_probability",
+    "discriminator/gradient_norm",
     "student/loss", "student/gradient_norm", "student/learning_rate", "student/rollout_distance", "rollout/exit_sigma",
 }  # fmt: skip
 SAMPLER = {"timesteps": [1000, 750, 500], "chunk_frames": 1}
@@ -101,7 +102,7 @@ def test_the_students_gradient_is_autograds_through_the_last_denoising_step(fiel
     # The discriminator is now as it judged.
     rollouts = generate(gan, batch, step)
     fake, real = gan.discriminator(rollouts), gan.discriminator(batch.teacher).repeat_interleave(group)
-    advantage = fake - real if gan.config.discriminator_objective == "bradley_terry" else fake
+    advantage = fake - real if gan.judge.objective == "bradley_terry" else fake
     loss = -torch.sigmoid(advantage).log().mean()
     expected = torch.autograd.grad(loss, list(gan.student.network.parameters()))
     assert metrics["student/loss"].item() == pytest.approx(loss.item(), abs=1e-5)

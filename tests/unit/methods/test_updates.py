@@ -21,7 +21,7 @@ from tests.unit.methods.test_sft import make_sft
 def test_a_step_of_afd_in_pieces_is_the_whole_step(fields: dict[str, object], micro_batch: int) -> None:
     whole, parts = make_afd(**fields), make_afd(micro_batch=micro_batch, **fields)
     for afd in (whole, parts):
-        for trained in (afd.student, afd.discriminator):
+        for trained in (afd.student, afd.engines["discriminator"]):
             trained.engine.optimizer = torch.optim.SGD(
                 trained.network.parameters(), lr=1.0
             )  # keeps the gradient's size
@@ -31,7 +31,9 @@ def test_a_step_of_afd_in_pieces_is_the_whole_step(fields: dict[str, object], mi
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     torch.testing.assert_close(parts.student.weights(), whole.student.weights(), rtol=0, atol=1e-5)
-    torch.testing.assert_close(parts.discriminator.weights(), whole.discriminator.weights(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        parts.engines["discriminator"].weights(), whole.engines["discriminator"].weights(), rtol=0, atol=1e-5
+    )
     assert len(parts.student.calls) > len(whole.student.calls)
     largest = max(len(arguments[2]) for arguments, _, _ in parts.student.calls)
     assert largest <= micro_batch

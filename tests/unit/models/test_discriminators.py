@@ -6,10 +6,11 @@ import torch.nn.functional as F
 
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminatorConfig
-from afd_scale.config.models import StudentConfig
+from afd_scale.config.models import StudentConfig, WanConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.ops import ModelOps
+from afd_scale.models.build import train_part
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
 from afd_scale.models.wan import CausalWan
 from tests.networks import make_videos
@@ -47,7 +48,11 @@ def inputs(rows=3):
     return latents, torch.randn(rows, 5, TEXT, generator=generator)
 
 
-every_scorer = pytest.mark.parametrize("make", [conv, latent])
+def of_features(**fields):
+    return latent(features=(1, 2), head_channels=8, weights="given", **fields)
+
+
+every_scorer = pytest.mark.parametrize("make", [conv, latent, of_features])
 
 
 @every_scorer
@@ -124,8 +129,52 @@ def test_an_adapter_judges_when_it_is_named():
     assert torch.equal(model(videos), base)
 
 
+def test_a_head_on_frozen_features_learns_alone():
+    model, (latents, text) = build(of_features), inputs()
+    train_part(model, None)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith("head.")}
+    logits = model(make_videos(latents, text))
+    seen, nodes = set(), [logits.grad_fn]
+    while nodes:  # of the graph, to its leaves
+        node = nodes.pop()
+        seen |= {id(node.variable)} if hasattr(node, "variable") else set()
+        nodes += [parent for parent, _ in node.next_functions if parent is not None]
+    assert seen == {id(p) for p in model.parameters() if p.requires_grad}, "a gradient goes on into the trunk"
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.head.parameters())
+
+
+def test_frozen_features_end_with_the_last_layer_read():
+    deep, shallow = build(latent, features=(1,), weights="given", num_layers=2), build(latent, num_layers=2)
+    assert len(deep.blocks) == 1
+    assert len(shallow.blocks) == 2
+
+
+def test_a_gradient_by_the_latents_passes_frozen_features():
+    model, (latents, text) = build(of_features), inputs()
+    train_part(model, None)
+    latents.requires_grad_()
+    (gradient,) = torch.autograd.grad(model(make_videos(latents, text)).sum(), latents)
+    assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"features": (3,), "weights": "given"}, "features .3. must be at most num_layers .2."),
+        ({"features": (1,)}, "must come with weights and without lora"),
+        ({"features": (1,), "weights": "given", "lora": {}}, "must come with weights and without lora"),
+    ],
+    ids=str,
+)
+def test_features_that_cannot_be_are_refused(fields, line):
+    with pytest.raises(ValueError, match=line):
+        latent_config(**fields)
+
+
 def test_what_a_wan_has_no_start_weights_for_starts_anew():
-    config = latent_config().model_dump(exclude={"name"})
+    config = latent_config().model_dump(include=set(WanConfig.model_fields))
     trunk = CausalWan(StudentConfig.model_validate(config), SamplerConfig()).state_dict()
     model = build(latent, ops=ModelOps(adapters=Adapters(("discriminator",), 2, 0.5)))
     base = {name for name, _ in model.named_parameters() if adapter_of(name) is None}
