@@ -149,7 +149,7 @@ class LatentDiscriminatorConfig(WanConfig, JudgeConfig):
 
     @property
     def scores_at_random(self) -> bool:
-        return True  # whatever `weights` are: they are of the trunk
+        return self.weights is None
 
 
 class VlmDiscriminatorConfig(PixelJudgeConfig):

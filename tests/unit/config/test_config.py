@@ -293,7 +293,6 @@ def test_no_gradient_comes_through_pixels(method: dict[str, Any]) -> None:
     [
         ({"name": "conv"}, r"discriminator\.optimizer \(null\) must be given"),
         ({"name": "latent"}, r"discriminator\.optimizer \(null\) must be given"),
-        ({"name": "latent", "weights": "start"}, r"discriminator\.optimizer \(null\) must be given"),
         ({"name": "vlm", "model": "m"}, r"discriminator\.optimizer \(null\) must be given"),
         ({"name": "vlm", "model": "m", "head": "pooled"}, r"discriminator\.optimizer \(null\) must be given"),
         ({"name": "vlm", "model": "m", "lora": {}}, r"discriminator\.optimizer \(null\) must be given"),
