@@ -14,6 +14,14 @@ RankMean = Callable[[Tensor], Tensor]  # the mean of a tensor over the data rank
 View = Callable[[Tensor], Tensor]  # of one video's pixels, (1, T, C, H, W)
 
 
+class JudgeError(Exception):
+    """A fixed judge said nothing that could be a score, in one line that names it; the step has changed no network."""
+
+
+class UnreachableJudgeError(JudgeError):
+    """It could not be reached in time: the same may succeed later."""
+
+
 def pieces(rows: int, at_once: int | None) -> list[slice]:
     """Rows 0 .. rows in slices of at most `at_once`; None is all."""
     at_once = at_once or rows

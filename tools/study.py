@@ -5,8 +5,8 @@
 
 A study is a YAML file: `config`, `overrides` of all its runs, `seeds`, `metrics` of the table, `variants` by name, each
 a list of overrides; the first is what the others are compared with. At equal FLOPs a variant trains for as many steps
-as the first one's FLOPs pay for. Runs are done `--jobs` at a time, in one process each; those that are complete are not done
-again, so a study that was stopped goes on. `--table` prints what is there.
+as the first one's FLOPs pay for. Runs are done `--jobs` at a time, in one process each; those that are complete are not
+done again, so a study that was stopped goes on. `--table` prints what is there.
 """
 
 import json

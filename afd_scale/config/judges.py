@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -17,6 +18,20 @@ what the prompt says.
 Prompt: {prompt}
 Rating: <|reward|><|im_end|>
 """
+# What a model that answers in words is asked; as VQAScore has it for images (arXiv:2404.01291).
+QUESTION = 'Does this video show "{prompt}", in good quality? Answer Yes or No.'
+ANSWERS = ("Yes", "No")
+QUESTION_TEMPLATE = f"""<|im_start|>system
+You are a helpful assistant.<|im_end|>
+<|im_start|>user
+{{video}}{QUESTION}<|im_end|>
+<|im_start|>assistant
+"""
+
+# Fields that count where a judge is trained.
+ONLY_TRAINED = (
+    "objective", "warmup_steps", "r1_weight", "r2_weight", "penalty_deviation", "mismatch_weight", "augment"
+)  # fmt: skip
 
 
 class JudgeConfig(Section):
@@ -41,6 +56,18 @@ class JudgeConfig(Section):
     weight: PositiveFloat = 1.0
     """Of its standardised score among those of several judges."""
 
+    @model_validator(mode="after")
+    def _check_fixed(self) -> "JudgeConfig":
+        if self.optimizer is None and self.scores_at_random:
+            raise ValueError("optimizer (null) must be given: without training it would score at random, for it has no "
+                             "start weights of a score")  # fmt: skip
+        for name in ONLY_TRAINED if self.optimizer is None else ():
+            field, value = type(self).model_fields.get(name), getattr(self, name, None)
+            if field is not None and value != field.default:
+                raise ValueError(f"{name} ({value}) must be left out of a fixed judge (optimizer: null): it is of "
+                                 "training")  # fmt: skip
+        return self
+
     @property
     def is_penalised(self) -> bool:
         return self.r1_weight > 0 or self.r2_weight > 0
@@ -53,6 +80,11 @@ class JudgeConfig(Section):
     @property
     def sees_pixels(self) -> bool:
         """Whether it is given decoded videos, by which its logit has no gradient."""
+        return False
+
+    @property
+    def scores_at_random(self) -> bool:
+        """Whether nothing but training makes its score."""
         return False
 
 
@@ -77,6 +109,10 @@ class ConvDiscriminatorConfig(JudgeConfig):
     """Width of the convolutions."""
     identity_patch: tuple[PositiveInt, PositiveInt] = (3, 4)
     """(frames, pixels) of the identity codec's patch in the latent channels; undone before the convolutions."""
+
+    @property
+    def scores_at_random(self) -> bool:
+        return True
 
     @model_validator(mode="before")
     @classmethod
@@ -111,6 +147,10 @@ class LatentDiscriminatorConfig(WanConfig, JudgeConfig):
         """Blocks that there are."""
         return max(self.features, default=self.num_layers)
 
+    @property
+    def scores_at_random(self) -> bool:
+        return self.weights is None
+
 
 class VlmDiscriminatorConfig(PixelJudgeConfig):
     """A video-language model of transformers, Qwen2-VL or Qwen2.5-VL, that sees a video's pixels and its prompt: the
@@ -122,14 +162,18 @@ class VlmDiscriminatorConfig(PixelJudgeConfig):
     """Folder of the model with its tokenizer, or a hub id whose files are in the local cache: nothing is downloaded."""
     weights: Path | None = None
     """A checkpoint that goes over the model's weights: a folder of VideoAlign's kind or of PEFT's, or a .safetensors or
-    .pth file with their keys. None starts from the model, with a score at random."""
+    .pth file with their keys. None starts from the model, with a score at random but for head `yes_no`."""
     weights_adapters: Literal["merge", "keep"] = "merge"
     """Adapters in `weights` are added to the weights under them, or trained on: then `lora` must be as theirs."""
     template: str = VLM_TEMPLATE
-    """What the model reads; {video} and {prompt} stand for them."""
-    head: Literal["reward_token", "pooled"] = "reward_token"
-    """What the score is a linear function of: the last hidden state at the reward tokens, added up over them, or the
-    mean of all tokens'."""
+    """What the model reads; {video} and {prompt} stand for them. With head `yes_no` it ends where the answer begins, by
+    default behind a question."""
+    head: Literal["reward_token", "pooled", "yes_no"] = "reward_token"
+    """What the score is a linear function of: the last hidden state at the reward tokens, added up over them, the mean
+    of all tokens', or with `yes_no` the last token's. That score starts as the model's log-odds of the first answer
+    against the second."""
+    answers: tuple[str, str] = ANSWERS
+    """Of head `yes_no`, a token each."""
     reward_tokens: tuple[str, ...] = ("<|reward|>",)
     """Tokens of the template that are rewarded; those that the tokenizer lacks are added in this order, and take free
     rows of the model's table. VideoAlign's: <|VQ_reward|>, <|MQ_reward|>, <|TA_reward|>."""
@@ -146,6 +190,17 @@ class VlmDiscriminatorConfig(PixelJudgeConfig):
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of storing its activations."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ask(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("head") == "yes_no":
+            return {"template": QUESTION_TEMPLATE, **values}
+        return values
+
+    @property
+    def scores_at_random(self) -> bool:
+        return self.weights is None and self.head != "yes_no"
+
     @model_validator(mode="after")
     def _check(self) -> "VlmDiscriminatorConfig":
         for part in ("{video}", "{prompt}", *(self.reward_tokens if self.head == "reward_token" else ())):
@@ -157,11 +212,54 @@ class VlmDiscriminatorConfig(PixelJudgeConfig):
             raise ValueError(f"min_pixels ({self.min_pixels}) must be at most max_pixels ({self.max_pixels})")
         if self.lora_vision and self.lora is None:
             raise ValueError("lora_vision (True) must come with lora: without it all weights are trained")
+        if self.lora is not None and self.optimizer is None:
+            raise ValueError("lora must be left out of a fixed judge (optimizer: null): adapters in weights are merged")
         if self.weights_adapters == "keep" and (self.weights is None or self.lora is None):
             raise ValueError("weights_adapters (keep) must come with weights and lora: those adapters are trained on")
         return self
 
 
+class HttpJudgeConfig(PixelJudgeConfig):
+    """A scorer behind HTTP, which is sent videos with their prompts (docs/judges.md); it is not trained here."""
+
+    name: Literal["http"] = "http"
+    """Tag of this variant."""
+    optimizer: OptimizerConfig | None = None
+    """None: it is a fixed reward."""
+    url: str
+    """Where requests are posted to."""
+    key_file: Path | None = None
+    """A file with the server's key, which is sent as a bearer token and written nowhere; None sends none."""
+    timeout_seconds: PositiveFloat = 120.0
+    """For one request and its answer."""
+    retries: NonNegativeInt = 5
+    """Of a request that met no server, no answer in time, or one of 429 and 5xx; after 1, 2, 4, ... 60 seconds."""
+    videos_per_request: PositiveInt = 4
+    """Videos of one request, at most; a rank sends several requests at once."""
+
+    @property
+    def patience_seconds(self) -> float:
+        """That one request may take in all."""
+        return (self.retries + 1) * self.timeout_seconds + sum(map(backoff_seconds, range(self.retries)))
+
+    @model_validator(mode="after")
+    def _check(self) -> "HttpJudgeConfig":
+        if self.optimizer is not None:
+            raise ValueError("optimizer must be null: a judge behind HTTP is not trained")
+        url = urlsplit(self.url)
+        if url.username or url.password:
+            raise ValueError(f"url (of {url.hostname}) must hold no user and no password: key_file names a file")
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"url ({self.url}) must be one such as http://scorer:8000/score")
+        return self
+
+
+def backoff_seconds(failures: int) -> float:
+    """Before the next attempt after so many failed ones and one more."""
+    return min(2.0**failures, 60.0)
+
+
 DiscriminatorConfig = Annotated[
-    ConvDiscriminatorConfig | LatentDiscriminatorConfig | VlmDiscriminatorConfig, Field(discriminator="name")
+    ConvDiscriminatorConfig | LatentDiscriminatorConfig | VlmDiscriminatorConfig | HttpJudgeConfig,
+    Field(discriminator="name"),
 ]

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from afd_scale.config.cast import Load, Role, check_cast
-from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminatorConfig
+from afd_scale.config.judges import ConvDiscriminatorConfig, HttpJudgeConfig, LatentDiscriminatorConfig
 from afd_scale.config.methods import MethodConfig, method_class
 from afd_scale.config.models import ScoreConfig, StudentConfig, WanConfig
 from afd_scale.config.sampler import SamplerConfig
@@ -287,6 +287,10 @@ class RunConfig(Section):
                 raise ValueError(f"{role.section}.identity_patch ({frames}, {pixels}) must fit student.latent_channels "
                                  f"({student.latent_channels}): frames x pixels^2 values are folded into each position"
                                  )  # fmt: skip
+        elif isinstance(network, HttpJudgeConfig) and network.patience_seconds >= 60 * self.engine.timeout_minutes:
+            raise ValueError(f"engine.timeout_minutes ({self.engine.timeout_minutes}) must be more than the "
+                             f"{network.patience_seconds / 60:.1f} that {role.section}.timeout_seconds and retries may "
+                             "take: the other ranks wait meanwhile")  # fmt: skip
 
     def _check_transformer(self, name: str, network: WanConfig) -> None:
         sequence = self.parallel.sequence

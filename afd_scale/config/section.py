@@ -14,8 +14,11 @@ class Section(BaseModel):
 def first_problem(error: ValidationError) -> str:
     """The first problem as `field (value), rule`; our own rules already read so."""
     problem = error.errors()[0]
-    tags = {"conv", "latent", "vlm"}  # a tagged union puts its tag into the location; it is no part of the written key
-    field = ".".join(str(part) for part in problem["loc"] if part not in tags)
+    # A tagged union puts its tag into the location, which is no part of the written key; a judge's own name may be one.
+    tags, parts = {"conv", "latent", "vlm", "http"}, problem["loc"]
+    field = ".".join(
+        str(part) for before, part in zip(("", *parts), parts) if part not in tags or before == "judges"
+    )  # fmt: skip
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         return f"{field} ({problem['input']}) is not a known key: see the sections in afd_scale/config{more}"

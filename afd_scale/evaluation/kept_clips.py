@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.evaluation.video import FrameArray
 from afd_scale.files import replacing
+from afd_scale.mp4 import FrameArray
 
 log = logging.getLogger(__name__)
 

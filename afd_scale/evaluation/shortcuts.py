@@ -18,7 +18,7 @@ from afd_scale.evaluation.clip_sets import spread
 from afd_scale.evaluation.linear_probe import Probed, probe_traits
 from afd_scale.evaluation.remedies import REMEDIES, standing_out, still_remedy
 from afd_scale.evaluation.traits import LEAST_FRAMES, Traits, traits_of
-from afd_scale.evaluation.video import FrameArray
+from afd_scale.mp4 import FrameArray
 
 Verdict = Literal["gives away", "slight", "no", "cannot tell", "differs"]
 

@@ -5,25 +5,17 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
 from afd_scale.files import replacing, slug
+from afd_scale.mp4 import FrameArray, coloured, encoding_mp4
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FrameArray = NDArray[np.uint8]
-
-# x264's constant quality; 16 cannot be told from the source by eye.
-CRF = "16"
-# Of a rate: that of NTSC's, 24000/1001, 30000/1001 and 60000/1001.
-_DENOMINATOR = 1001
 
 # Layout of grids and comparisons, in pixels. Toy clips are enlarged, Wan clips shrunk, by whole factors.
 STRIP_FRAME_SIZES = (48, 120)
@@ -50,32 +42,14 @@ def write_mp4(frames: FrameArray, path: Path, fps: float, title: str = "") -> No
 
 @contextmanager
 def writing_mp4(path: Path, fps: float, title: str = "", comment: str = "") -> Iterator[Callable[[FrameArray], None]]:
-    """Write one H.264 video (yuv420p) frame by frame; the file appears when the block ends well.
+    """Write one video frame by frame, as `encoding_mp4`; the file appears when the block ends well.
 
     Args:
-        fps: frames per second.
         title: kept in the file, `read_title` finds it.
-        comment: kept too.
-    Yields:
-        Takes the next frames, uint8 (F, H, W), (F, H, W, 1) or (F, H, W, 3). An odd height or width gains one repeated
-        row or column.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, av.open(partial, "w", format="mp4") as container:
-        container.metadata.update({"title": title, "comment": comment})
-        rate = Fraction(fps).limit_denominator(_DENOMINATOR)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": CRF})
-        stream.pix_fmt = "yuv420p"
-
-        def write(frames: FrameArray) -> None:
-            video = _even(_rgb(frames, 4))
-            if not stream.codec_context.is_open:
-                stream.height, stream.width = video.shape[1:3]
-            for frame in video:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-
+    with replacing(path) as partial, encoding_mp4(partial, fps, title, comment) as write:
         yield write
-        container.mux(stream.encode(None))
 
 
 def read_mp4(path: Path) -> tuple[FrameArray, float]:
@@ -149,25 +123,9 @@ def write_comparison_mp4(
         write_mp4(video, folder / f"{row:02d}_{slug(caption)}.mp4", fps, title=caption)
 
 
-def _rgb(frames: FrameArray, ndim: int) -> FrameArray:
-    """Repeat grey frames into three channels; `ndim` counts the axes with the channels."""
-    if frames.dtype == np.uint8 and frames.size:
-        if frames.ndim == ndim - 1:
-            return np.repeat(frames[..., None], 3, axis=-1)
-        if frames.ndim == ndim and frames.shape[-1] == 1:
-            return np.repeat(frames, 3, axis=-1)
-        if frames.ndim == ndim and frames.shape[-1] == 3:
-            return frames
-    axes = ("N, " if ndim == 5 else "") + "F, H, W"
-    raise ValueError(
-        f"frames ({frames.dtype} {frames.shape}) must be uint8 ({axes}) or ({axes}, 3), not empty: "
-        "grey or RGB pixels are written"
-    )
-
-
 def _checked(columns: Mapping[str, FrameArray], captions: Sequence[str]) -> dict[str, FrameArray]:
     """The columns as RGB, (N, F, H, W, 3) each."""
-    clips = {name: _rgb(frames, 5) for name, frames in columns.items()}
+    clips = {name: coloured(frames, 5) for name, frames in columns.items()}
     shapes = {name: frames.shape for name, frames in clips.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"columns ({shapes}) must be of one shape, at least one: their frames are set side by side")
@@ -192,12 +150,6 @@ def _fit(frames: FrameArray, sizes: tuple[int, int]) -> FrameArray:
     """Scale so that the longer side lies between two sizes, as far as whole factors allow; (F, H, W, 3)."""
     longer = max(frames.shape[1:3])
     return _scaled(frames, enlarge=max(1, sizes[0] // longer), shrink=-(-longer // sizes[1]))
-
-
-def _even(frames: FrameArray) -> FrameArray:
-    """yuv420p halves the chroma planes: repeat the last row or column of an odd size; (F, H, W, 3)."""
-    height, width = frames.shape[1:3]
-    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _strip(clip: FrameArray) -> FrameArray:

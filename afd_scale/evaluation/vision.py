@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from afd_scale.evaluation.video import FrameArray
+from afd_scale.mp4 import FrameArray
 
 FloatArray = NDArray[np.float32]
 Flow = Callable[[FrameArray, FrameArray], FloatArray]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from afd_scale.codecs.codec import ChunkDecoder
 from afd_scale.codecs.conversions import to_uint8
-from afd_scale.evaluation.video import FrameArray, writing_mp4
+from afd_scale.evaluation.video import writing_mp4
 from afd_scale.flow.randomness import Randomness
+from afd_scale.mp4 import FrameArray
 from afd_scale.protocols import Policy
 from afd_scale.rollout.sampler import Noise, Sampler
 from afd_scale.types import Prompts

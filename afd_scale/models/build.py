@@ -2,12 +2,18 @@
 
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Load, NetworkConfig, Role
-from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminatorConfig, VlmDiscriminatorConfig
+from afd_scale.config.judges import (
+    ConvDiscriminatorConfig,
+    HttpJudgeConfig,
+    LatentDiscriminatorConfig,
+    VlmDiscriminatorConfig,
+)
 from afd_scale.config.models import ScoreConfig
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
+from afd_scale.models.http_judge import HttpJudge
 from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.models.wan import CausalWan
 
@@ -24,6 +30,8 @@ def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Netw
         return LatentDiscriminator(network, ops)
     if isinstance(network, VlmDiscriminatorConfig):
         return VlmDiscriminator(network, ops)
+    if isinstance(network, HttpJudgeConfig):
+        return HttpJudge(network)
     if isinstance(network, ScoreConfig) and not network.causal:
         return CausalWan(network, run.sampler.model_copy(update={
             "chunk_frames": data.latent_frames, "window_frames": None, "sink_frames": 0}), ops)  # fmt: skip

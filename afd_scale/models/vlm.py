@@ -66,6 +66,7 @@ class VlmDiscriminator(Network):
             part.dtype = torch.get_default_dtype()  # that of the files is none of a network's that is made here
         text.pad_token_id, text.use_cache, text.attention_dropout = None, False, 0.0
         self.vocabulary = text.vocab_size
+        self.tied = bool(text.tie_word_embeddings)  # the head of words is the table of tokens
         self.grid = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
         self.model = _make_model(described)
         # No bias: a Bradley-Terry loss sees differences of logits only.
@@ -135,12 +136,15 @@ class VlmDiscriminator(Network):
             tokens_BL, lengths_B: on the CPU, where they were made: nothing waits for the device.
         """
         videos, length, _ = hidden_BLE.shape
-        if self.config.head == "reward_token":
-            rewarded = torch.isin(tokens_BL, torch.tensor(self.tokens.rewards)).nonzero()[:, 1].view(videos, -1)
-            rows = torch.arange(videos)[:, None]
-            return hidden_BLE[rows.to(hidden_BLE.device), rewarded.to(hidden_BLE.device)].float().sum(1)
-        share_BL = (torch.arange(length) < lengths_B[:, None]) / lengths_B[:, None]
-        return (share_BL[..., None].to(hidden_BLE.device) * hidden_BLE).sum(1)
+        if self.config.head == "pooled":
+            share_BL = (torch.arange(length) < lengths_B[:, None]) / lengths_B[:, None]
+            return (share_BL[..., None].to(hidden_BLE.device) * hidden_BLE).sum(1)
+        if self.config.head == "yes_no":
+            scored = lengths_B[:, None] - 1
+        else:
+            scored = torch.isin(tokens_BL, torch.tensor(self.tokens.rewards)).nonzero()[:, 1].view(videos, -1)
+        rows = torch.arange(videos)[:, None]
+        return hidden_BLE[rows.to(hidden_BLE.device), scored.to(hidden_BLE.device)].float().sum(1)
 
     def _sharpen_rotations(self) -> None:
         """RoPE's frequencies in float32: ZeRO-3 makes bf16 of them, and angles go wrong where tokens are many."""

@@ -76,11 +76,15 @@ class PromptTokens:
         tokenizer: of the model; it gains the reward tokens that it lacks.
         rows: of the model's table of tokens.
     Raises:
-        ConfigError: the tokenizer has no tokens for videos, or the table no row for a reward token.
+        ConfigError: the tokenizer has no tokens for videos or for an answer, or the table no row for a reward token.
+
+    Attributes:
+        video, rewards, answers: numbers of tokens; the last are of head `yes_no`.
     """
 
     def __init__(self, config: VlmDiscriminatorConfig, tokenizer: Any, rows: int):
-        self.template, self.tokenizer, tokens = config.template, tokenizer, config.reward_tokens
+        asks = config.head == "yes_no"
+        self.template, self.tokenizer, tokens = config.template, tokenizer, () if asks else config.reward_tokens
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(tokens)}, replace_additional_special_tokens=False
         )
@@ -91,6 +95,10 @@ class PromptTokens:
         if absent := [token for token in (START, PAD, END) if token not in known]:
             raise ConfigError(f"model ({config.model}) must have Qwen2-VL's tokens: there is no {absent[0]}")
         self.video, self.rewards = known[PAD], [known[token] for token in tokens]
+        encoded = [tokenizer.encode(answer, add_special_tokens=False) for answer in config.answers if asks]
+        if any(len(answer) != 1 for answer in encoded) or (asks and encoded[0] == encoded[1]):
+            raise ConfigError(f"answers ({', '.join(config.answers)}) must be a token each of {config.model}")
+        self.answers: list[int] = [token for (token,) in encoded]
 
     def __call__(self, prompts: Sequence[str], video_tokens: int) -> tuple[Tensor, Tensor]:
         """(B, L) tokens, padded at their ends, and (B,) how many are no padding.

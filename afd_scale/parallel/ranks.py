@@ -125,8 +125,9 @@ class Ranks:
             error = problem
         errors: list[Exception | None] = [None] * self.size
         dist.all_gather_object(errors, error)
-        for other in filter(None, errors):
-            raise error or other  # the own one has its traceback
+        for rank, first in enumerate(errors):
+            if first is not None:
+                raise (error or first) if rank == self.rank else first  # the own one has its traceback
         return result
 
     def run_on_each_machine(self, work: Callable[..., Any], *arguments: Any) -> None:

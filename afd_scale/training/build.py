@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afd_scale.checkpoint.adapters import Base, describe_base
-from afd_scale.checkpoint.formats.vlm import load_vlm_state
+from afd_scale.checkpoint.formats.vlm import Answers, load_vlm_state
 from afd_scale.checkpoint.lazy import LazyState, in_memory
 from afd_scale.checkpoint.load_student import load_lora_state, load_student_state, read_student
 from afd_scale.checkpoint.run_state import Checkpointed
@@ -18,7 +18,7 @@ from afd_scale.codecs.codec import Codec
 from afd_scale.codecs.identity import NAME as IDENTITY
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Role
-from afd_scale.config.judges import VlmDiscriminatorConfig
+from afd_scale.config.judges import LatentDiscriminatorConfig, VlmDiscriminatorConfig
 from afd_scale.config.models import WanConfig
 from afd_scale.config.run import CodecConfig
 from afd_scale.engines.cast import State, build_cast
@@ -28,7 +28,7 @@ from afd_scale.layers.choose_precision import parameter_dtype
 from afd_scale.layers.lora import FOLDER
 from afd_scale.layers.ops import ModelOps
 from afd_scale.methods import make_method
-from afd_scale.models.build import adapters_of, build_network
+from afd_scale.models.build import adapters_of
 from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.memory import cache_bytes
@@ -120,9 +120,12 @@ def read_start(role: Role, network: WanConfig, names: Sequence[str]) -> State:
     Args:
         names: of the adapters; they start alike, one that stays as it starts among them.
     Raises:
-        ValueError: they cannot be read, or are of another architecture or rank.
+        ValueError: they cannot be read, are of another architecture or rank, or lack the score of a fixed judge.
     """
     assert network.weights is not None
+    if isinstance(network, LatentDiscriminatorConfig) and network.optimizer is None:
+        raise ValueError(f"{role.section}.weights ({network.weights}) must hold a score, for a fixed judge: they are a "
+                         "student's")  # fmt: skip
     state = load_student_state(network.weights, network, role.section)
     if network.lora is None or network.lora.weights is None:
         return state
@@ -141,9 +144,12 @@ def read_start(role: Role, network: WanConfig, names: Sequence[str]) -> State:
 
 def _vlm_weights(config: RunConfig, role: Role, network: VlmDiscriminatorConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
-        judge = build_network(config, network, ModelOps(adapters=adapters_of(config, role)))
-    assert isinstance(judge, VlmDiscriminator), "as its section says"
+        judge = VlmDiscriminator(network, ModelOps(adapters=adapters_of(config, role)))
     # Reads the tokenizer: what is wrong with it comes out here.
     log.debug("%s is scored at %d reward tokens", role.section, len(judge.tokens.rewards))
     shapes = {name: parameter.shape for name, parameter in judge.named_parameters()}
-    return load_vlm_state(network, role.section, role.adapter, shapes)
+    answers = None
+    if network.head == "yes_no":
+        yes, no = judge.tokens.answers
+        answers = Answers(yes, no, judge.tied)
+    return load_vlm_state(network, role.section, role.adapter, shapes, answers)

@@ -25,8 +25,9 @@ from afd_scale.data.storage import evaluation_prompts, teacher_data
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
 from afd_scale.evaluation.suites import Timing, make_suite
 from afd_scale.evaluation.suites.video import chunk_borders
-from afd_scale.evaluation.video import FrameArray, write_comparison_mp4, write_grid
+from afd_scale.evaluation.video import write_comparison_mp4, write_grid
 from afd_scale.flow.randomness import Randomness
+from afd_scale.mp4 import FrameArray
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.protocols import Policy
 from afd_scale.rollout.sampler import Sampler

@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(Exception):
-    """The run was told to stop, and has saved what there was to save."""
+    """The run ends early, has saved what there was to save, and goes on when it is started again."""
 
 
 @dataclass

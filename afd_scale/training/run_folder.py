@@ -1,6 +1,7 @@
 """A run's folder: made or recognised before anything heavy happens."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ CHANGEABLE = (
     "train", "codec", "evaluation", "engine", "parallel", "rollout", "attention", "requires", "out", "data.cache",
     "data.source",
 )  # fmt: skip
+# And how a judge behind HTTP is reached.
+REACHED = re.compile(r"method\.(discriminator|judges\.\w+)\.(url|key_file|timeout_seconds|retries|videos_per_request)")
 
 
 def check_folder(config: RunConfig) -> None:
@@ -68,7 +71,8 @@ def _refuse_another_config(path: Path, config: RunConfig) -> None:
     now = _flat(yaml.safe_load(resolved_yaml(config)))
     # The method's name first: with another one all its fields differ.
     for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "method.name", key)):
-        if not key.startswith(CHANGEABLE) and before.get(key) != now.get(key):
+        changeable = key.startswith(CHANGEABLE) or REACHED.fullmatch(key)
+        if not changeable and before.get(key) != now.get(key):
             raise ConfigError(
                 f"{key} ({now.get(key)}) must stay {before.get(key)}, as in {path}: the run there would go on as "
                 "another one; choose another `out` or `name`, or train.resume=false to start it anew"

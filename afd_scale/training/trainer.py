@@ -34,7 +34,7 @@ from afd_scale.training.metrics import recording
 from afd_scale.training.preemption import Preempted, listening
 from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
 from afd_scale.training.trackers import Tracker, check_trackers, open_tracker, tell
-from afd_scale.types import Batch
+from afd_scale.types import Batch, JudgeError, UnreachableJudgeError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
 
     Raises:
         ConfigError: the config, the data, the start weights or the run folder cannot be used.
-        Preempted: the run was told to stop, and has saved, or was in its warm-up.
+        Preempted: the run was told to stop, or could not reach a judge, and has saved what there was to save.
     """
     workload(config, ranks.size)  # refuses ranks and batches that do not divide
     sharing = ranks.sharing_videos(config.parallel.sequence, config.engine.timeout_minutes)
@@ -83,7 +83,9 @@ class Trainer:
             self.evaluator = Evaluator(config, ranks, codec)
             self.evaluator.check()
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
-        self.step = 0  # the last one finished
+        self.step, self.position = 0, self.stream.state_dict()  # the last one finished, and where in the data it ended
+        self.saved_step = 0
+        self.metrics: Metrics = {}  # of that step
 
     def run(self) -> None:
         if self.config.student.weights is not None:
@@ -147,7 +149,8 @@ class Trainer:
         self.stream.load_state_dict(checkpoint["data"])
         for name, value in checkpoint["method"].items():
             self.built.memory[name] = torch.tensor(value)
-        self.step = checkpoint["step"]
+        self.step = self.saved_step = checkpoint["step"]
+        self.position = checkpoint["data"]
 
     def _train(self, first: int, last: int) -> None:
         """Steps of the method; those below 1 are its warm-up, which leaves metrics and no checkpoint."""
@@ -160,10 +163,9 @@ class Trainer:
             last_log, last_time, counter = first - 1, self._clock(), self.built.counter
             counter.bytes, self.stream.waited_seconds = 0, 0.0
             for step in steps:
-                metrics = self.built.method.train_step(self._next_batch(), step)
-                self.step = step
+                self._run_step(step)
                 if self._is_due(config.train.log_every) or step == last:
-                    values = self._reduce(metrics)  # waits for the device, so that the time is that of finished steps
+                    values = self._reduce(self.metrics)  # waits for the device: the time is that of finished steps
                     self._check_finite(values)
                     seconds = self._clock() - last_time
                     values["system/step_seconds"] = seconds / (step - last_log)
@@ -178,15 +180,37 @@ class Trainer:
                 if step < 1 or (step == last and not told_to_stop):
                     continue
                 if told_to_stop or self._is_due(config.train.save_every):
-                    self._check_finite(self._reduce(metrics))
-                    with self._phase("save"):
-                        self._save()
+                    self._check_and_save()
                 if told_to_stop:
                     raise Preempted(f"{config.name} was told to stop and saved step {step}; start it again to go on")
                 if self._is_due(config.train.sample_every):
                     with self._phase("sample"):
                         self.evaluator.sample(self.built.exported, step)
                         self._show()
+
+    def _run_step(self, step: int) -> None:
+        """One step of the method. A judge that fails ends the run where the step before it ended.
+
+        Raises:
+            Preempted: a judge could not be reached in time.
+            ConfigError: one answered what is no score.
+        """
+        try:
+            self.metrics = self.built.method.train_step(self._next_batch(), step)
+        except JudgeError as error:
+            if self.step > self.saved_step:
+                self._check_and_save()
+            kept = f"step {self.saved_step} is saved" if self.saved_step else "no step is finished"
+            line = f"{self.config.name} ends before step {step}, {kept}: {error}"
+            if isinstance(error, UnreachableJudgeError):
+                raise Preempted(f"{line}; start it again to go on") from error
+            raise ConfigError(line) from error
+        self.step, self.position = step, self.stream.state_dict()
+
+    def _check_and_save(self) -> None:
+        self._check_finite(self._reduce(self.metrics))
+        with self._phase("save"):
+            self._save()
 
     def _show(self) -> None:
         """Hand the present step's sample videos to the trackers."""
@@ -221,8 +245,9 @@ class Trainer:
             weights = exported.adapter_weights()
         policy = PolicyConfig(student=student, sampler=self.config.sampler)
         path = self.checkpoints.save(
-            self.step, self.built.networks, self.stream.state_dict(), weights, policy, self.base, self._memory()
+            self.step, self.built.networks, self.position, weights, policy, self.base, self._memory()
         )
+        self.saved_step = self.step
         log.info("%s saved %s", self.config.name, path)
 
     def _memory(self) -> dict[str, float]:

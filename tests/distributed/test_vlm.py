@@ -28,7 +28,7 @@ from tests.distributed.meshes import (
 )
 from tests.distributed.processes import ROOT, leave, on_ranks
 from tests.distributed.small_run import check_resuming
-from tests.distributed.test_training import succeed
+from tests.distributed.test_training import MACHINE, metrics, succeed
 from tests.judges import save_tiny_judge
 
 STEPS, PROMPTS, FRAMES, SIZE = 2, 4, 2, 4
@@ -122,6 +122,27 @@ def test_a_run_judged_from_pixels_resumes_to_the_same_bits(tmp_path: Path) -> No
     )  # fmt: skip
     names = load_file(min((last / "networks" / "discriminator").iterdir()))
     assert all("adapters.discriminator" in name or "score.weight" in name for name in names)
+
+
+def test_judges_in_words_one_trained_and_one_fixed(tmp_path: Path) -> None:
+    """The same on one rank and on two; a checkpoint holds what changes."""
+    model, found = save_tiny_judge(tmp_path / "judge"), []
+    fixed = f"{{name: vlm, model: '{model}', head: yes_no, optimizer: null, min_pixels: 784, max_pixels: 784}}"
+    for ranks in (1, 2):
+        succeed(on_ranks(
+            ranks, ROOT / "launch" / "train.py", "--config", ROOT / "configs" / "toy" / "afd_vlm_tiny.yaml",
+            f"name=on-{ranks}", f"method.discriminator.model={model}", "method.discriminator.head=yes_no",
+            f"method.judges.words={fixed}", f"data.shards={tmp_path / 'shards'}", "data.source.clips=16",
+            f"out={tmp_path}", "train.steps=2", "evaluation.metrics=none", "evaluation.samples=0",
+        ))  # fmt: skip
+        found.append(metrics(tmp_path / f"on-{ranks}"))
+    for one, two in zip(*found, strict=True):
+        for name in one.keys() - {*MACHINE, "discriminator/accuracy"}:  # a count may tip over
+            assert one[name] == pytest.approx(two[name], abs=1e-4), (one["step"], name)
+    networks = tmp_path / "on-2" / "checkpoints" / "step_00000002" / "networks"
+    assert {path.name for path in networks.iterdir()} == {"student", "old_policy", "discriminator"}
+    assert "weight/score.weight" in load_file(min((networks / "discriminator").iterdir()))
+    assert len({line["discriminator/words/reward_mean"] for line in found[0]}) == 2
 
 
 def test_a_judge_of_pixels_is_given_a_codec(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Ours are transformers' names of today, the adapters of `layers/lora.py` beside them, and `score.weight`:
 
     visual.*, model.layers.*           the names of before transformers 4.52, which the hub's files still have
-    lm_head.weight                     the head of words: not used
+    lm_head.weight                     the head of words: two of its rows make the score of head `yes_no`
     rm_head.weight                     the score, of Qwen2VLRewardModelBT
     base_model.model.NAME              PEFT's, with NAME any of the above
     X.base_layer.weight                of a linear with an adapter
@@ -16,6 +16,7 @@ in two files; PEFT's holds `adapter_config.json` and `adapter_model.safetensors`
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from afd_scale.config.judges import VlmDiscriminatorConfig
 State = dict[str, Tensor]
 
 _EMBEDDING, _SCORE = "model.language_model.embed_tokens.weight", "score.weight"
+_WORDS = "lm_head.weight"
 _ADAPTER = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")
 _FILES = ("model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth")
 # Where a folder says its adapters' rank and alpha: file, keys to the section, names in it.
@@ -38,17 +40,33 @@ _DESCRIPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a score in words is made of.
+
+    Attributes:
+        yes, no: rows of the head of words.
+        tied: that head is the table of tokens.
+    """
+
+    yes: int
+    no: int
+    tied: bool
+
+
 def load_vlm_state(
-    config: VlmDiscriminatorConfig, section: str, adapter: str | None, shapes: Mapping[str, Sequence[int]]
-) -> State:
+    config: VlmDiscriminatorConfig, section: str, adapter: str | None, shapes: Mapping[str, Sequence[int]],
+    answers: Answers | None = None,
+) -> State:  # fmt: skip
     """Weights for a judge's parameters.
 
     Args:
         section: of the config, for errors.
         adapter: that those in `weights` become, where they are kept.
         shapes: of the judge's parameters.
+        answers: that the score starts as the log-odds of; None takes a score from the files.
     Returns:
-        All that the files have of them. What they may lack is adapters and the score.
+        All that the files have of them. What they may lack is adapters and the score of a judge that is trained.
     Raises:
         ValueError: a file is absent or damaged, or of another network.
     """
@@ -57,6 +75,17 @@ def load_vlm_state(
     if config.weights is not None:
         kept = adapter if config.weights_adapters == "keep" else None
         _lay_over(state, _Checkpoint(config.weights, f"{section}.weights ({config.weights})"), config, kept, shapes)
+    if answers is not None:
+        if _SCORE in state:
+            raise ValueError(f"{section}.head (yes_no) must be of a model that answers in words: {config.weights} has "
+                             "a score")  # fmt: skip
+        words = _EMBEDDING if answers.tied else _WORDS
+        if words not in state:
+            raise ValueError(f"{section}.model ({folder}) must hold {words} for head yes_no: it does not")
+        yes, no = state[words][answers.yes], state[words][answers.no]
+        state[_SCORE] = (yes.float() - no.float())[None]
+    if config.optimizer is None and _SCORE not in state:
+        raise ValueError(f"{section}.weights ({config.weights}) must hold a score, for a fixed judge: they do not")
     for name, shape in shapes.items():
         optional = ".adapters." in name or name == _SCORE
         if name not in state and not optional:
@@ -112,7 +141,7 @@ def _lay_over(
 ) -> None:
     """Its weights instead of the model's; adapters are kept where the judge has one, and merged elsewhere."""
     for name, tensor in checkpoint.weights.items():
-        if name not in shapes:
+        if name not in shapes and name != _WORDS:
             raise ValueError(f"{checkpoint.said} must be of this model: {name} is not")
         if name == _EMBEDDING and len(tensor) < len(state[name]):  # cut to the tokenizer, and its reward tokens
             tensor = torch.cat([tensor, state[name][len(tensor) :].to(tensor)])
@@ -143,9 +172,8 @@ def _read(path: Path) -> State:
 
 
 def _ours(state: State, said: str) -> State:
-    """Weights under our names; the head of words is left out."""
-    named = {_renamed(name): tensor for name, tensor in state.items() if ".original_module." not in name}
-    found = {name: tensor for name, tensor in named.items() if not name.startswith("lm_head.")}
+    """Weights under our names."""
+    found = {_renamed(name): tensor for name, tensor in state.items() if ".original_module." not in name}
     if _SCORE in found and len(found[_SCORE]) != 1:
         raise ValueError(f"{said} must score with one number a token: rm_head has {len(found[_SCORE])}")
     return found

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 
 from afd_scale.config import ConfigError, one_line
+from afd_scale.config.judges import ANSWERS, QUESTION
 from afd_scale.evaluation.suites.suite import Metric
-from afd_scale.evaluation.video import FrameArray
+from afd_scale.mp4 import FrameArray
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 NAME = "reward"
 METRIC = Metric("Reward", "higher", "log-odds of the reward model's yes to: does the video show the prompt")
-QUESTION = 'Does this video show "{prompt}", in good quality? Answer Yes or No.'
-ANSWERS = ("Yes", "No")
 FRAMES_PER_SECOND = 2.0  # that it sees, as VideoAlign (arXiv:2501.13918)
 LEAST_FRAMES = 4
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from afd_scale.config import RunConfig
-from afd_scale.evaluation.video import FrameArray
+from afd_scale.mp4 import FrameArray
 from afd_scale.types import Prompts
 
 Better = Literal["lower", "higher", "teacher"]

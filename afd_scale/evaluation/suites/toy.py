@@ -7,7 +7,7 @@ from afd_scale.config import RunConfig
 from afd_scale.data.toy_world import parse_prompt, render_clips
 from afd_scale.evaluation.suites.suite import Metric, Timing
 from afd_scale.evaluation.suites.trajectory import score
-from afd_scale.evaluation.video import FrameArray
+from afd_scale.mp4 import FrameArray
 from afd_scale.types import Prompts
 
 REFERENCE_CLIPS = 1536

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from afd_scale.config import RunConfig
 from afd_scale.evaluation.suites.suite import Metric, Timing
-from afd_scale.evaluation.video import FrameArray
 from afd_scale.evaluation.vision import FloatArray, along, lab, luma, make_flow, with_flow_rows
+from afd_scale.mp4 import FrameArray
 from afd_scale.types import Prompts
 
 LEAST_FRAMES = 3  # flicker and acceleration are of three

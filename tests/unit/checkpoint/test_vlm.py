@@ -4,12 +4,14 @@ import importlib
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from afd_scale.checkpoint.formats.vlm import load_vlm_state
-from afd_scale.config.judges import VlmDiscriminatorConfig
+from afd_scale.checkpoint.formats.vlm import Answers, load_vlm_state
+from afd_scale.config.judges import QUESTION, VlmDiscriminatorConfig
+from afd_scale.evaluation.suites.reward_model import RewardModel
 from afd_scale.layers.lora import Adapters
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.vlm import VlmDiscriminator
@@ -79,7 +81,8 @@ def judge_of(config):
     adapters = Adapters(("judge",), config.lora.rank, config.lora.alpha / config.lora.rank) if config.lora else None
     judge = VlmDiscriminator(config, ModelOps(adapters=adapters))
     shapes = {name: parameter.shape for name, parameter in judge.named_parameters()}
-    state = load_vlm_state(config, "method.discriminator", "judge", shapes)
+    answers = Answers(*judge.tokens.answers, judge.tied) if config.head == "yes_no" else None
+    state = load_vlm_state(config, "method.discriminator", "judge", shapes, answers)
     judge.load_state_dict(state, strict=False)
     return judge, state
 
@@ -110,6 +113,70 @@ def test_a_plain_model_leaves_the_score_and_adapters_to_chance(model):
     judge, state = judge_of(section(model, lora={"rank": 2}))
     absent = dict(judge.named_parameters()).keys() - state.keys()
     assert absent == {name for name in dict(judge.named_parameters()) if ".adapters." in name or name == "score.weight"}
+
+
+def words_section(model, **fields):
+    """A judge that answers as `tests/judges.py` is asked to, for which frames are as they are."""
+    template = f"<|im_start|>user\n{{video}}{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    sizes = {"min_pixels": 784, "max_pixels": 3136}
+    return VlmDiscriminatorConfig.model_validate({"model": str(model), "head": "yes_no", "template": template, **sizes,
+                                                  **fields})  # fmt: skip
+
+
+def shown(frames=8, fps=4.0):
+    """Clips as the suite of metrics takes them, and as judges do."""
+    clip = np.random.default_rng(2).integers(0, 256, (2, frames, 28, 56, 3), np.uint8)
+    pixels = torch.from_numpy(clip).movedim(-1, 2) / 127.5 - 1
+    return clip, Videos(make_prompts(torch.zeros(2, 1, 1), (3, 44)), pixels, fps, decode=lambda x: x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("trained", ["all", "adapters", "nothing"])
+def test_a_score_in_words_is_the_log_odds_of_transformers(tmp_path, trained, tied):
+    """And of the suite of metrics that asks the same, of the same frames."""
+    model = save_tiny_judge(tmp_path, text_sizes={"tie_word_embeddings": tied})
+    fields = {"all": {}, "adapters": {"lora": {"rank": RANK}}, "nothing": {"optimizer": None}}[trained]
+    judge, state = judge_of(words_section(model, **fields))
+    assert "score.weight" in state
+    clips, videos = shown()
+    logits = judge(videos, adapter=judge.adapter)
+    transformers = importlib.import_module("transformers")
+    whole = transformers.AutoModelForImageTextToText.from_pretrained(model).eval()
+    assert (whole.lm_head.weight is whole.model.language_model.embed_tokens.weight) == tied
+    seen = {}
+    judge.model.register_forward_pre_hook(lambda part, _, inputs: seen.update(inputs), with_kwargs=True)
+    judge(videos[:1], adapter=judge.adapter)  # alone, it is not padded
+    said = whole(**seen).logits[0, -1]
+    yes, no = (judge.tokens.tokenizer.convert_tokens_to_ids(answer) for answer in ("Yes", "No"))
+    torch.testing.assert_close(logits[0], said[yes] - said[no], rtol=0, atol=5e-6)
+    suite = RewardModel(model)
+    rewards = [suite.score(clip, text, videos.fps) for clip, text in zip(clips, videos.prompts.texts, strict=True)]
+    torch.testing.assert_close(logits, torch.tensor(rewards), rtol=0, atol=5e-6)
+    assert (logits[0] - logits[1]).abs() > 1e-4
+
+
+@torch.no_grad()
+def test_a_score_in_words_is_of_the_weights_that_are_laid_over(model, tmp_path):
+    """Fine-tuned, with a head of words of its own."""
+    transformers = importlib.import_module("transformers")
+    head = transformers.AutoModelForImageTextToText.from_pretrained(model).lm_head.weight
+    save_file({"lm_head.weight": 3 * head}, tmp_path / "tuned.safetensors")
+    plain, _ = judge_of(words_section(model))
+    tuned, _ = judge_of(words_section(model, weights=tmp_path / "tuned.safetensors"))
+    _, videos = shown()
+    torch.testing.assert_close(tuned(videos), 3 * plain(videos))
+
+
+def test_a_score_in_words_that_is_none_is_refused_in_one_line(model, scorer, tmp_path):
+    with pytest.raises(ValueError, match=r"^answers \(Yes, Maybe\) must be a token each"):
+        judge_of(words_section(model, answers=("Yes", "Maybe")))
+    weights = write_videoalign(tmp_path, scorer, in_one_file=True)
+    with pytest.raises(ValueError, match=r"head \(yes_no\) must be of a model that answers in words: .* has a score"):
+        judge_of(words_section(model, weights=weights))
+    save_file({"visual.merger.ln_q.bias": torch.zeros(32)}, tmp_path / "no_score.safetensors")
+    with pytest.raises(ValueError, match=r"weights \(.*no_score.safetensors\) must hold a score, for a fixed judge"):
+        judge_of(section(model, weights=tmp_path / "no_score.safetensors", optimizer=None))
 
 
 def test_what_does_not_fit_is_refused_in_one_line(model, scorer, tmp_path):

@@ -1,5 +1,6 @@
 """Configuration: every YAML of the project loads, and every mistake is one line that names field and value."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import yaml
 from pydantic import ValidationError
 
 from afd_scale.config import ConfigError, RunConfig, load_config, resolved_yaml
-from afd_scale.config.judges import LatentDiscriminatorConfig
+from afd_scale.config.judges import QUESTION_TEMPLATE, LatentDiscriminatorConfig
 from afd_scale.config.methods import AfdConfig, SftConfig
 from afd_scale.config.models import StudentConfig
 from afd_scale.config.sampler import SamplerConfig
+from afd_scale.config.section import first_problem
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
@@ -284,3 +286,30 @@ def test_no_gradient_comes_through_pixels(method: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"discriminator\.name \(vlm\) must be conv or latent: the student learns"):
         RunConfig.model_validate({"method": {**method, "discriminator": judge}})
     RunConfig.model_validate({"method": {"name": "dmd", "discriminator": judge}})
+
+
+@pytest.mark.parametrize(
+    ("judge", "rule"),
+    [
+        ({"name": "conv"}, r"discriminator\.optimizer \(null\) must be given"),
+        ({"name": "latent"}, r"discriminator\.optimizer \(null\) must be given"),
+        ({"name": "vlm", "model": "m"}, r"discriminator\.optimizer \(null\) must be given"),
+        ({"name": "vlm", "model": "m", "head": "pooled"}, r"discriminator\.optimizer \(null\) must be given"),
+        ({"name": "vlm", "model": "m", "lora": {}}, r"discriminator\.optimizer \(null\) must be given"),
+        ({"name": "vlm", "model": "m", "weights": "w", "lora": {}}, r"lora must be left out of a fixed judge"),
+        ({"name": "vlm", "model": "m", "head": "yes_no", "warmup_steps": 1}, r"warmup_steps \(1\) must be left out"),
+    ],
+)
+def test_a_fixed_judge_has_a_score_and_nothing_of_training(judge: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        RunConfig.model_validate({"method": {"name": "afd", "discriminator": {**judge, "optimizer": None}}})
+    assert re.search(rule, first_problem(error.value)), first_problem(error.value)
+
+
+def test_a_judge_of_words_is_asked_a_question() -> None:
+    judge = {"name": "vlm", "model": "m", "head": "yes_no", "optimizer": None}
+    found = RunConfig.model_validate({"method": {"name": "afd", "discriminator": judge}}).method.discriminator
+    assert found.template == QUESTION_TEMPLATE
+    assert found.template.endswith("<|im_start|>assistant\n")
+    assert type(found).model_validate({**judge, "template": "{video}{prompt}?"}).template == "{video}{prompt}?"
+    assert type(found).model_validate(found.model_dump(mode="json")) == found
