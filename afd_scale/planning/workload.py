@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Load, Pass
+from afd_scale.config.judges import JudgeConfig
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ def workload(config: RunConfig, gpus: int) -> Workload:
                 f"parallel.sequence {sequence}): each takes as many samples; data.{name}={larger} would do"
             )
     prompts = data.global_batch // data_ranks
+    judges = [role for role in config.cast if isinstance(role.network, JudgeConfig) and role.network.mismatch_weight]
+    if judges and prompts % 2:
+        raise ConfigError(f"data.global_batch ({data.global_batch}) must give each of {data_ranks} data ranks an even "
+                          f"number of prompts with {judges[0].section}.mismatch_weight: they take turns in pairs"
+                          )  # fmt: skip
     load = Load(prompts, data.prompts_per_step // data_ranks, config.train.micro_batch)
     patch = config.student.patch
     return Workload(

@@ -22,6 +22,7 @@ from afd_scale.config import ConfigError, RunConfig
 from afd_scale.data.reader import distinct_prompts, read_rows, videos_of
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import evaluation_prompts, teacher_data
+from afd_scale.evaluation import shortcuts
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
 from afd_scale.evaluation.suites import Timing, make_suite
 from afd_scale.evaluation.suites.video import chunk_borders
@@ -76,15 +77,31 @@ class Evaluator:
                               "videos of this size: base's, student's and teacher's are measured in the main rank's "
                               "memory; tools/evaluate.py measures more, one by one")  # fmt: skip
 
-    def keep_base(self, policy: Policy) -> None:
-        """The start policy's clips, before it is trained, in a file that the starts of a run share."""
+    def keep_base(self, policy: Policy) -> bool:
+        """The start policy's clips, before it is trained, in a file that the starts of a run share.
+
+        Returns:
+            Whether they were made now.
+        """
         if not self.clips:
-            return
+            return False
         if self.ranks.run_on_main(lambda: self._read_base([0]) is not None):
             log.info("%s has its base's clips from an earlier start", self.config.name)
-            return
+            return False
         base = self.frames(policy, self.clips)
         self.ranks.run_on_main(self._write_base, base)
+        return True
+
+    def warn_of_shortcuts(self) -> None:
+        """Say what trivial things tell the teacher's clips from the base's: a judge would learn them first."""
+        places = range(min(len(self.clips), shortcuts.MOST_WARNED_OF))
+        teacher = self._teacher([self.clips[place] for place in places])
+        base = self._read_base(places) if self.ranks.is_main else None
+        if teacher is None or base is None:
+            return
+        captions = [self.prompts.texts[self.clips[place] % len(self.prompts)] for place in places]
+        for line in shortcuts.warnings(teacher, base, captions):
+            log.warning("%s", line)
 
     def sample(self, policy: Policy, step: int) -> None:
         """Videos of the shown prompts in the middle of training: teacher, base and student side by side."""

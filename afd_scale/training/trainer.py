@@ -90,7 +90,8 @@ class Trainer:
     def run(self) -> None:
         if self.config.student.weights is not None:
             with self._phase("evaluate"):
-                self.evaluator.keep_base(self.built.exported)
+                if self.evaluator.keep_base(self.built.exported) and self._has_learning_judge:
+                    self.evaluator.warn_of_shortcuts()
         with self._phase("prepare"), _input_errors():
             self._resume()
         first = self.step + 1 if self.step else 1 - self.built.method.warmup_steps
@@ -103,6 +104,10 @@ class Trainer:
             self._finish(metrics)
         self.stream.close()
         self.ranks.barrier()
+
+    @property
+    def _has_learning_judge(self) -> bool:
+        return any(isinstance(role.network, JudgeConfig) and role.optimizer for role in self.config.cast)
 
     def _steps_and_comparison(self, first: int) -> dict[str, dict[str, float]]:
         if first < 1:
