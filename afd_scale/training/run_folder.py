@@ -15,6 +15,7 @@ from afd_scale.files import system_errors, write_text
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+DIAGNOSED = "diagnostics.json"  # on what diagnostics look
 
 # What may change when a run goes on: how long, how often it logs and saves, how ranks share the work, what comes then.
 CHANGEABLE = (
@@ -48,7 +49,7 @@ def start_anew(config: RunConfig) -> None:
         remove_checkpoint(checkpoint)
     for folder in ("samples", "tensorboard"):
         shutil.rmtree(config.folder / folder, ignore_errors=True)
-    for left_over in ("report.html", "metrics.jsonl", "tracker_run"):
+    for left_over in ("report.html", "metrics.jsonl", "tracker_run", DIAGNOSED):
         (config.folder / left_over).unlink(missing_ok=True)
 
 
