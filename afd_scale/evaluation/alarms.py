@@ -26,11 +26,13 @@ LOOKS = 2
 # An alarm that is on is over when its figure is this share of the limit beyond the limit, so that it does not flicker.
 SLACK = 0.1
 
-# Win probability of rollouts against the teacher's videos. 1/2 is a judge that cannot tell; above 3/4, a mean margin of
-# a logit, it is wrong and sure of it. A judge that learns beside the student stays below 1/2.
+# Win probability of rollouts against the teacher's videos, or the share of pairs that they win, which the scale of
+# logits does not change. 1/2 is a judge that cannot tell; above 3/4, three pairs to one or a mean margin of a logit, it
+# is wrong and sure of it. One that learns beside the student stays below 1/2.
 SATURATED = 0.75
-# A mean margin of four logits: the judge would lose one pair in fifty. The toy world's healthy runs end near 0.15.
-SUPPRESSED = 0.02
+# The judge would lose one pair in twenty. The toy world's healthy run falls to 0.11 in the end, one whose judge learns
+# forty times as fast is below from the start.
+SUPPRESSED = 0.05
 # Part by which the logit gap closes before it counts, of the widest that a look has found.
 HACKED_GAP = 0.5
 # Change of a metric that is none yet, of the larger of its earlier value and the teacher's. Two looks have the same
@@ -105,19 +107,22 @@ def _was_on(name: str, records: Records) -> bool:
 
 
 def _saturated(records: Records, metrics: SuiteMetrics, slack: float) -> Verdict | None:
-    judge, value = max(_win_probabilities(records), key=lambda item: item[1], default=(None, 0.0))
-    if judge is None:
+    found = [(max(probability, share), judge, probability, share) for judge, probability, share in _wins(records)]
+    if not found:
         return None
-    sentence = (f"{judge} takes rollouts for better than the teacher's videos: their win probability is {value:.2f}, "
-                "where 0.5 is a judge that cannot tell")  # fmt: skip
+    value, judge, probability, share = max(found)
+    sentence = (f"{judge} takes rollouts for better than the teacher's videos: they win {share:.0%} of the pairs, with "
+                f"a mean probability of {probability:.2f}; one that cannot tell has 50% and 0.5")  # fmt: skip
     return Verdict(value > SATURATED * (1 - slack), sentence)
 
 
 def _suppressed(records: Records, metrics: SuiteMetrics, slack: float) -> Verdict | None:
-    judge, value = min(_win_probabilities(records), key=lambda item: item[1], default=(None, 0.0))
-    if judge is None:
+    found = [(probability, judge, share) for judge, probability, share in _wins(records)]
+    if not found:
         return None
-    sentence = f"{judge} tells every rollout from the teacher's videos: their win probability is {value:.3f}"
+    value, judge, share = min(found)
+    sentence = (f"{judge} tells rollouts from the teacher's videos with ease: they win {share:.1%} of the pairs, with "
+                f"a mean probability of {value:.3f}")  # fmt: skip
     return Verdict(value < SUPPRESSED * (1 + slack), sentence)
 
 
@@ -204,12 +209,14 @@ def _below_teacher(records: Records, names: Sequence[str], limit: float) -> Verd
     return None
 
 
-def _win_probabilities(records: Records) -> Iterator[tuple[str, float]]:
-    """Of each judge that is trained by pairs: its name and the mean over the window, once that is full."""
+def _wins(records: Records) -> Iterator[tuple[str, float, float]]:
+    """Of each judge that is trained by pairs, over the window once that is full: its name, mean win probability of
+    rollouts against the teacher's videos, and the share of pairs that they win."""
     for judge, key in _judges(records[-1], "discriminator/", "win_probability"):
-        values = _trained(records, key)
-        if len(values) >= WINDOW:
-            yield judge, fmean(values[-WINDOW:])
+        probability = _trained(records, key)
+        accuracy = _trained(records, key.removesuffix("win_probability") + "accuracy")
+        if min(len(probability), len(accuracy)) >= WINDOW:
+            yield judge, fmean(probability[-WINDOW:]), 1 - fmean(accuracy[-WINDOW:])
 
 
 def _judges(record: Record, place: str, metric: str) -> list[tuple[str, str]]:

@@ -28,12 +28,12 @@ from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location, evaluation_prompts, teacher_data
 from afd_scale.evaluation.agreement import finite, goodness, group_agreement, judge_report
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
+from afd_scale.evaluation.report import DIAGNOSED
 from afd_scale.evaluation.video import FrameArray
 from afd_scale.files import write_text
 from afd_scale.methods.updates import without_gradient
 from afd_scale.training.build import Run
 from afd_scale.training.evaluator import Evaluator, start_facts
-from afd_scale.training.run_folder import DIAGNOSED
 from afd_scale.types import Batch, Prompts, Videos, pieces, repeat_keys
 
 log = logging.getLogger(__name__)

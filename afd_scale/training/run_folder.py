@@ -10,12 +10,11 @@ import yaml
 from afd_scale.checkpoint.run_state import newest_checkpoint, remove_checkpoint
 from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError, RunConfig, resolved_yaml
-from afd_scale.evaluation.report import provenance_header
+from afd_scale.evaluation.report import DIAGNOSED, provenance_header
 from afd_scale.files import system_errors, write_text
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
-DIAGNOSED = "diagnostics.json"  # on what diagnostics look
 
 # What may change when a run goes on: how long, how often it logs and saves, how ranks share the work, what comes then.
 CHANGEABLE = (
