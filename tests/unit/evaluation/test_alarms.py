@@ -81,7 +81,7 @@ def test_the_warm_up_does_not_count():
 
 def test_suppressed():
     records = training([0.3, 0.1] + [0.001] * 6 + [0.3] * 3, **{"discriminator/accuracy": 1.0})
-    assert on(records, "suppressed") == [35, 40]
+    assert on(records, "suppressed") == [30, 35, 40]
     assert not on(training([0.15] * 9, **{"discriminator/accuracy": 0.999}), "suppressed"), "as a healthy run ends"
 
 
