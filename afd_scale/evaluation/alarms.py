@@ -35,15 +35,16 @@ SATURATED = 0.75
 SUPPRESSED = 0.05
 # Part by which the logit gap closes before it counts, of the widest that a look has found.
 HACKED_GAP = 0.5
-# Change of a metric that is none yet, of the larger of its earlier value and the teacher's. Two looks have the same
-# prompts and noise, and still differ by some percent from one update to the next.
-HACKED_CHANGE = 0.1
+# Change of a metric that is none yet, of its earlier value. Two looks have the same prompts and noise, but of 32 clips
+# one more or less is a tenth of a share like the toy base's.
+HACKED_CHANGE = 0.2
+LEAST_SHARE = 0.1  # of the teacher's value, that an earlier value counts as at least
 # Metrics that must be worse, beyond those that are better, of all that have a direction.
 HACKED_SHARE = 0.25
 # Spread of a prompt's rollouts, of their latents or their rewards, over that at the start. A student that learns one
-# teacher's way loses some of it: the toy world's healthy runs keep 0.75 of the latents', and their rewards' spread
-# grows with the judge.
-COLLAPSED_DIVERSITY = 0.33
+# teacher's way loses some of it: the toy world's healthy run keeps 0.80 of the latents', one with ten times the
+# student's learning rate 0.46. The rewards' spread grows with the judge.
+COLLAPSED_DIVERSITY = 0.5
 COLLAPSED_REWARD = 0.1
 # Sharpness over the teacher's. The toy world's base and its healthy runs have 0.73 to 0.77 of it.
 BLURRED = 0.6
@@ -161,12 +162,12 @@ def _hacks(
 
 
 def _worsening(name: str, metric: Metric, before: Record, now: Record) -> float:
-    """How much worse a metric is, of the larger of its earlier value and the teacher's."""
+    """How much worse a metric is, of its earlier value; how much further from the teacher's, of that."""
     old, new = float(before[LOOK + name]), float(now[LOOK + name])
     teacher = float(now.get(f"{LOOK}teacher/{name}", 0.0))
-    scale = max(abs(old), abs(teacher)) or 1.0
     if metric.better == "teacher":
-        return (abs(new - teacher) - abs(old - teacher)) / scale
+        return (abs(new - teacher) - abs(old - teacher)) / (abs(teacher) or 1.0)
+    scale = max(abs(old), LEAST_SHARE * abs(teacher)) or 1.0
     return (new - old if metric.better == "lower" else old - new) / scale
 
 
