@@ -1,4 +1,4 @@
-"""Write the report of a run again: `tools/report.py RUN`."""
+"""Write the report of a run again: `tools/report.py RUN [--x compute/pflop]`."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,10 @@ from afd_scale.evaluation.report import write_report
 def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of the run, holds config.yaml")
+    parser.add_argument("--x", metavar="METRIC", help="what curves are drawn over at first; default: step")
+    options = parser.parse_args()
     try:
-        print(write_report(parser.parse_args().run))
+        print(write_report(options.run, options.x))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from afd_scale.benchmarks.timing import rates
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
-from afd_scale.config.models import WanConfig
+from afd_scale.config.judges import JudgeConfig
 from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain
 from afd_scale.flow.randomness import Randomness
@@ -103,9 +103,9 @@ def benchmark_step(config: RunConfig, repeats: int, device: torch.device) -> dic
     """A method's whole step."""
     load = workload(config, 1)
     for role in config.cast:
-        if not isinstance(role.network, WanConfig):
-            raise ValueError(f"{role.section}.name ({role.network.name}) must be of a transformer: FLOPs of others are "
-                             "not counted")  # fmt: skip
+        if isinstance(role.network, JudgeConfig) and role.network.sees_pixels:
+            raise ValueError(f"{role.section}.name ({role.network.name}) must be of a judge of latents: random ones "
+                             "have no pixels")  # fmt: skip
     method = make_method(config, build_engines(config, device), lambda value: value)
     batch = random_batch(config, load.prompts, device)
     flops = sum(phase.total for phase in step_flops(config, load, recompute=False).values())

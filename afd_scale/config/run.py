@@ -22,6 +22,8 @@ from afd_scale.config.models import ScoreConfig, StudentConfig, WanConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.config.section import Section, first_problem
 
+Alarm = Literal["saturated", "suppressed", "hacked", "collapsed", "blurred", "static"]
+
 
 class ProceduralSource(Section):
     """The toy world's teacher; makes the shards when they are absent."""
@@ -76,6 +78,12 @@ class TrainConfig(Section):
     """Newest complete checkpoints kept."""
     sample_every: PositiveInt | None = None
     """Steps between sample videos; None makes them at the end only."""
+    diagnose_every: PositiveInt | None = None
+    """Steps between looks at judges and student on fixed prompts with fixed noise, at the end of the warm-up too, which
+    metrics call `diagnostics/` (docs/symptoms.md); None has none. `evaluation.diagnosed_prompts` says how many."""
+    stop_on_alarm: tuple[Alarm, ...] = ()
+    """Alarms (docs/symptoms.md) that end the run when they are raised: it saves, and exits with code 2. While one of
+    them is on, starting it again does so too; without its name here, or without the setting, it goes on."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Where metrics and sample videos can be watched, beside the run's own files; wandb and trackio are extras. What
     fails in the middle of a run is dropped with a warning."""
@@ -153,6 +161,11 @@ class EvaluationConfig(Section):
     """Folder or remote URL of an MDS dataset of prompts to evaluate on, held-out ones say; None takes the data's."""
     split: str | None = None
     """Name of a split of those prompts, as their prompts file gave it; None takes all."""
+    diagnosed_prompts: PositiveInt = 8
+    """Prompts, with the teacher's video of each, that `train.diagnose_every` looks at: of `prompts` and `split` where
+    those have videos, else of the data's own."""
+    diagnosed_rollouts: int = Field(default=4, ge=2)
+    """Videos of the student for each of them."""
 
 
 class RunConfig(Section):

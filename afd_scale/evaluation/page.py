@@ -36,18 +36,6 @@ def aligned(values: Sequence[float]) -> list[str]:
     return [f"{value:.{decimals}f}" if math.isfinite(value) else "-" for value in values]
 
 
-def curve_svg(steps: Sequence[int], values: Sequence[float]) -> Markup:
-    """One small curve over steps."""
-
-    def draw(axes: Any) -> None:
-        from matplotlib.ticker import MaxNLocator
-
-        axes.plot(steps, values, color=LINE, linewidth=1.5, marker="o" if len(steps) < 3 else None, markersize=3)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-
-    return small_svg(draw)
-
-
 def bands_svg(times: Sequence[float], means: Mapping[str, Sequence[float]], spreads: Sequence[float]) -> Markup:
     """Means over time, by the colour of their line; the last has its spread around it."""
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,19 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from afd_scale.evaluation.page import aligned, curve_svg, data_url, render
+from afd_scale.evaluation.agreement import CALIBRATION_BINS
+from afd_scale.evaluation.alarms import LOOK, PREFIX, episodes
+from afd_scale.evaluation.curves import curve_svg
+from afd_scale.evaluation.page import aligned, data_url, render
 from afd_scale.evaluation.suites import SUITES
 from afd_scale.evaluation.suites.suite import Better, Metric
 from afd_scale.evaluation.video import read_title
 from afd_scale.files import write_text
 
 REPORT_NAME = "report.html"
+DIAGNOSED = "diagnostics.json"  # on what diagnostics look
+STEP, COMPUTE, STEP_SECONDS = "step", "compute/pflop", "system/step_seconds"
+TEACHER = f"{LOOK}teacher/"  # what the teacher's videos have of a diagnosed metric
 POLICIES = ("base", "student", "teacher")
 VERSIONED = ("afd-scale", "torch", "deepspeed", "diffusers", "transformers", "numpy", "mosaicml-streaming", "av",
              "opencv-python-headless")  # fmt: skip
@@ -73,11 +79,13 @@ def metric_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, x: str | None = None) -> Path:
     """Write `report.html` into a run's folder and return its path.
 
+    Args:
+        x: metric that curves are drawn over, beside those that a reader may choose anyway; None is the step.
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder holds no run, or its metrics have no x.
     """
     config_path, summary_path = run_folder / "config.yaml", run_folder / "summary.json"
     if not config_path.is_file():
@@ -88,6 +96,11 @@ def write_report(run_folder: Path) -> Path:
     summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
     metrics_path = run_folder / "metrics.jsonl"
     records = read_metrics(metrics_path) if metrics_path.is_file() else []
+
+    metrics = SUITES[suite].metrics if (suite := config.get("evaluation", {}).get("metrics", "toy")) in SUITES else {}
+    diagnosed_path = run_folder / DIAGNOSED
+    diagnosed = json.loads(diagnosed_path.read_text()) if diagnosed_path.is_file() else None
+    axes = _axes(records, x)
 
     steps = summary.get("steps") or (max(records[-1]["step"], 0) if records else 0)
     title_facts = [
@@ -105,7 +118,12 @@ def write_report(run_folder: Path) -> Path:
         metric_rows=_metric_rows(summary),
         clips=[(read_title(path), data_url(path, "video/mp4")) for path in samples if path.suffix == ".mp4"],
         images=[(path.stem, data_url(path, "image/png")) for path in samples if path.suffix == ".png"],
-        curve_groups=_curve_groups(records),
+        alarms=episodes(records, metrics),
+        watched=any(key.startswith(PREFIX) for record in records for key in record),
+        diagnosed=diagnosed,
+        calibration_bins=CALIBRATION_BINS,
+        axes=list(axes),
+        curve_groups=_curve_groups(records, list(axes.values())),
         timings=_timings(summary.get("seconds", {})),
         config_text=config_text,
         versions=facts,
@@ -173,15 +191,49 @@ def _verdict(better: Better | None, values: Mapping[str, float]) -> str:
     return "better" if gain > 0 else "worse" if gain < 0 else ""
 
 
-def _curve_groups(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str, Markup]]]]:
-    """(group, [(metric, last value, svg)]), grouped by what stands before the "/"."""
-    groups: dict[str, list[tuple[str, str, Markup]]] = {}
-    for key in dict.fromkeys(key for record in records for key in record if key != "step"):
-        points = [(record["step"], record[key]) for record in records if key in record]
-        steps = [step for step, _ in points]
-        values = [math.nan if value is None else value for _, value in points]
+def _axes(records: Sequence[Mapping[str, Any]], x: str | None) -> dict[str, list[float | None]]:
+    """What curves may be drawn over, a value a record: first what was asked for, then steps, compute, time.
+
+    Raises:
+        ValueError: no record has x.
+    """
+    logged = dict.fromkeys(key for record in records for key in record)
+    if x is not None and x not in logged:
+        raise ValueError(f"x ({x}) must be a metric of the run: {', '.join(logged) or 'it has logged none'}")
+    names = dict.fromkeys([*([] if x is None else [x]), STEP, *([COMPUTE] if COMPUTE in logged else [])])
+    axes = {name: [record.get(name) for record in records] for name in names}
+    if STEP_SECONDS in logged:
+        axes["seconds of training"] = list(_seconds(records))
+    return axes
+
+
+def _seconds(records: Sequence[Mapping[str, Any]]) -> Iterator[float | None]:
+    """Time in steps since the first logged one."""
+    total, before = 0.0, None
+    for record in records:
+        each = record.get(STEP_SECONDS)
+        total += 0.0 if before is None or each is None else each * (record[STEP] - before)
+        before = record[STEP]
+        yield total
+
+
+def _curve_groups(
+    records: Sequence[Mapping[str, Any]], axes: Sequence[Sequence[float | None]]
+) -> list[tuple[str, list[tuple[str, str, list[Markup]]]]]:
+    """(group, [(metric, last value, an svg for each axis)]), grouped by what stands before the last "/"."""
+    groups: dict[str, list[tuple[str, str, list[Markup]]]] = {}
+    keys = dict.fromkeys(key for record in records for key in record if key != STEP)
+    for key in (key for key in keys if not key.startswith((PREFIX, TEACHER))):
+        rows = [row for row, record in enumerate(records) if key in record]
+        values = [math.nan if records[row][key] is None else records[row][key] for row in rows]
+        wanted = records[rows[-1]].get(TEACHER + key.removeprefix(LOOK)) if key.startswith(LOOK) else None
+        drawn = []
+        for axis in axes:
+            xs = [math.nan if (x := axis[row]) is None else x for row in rows]
+            drawn.append(curve_svg(xs, values, wanted))
         group, _, name = key.rpartition("/")
-        groups.setdefault(group, []).append((name, f"{values[-1]:.4g}", curve_svg(steps, values)))
+        last = f"{values[-1]:.4g}" + ("" if wanted is None else f" of {wanted:.4g}")
+        groups.setdefault(group, []).append((name, last, drawn))
     # Timings of the machine interest last.
     return sorted(groups.items(), key=lambda item: item[0] == "system")
 

@@ -12,6 +12,7 @@ from afd_scale.config.cast import NetworkConfig, Pass
 from afd_scale.config.judges import LatentDiscriminatorConfig, VlmDiscriminatorConfig
 from afd_scale.config.models import WanConfig
 from afd_scale.layers.attention.layout import AttentionLayout
+from afd_scale.planning.counted import counted_flops
 from afd_scale.planning.vlm import Stack, shown_video, stacks
 from afd_scale.planning.workload import Workload
 
@@ -81,22 +82,27 @@ def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> 
         recompute: count the second forward pass of activation checkpointing. Without it this is what the models need.
     """
 
-    def of_rank(each: Pass) -> Flops:
-        videos = load.videos_of_rank(each, isinstance(config.role(each.role).network, WanConfig))
-        return (videos / each.every) * video_flops(config, load, each, recompute=recompute)
+    def share(each: Pass) -> Flops:
+        return (1 / each.every) * pass_flops(config, load, each, recompute=recompute)
 
-    return {phase: sum(map(of_rank, passes), Flops()) for phase, passes in load.phases.items()}
+    return {phase: sum(map(share, passes), Flops()) for phase, passes in load.phases.items()}
+
+
+def pass_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: bool = True) -> Flops:
+    """What one rank executes in a pass whenever it runs."""
+    videos = load.videos_of_rank(each, isinstance(config.role(each.role).network, WanConfig))
+    return videos * video_flops(config, load, each, recompute=recompute)
 
 
 def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: bool = True) -> Flops:
-    """One video of a pass, its backward pass included; networks that are no transformers are not counted."""
+    """One video of a pass, its backward pass included; of a network that is no transformer all is called linear."""
     role = config.role(each.role)
     network = role.network
     rank = role.lora.rank if role.lora and role.adapter else 0
     if isinstance(network, VlmDiscriminatorConfig):
         return _judge_flops(network, stacks(network, shown_video(config, each.frames)), rank, each.gradient, recompute)
     if not isinstance(network, WanConfig):
-        return Flops()
+        return Flops(counted_flops(config, network, gradient=each.gradient, of_input=each.of_input))
     *before, last = (
         times * forward_flops(network, layout, load.tokens_per_frame, outputs, rank)
         for times, layout, outputs in _layouts(config, each, network)

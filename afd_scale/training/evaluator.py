@@ -24,7 +24,7 @@ from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import evaluation_prompts, teacher_data
 from afd_scale.evaluation import shortcuts
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
-from afd_scale.evaluation.suites import Timing, make_suite
+from afd_scale.evaluation.suites import Metric, Timing, make_suite
 from afd_scale.evaluation.suites.video import chunk_borders
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
 from afd_scale.flow.randomness import Randomness
@@ -51,6 +51,11 @@ class Evaluator:
         self.suite = make_suite(config)
         self.sampler, self.randomness = Sampler(config.sampler), Randomness(config.seed)
         self.samples = config.folder / "samples"
+
+    @property
+    def suite_metrics(self) -> Mapping[str, Metric]:
+        """How to read the suite's metrics; none where nothing is measured."""
+        return {} if self.suite is None else self.suite.metrics
 
     def check(self) -> None:
         """Refuse what could only fail after training: prompts that the suite cannot read, clips that nothing holds.
@@ -122,7 +127,7 @@ class Evaluator:
         made = {"base": self._read_base(range(len(self.clips))), "student": student, "teacher": teacher}
         clips = {name: frames for name, frames in made.items() if frames is not None}
         self._draw({name: frames[self._rows_shown] for name, frames in clips.items()}, self.config.train.steps)
-        return {} if self.suite is None else self.suite.measure(clips, self.prompts, self._timing())
+        return {} if self.suite is None else self.suite.measure(clips, self.prompts, self.timing())
 
     def frames(self, policy: Policy, clips: Sequence[int]) -> FrameArray | None:
         """Generate clips: (N, T, H, W) or (N, T, H, W, 3) uint8 on the main rank, None elsewhere."""
@@ -193,7 +198,7 @@ class Evaluator:
         for part in pieces(share, self.config.evaluation.batch):
             # Places in `clips`, by data rank: those beyond its end are made too, and not sent.
             places = np.arange(data_size * share).reshape(data_size, share)[:, part]
-            made = self._decoded(make([clips[place % len(clips)] for place in places[self.ranks.data_rank]]))
+            made = self.decoded(make([clips[place % len(clips)] for place in places[self.ranks.data_rank]]))
             rows = self.ranks.gather_to_main(made, (places < len(clips)).sum(axis=1).tolist())
             if rows is not None:
                 if frames is None:
@@ -211,7 +216,7 @@ class Evaluator:
         noise = self.sampler.draw(self.randomness, "evaluation", 0, prompts.keys, shape, device)
         return self.sampler.chunks(policy, prompts.embeddings.to(device), noise)
 
-    def _decoded(self, chunks: Iterator[Tensor]) -> Tensor:
+    def decoded(self, chunks: Iterator[Tensor]) -> Tensor:
         """(B, T, H, W) or (B, T, H, W, 3) uint8; nothing on ranks that only help with tokens."""
         if not self.ranks.leads_sequence:
             for _ in chunks:
@@ -242,7 +247,7 @@ class Evaluator:
         location = teacher_data(self.config)
         return float(next(read_rows(location, [0]))["fps"])
 
-    def _timing(self) -> Timing:
+    def timing(self) -> Timing:
         """When the frames of this run's clips are shown and made."""
         assert self.codec is not None, "without a codec nothing is looked at"
         chunk_frames, frames = self.config.sampler.chunk_frames, self.codec.frames
@@ -261,19 +266,21 @@ class Evaluator:
 
     @cached_property
     def _base_facts(self) -> dict[str, str]:
-        """All that the base's clips follow from, as the run started."""
-        config, prompts, data = self.config, self.prompts, self.config.data
-        weights = config.student.weights
-        digest = hashlib.sha256(json.dumps([prompts.texts, prompts.ids]).encode())
-        digest.update(prompts.embeddings.numpy().tobytes())
-        return {
-            "seed": str(config.seed),
-            "clips": str(self.clips),
-            "codec": json.dumps(self.codec and self.codec.provenance, sort_keys=True),
-            "prompts": digest.hexdigest(),
-            "shape": str((data.latent_frames, data.latent_height, data.latent_width)),
-            "precision": config.precision,
-            "student": config.student.model_dump_json(),
-            "sampler": config.sampler.model_dump_json(),
-            "weights written": str(weights and weights.stat().st_mtime_ns),
-        }
+        return start_facts(self.config, self.codec, self.prompts) | {"clips": str(self.clips)}
+
+
+def start_facts(config: RunConfig, codec: Codec | None, prompts: Prompts) -> dict[str, str]:
+    """All that a run's clips of these prompts follow from, as it started."""
+    data, weights = config.data, config.student.weights
+    digest = hashlib.sha256(json.dumps([prompts.texts, prompts.ids]).encode())
+    digest.update(prompts.embeddings.numpy().tobytes())
+    return {
+        "seed": str(config.seed),
+        "codec": json.dumps(codec and codec.provenance, sort_keys=True),
+        "prompts": digest.hexdigest(),
+        "shape": str((data.latent_frames, data.latent_height, data.latent_width)),
+        "precision": config.precision,
+        "student": config.student.model_dump_json(),
+        "sampler": config.sampler.model_dump_json(),
+        "weights written": str(weights and weights.stat().st_mtime_ns),
+    }

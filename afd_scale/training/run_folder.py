@@ -11,7 +11,7 @@ import yaml
 from afd_scale.checkpoint.run_state import newest_checkpoint, remove_checkpoint
 from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError, RunConfig, resolved_yaml
-from afd_scale.evaluation.report import provenance_header
+from afd_scale.evaluation.report import DIAGNOSED, provenance_header
 from afd_scale.files import system_errors, write_text
 
 CONFIG = "config.yaml"
@@ -51,7 +51,7 @@ def start_anew(config: RunConfig) -> None:
         remove_checkpoint(checkpoint)
     for folder in ("samples", "tensorboard"):
         shutil.rmtree(config.folder / folder, ignore_errors=True)
-    for left_over in ("report.html", "metrics.jsonl", "tracker_run"):
+    for left_over in ("report.html", "metrics.jsonl", "tracker_run", DIAGNOSED):
         (config.folder / left_over).unlink(missing_ok=True)
 
 

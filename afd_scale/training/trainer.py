@@ -26,11 +26,13 @@ from afd_scale.evaluation.report import metric_table, write_report
 from afd_scale.files import write_text
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
+from afd_scale.planning.spent import Spent
 from afd_scale.planning.workload import workload
 from afd_scale.protocols import Metrics
 from afd_scale.training.build import Run, base_of, build_codec, build_run
+from afd_scale.training.diagnostics import Diagnostics
 from afd_scale.training.evaluator import Evaluator
-from afd_scale.training.metrics import recording
+from afd_scale.training.metrics import Recorder, recording
 from afd_scale.training.preemption import Preempted, listening
 from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
 from afd_scale.training.trackers import Tracker, check_trackers, open_tracker, tell
@@ -82,6 +84,10 @@ class Trainer:
             self.decode = None if codec is None else codec.decode
             self.evaluator = Evaluator(config, ranks, codec)
             self.evaluator.check()
+            self.spent = Spent(config, ranks.size, self.built.method.warmup_steps)
+            self.diagnostics = None
+            if config.train.diagnose_every is not None:
+                self.diagnostics = Diagnostics(config, self.built, self.evaluator)
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
         self.step, self.position = 0, self.stream.state_dict()  # the last one finished, and where in the data it ended
         self.saved_step = 0
@@ -92,6 +98,9 @@ class Trainer:
             with self._phase("evaluate"):
                 if self.evaluator.keep_base(self.built.exported) and self._has_learning_judge:
                     self.evaluator.warn_of_shortcuts()
+        if self.diagnostics is not None:
+            with self._phase("diagnose"):
+                self.diagnostics.begin()
         with self._phase("prepare"), _input_errors():
             self._resume()
         first = self.step + 1 if self.step else 1 - self.built.method.warmup_steps
@@ -162,14 +171,20 @@ class Trainer:
         config, steps = self.config, range(first, last + 1)
         name = config.name if first > 0 else f"{config.name}, warm-up"
         with (
-            recording(name, config.folder, steps, self.trackers, is_main=self.ranks.is_main) as record,
+            recording(
+                name, config.folder, steps, self.trackers, self.evaluator.suite_metrics, is_main=self.ranks.is_main
+            ) as record,
             listening() as stop,
         ):
+            if first > 1 and (alarm := self._stopping_alarm(record)):
+                raise ConfigError(f"train.stop_on_alarm ({', '.join(config.train.stop_on_alarm)}) must leave out an "
+                                  f"alarm that is on where the run goes on, at step {self.step}: {alarm}")  # fmt: skip
             last_log, last_time, counter = first - 1, self._clock(), self.built.counter
             counter.bytes, self.stream.waited_seconds = 0, 0.0
             for step in steps:
                 self._run_step(step)
-                if self._is_due(config.train.log_every) or step == last:
+                looks = self.diagnostics is not None and step >= 0 and self._is_due(config.train.diagnose_every)
+                if looks or self._is_due(config.train.log_every) or step == last:
                     values = self._reduce(self.metrics)  # waits for the device: the time is that of finished steps
                     self._check_finite(values)
                     seconds = self._clock() - last_time
@@ -178,16 +193,22 @@ class Trainer:
                     values["system/gathered_gib"] = counter.bytes / 2**30 / (step - last_log)
                     last_log, last_time = step, self._clock()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
+                    values["compute/pflop"] = self.spent.pflop(step)
+                    if looks:
+                        values |= self._diagnosis()
                     record(step, values)
                 told_to_stop = self.ranks.any(stop.made)
                 if told_to_stop and step < 1:
                     raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
                 if step < 1 or (step == last and not told_to_stop):
                     continue
-                if told_to_stop or self._is_due(config.train.save_every):
+                alarm = self._stopping_alarm(record)
+                if told_to_stop or alarm or self._is_due(config.train.save_every):
                     self._check_and_save()
                 if told_to_stop:
                     raise Preempted(f"{config.name} was told to stop and saved step {step}; start it again to go on")
+                if alarm:
+                    raise ConfigError(f"train.stop_on_alarm ended the run, which has saved step {step}: {alarm}")
                 if self._is_due(config.train.sample_every):
                     with self._phase("sample"):
                         self.evaluator.sample(self.built.exported, step)
@@ -216,6 +237,18 @@ class Trainer:
         self._check_finite(self._reduce(self.metrics))
         with self._phase("save"):
             self._save()
+
+    def _stopping_alarm(self, record: Recorder) -> str | None:
+        """Of the alarms that are on, one that ends the run, with what there is to say of it."""
+        names = self.config.train.stop_on_alarm
+        found = [f"{name}: {record.standing[name]}" for name in names if name in record.standing]
+        alarm: str | None = self.ranks.broadcast(found[0] if found else None) if names else None
+        return alarm
+
+    def _diagnosis(self) -> dict[str, float]:
+        assert self.diagnostics is not None, "who looks has one"
+        with self._phase("diagnose"):
+            return self.diagnostics.look()
 
     def _show(self) -> None:
         """Hand the present step's sample videos to the trackers."""

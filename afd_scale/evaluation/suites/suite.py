@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from afd_scale.config import RunConfig
 from afd_scale.mp4 import FrameArray
 from afd_scale.types import Prompts
@@ -57,4 +60,11 @@ class Suite(Protocol):
 
     def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing) -> dict[str, dict[str, float]]:
         """Metrics of each policy's clips, by policy."""
+        ...
+
+    def measure_each(self, clips: FrameArray, prompts: Prompts, timing: Timing) -> dict[str, NDArray[np.float64]]:
+        """By metric, (N,) of each clip; their means, without NaN, are those of `measure`.
+
+        Metrics of a set as a whole are not in it. NaN stands where a clip cannot be measured.
+        """
         ...

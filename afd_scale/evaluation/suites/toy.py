@@ -1,12 +1,16 @@
 """The toy world's suite: trajectories of generated clips, read from pixels, against fresh clips of the teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from afd_scale.config import RunConfig
-from afd_scale.data.toy_world import parse_prompt, render_clips
+from afd_scale.data.toy_world import ToyPrompt, parse_prompt, render_clips
 from afd_scale.evaluation.suites.suite import Metric, Timing
-from afd_scale.evaluation.suites.trajectory import score
+from afd_scale.evaluation.suites.trajectory import Tracks, score, score_each, track
 from afd_scale.mp4 import FrameArray
 from afd_scale.types import Prompts
 
@@ -40,17 +44,26 @@ class ToySuite:
 
     def teacher(self, prompts: Prompts, clips: int) -> FrameArray:
         """Fresh clips: what a perfect student would score."""
-        return _rendered(prompts, clips, TEACHER_SEED)
+        return _rendered(prompts.texts, clips, TEACHER_SEED)
 
     def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing) -> dict[str, dict[str, float]]:
-        asked = [parse_prompt(text) for text in prompts.texts]
-        reference = _rendered(prompts, REFERENCE_CLIPS, REFERENCE_SEED)
-        return {
-            policy: score(frames, [asked[i % len(asked)] for i in range(len(frames))], reference)
-            for policy, frames in clips.items()
-        }
+        reference = _reference(prompts.texts)
+        return {name: score(frames, _asked(prompts.texts, len(frames)), reference) for name, frames in clips.items()}
+
+    def measure_each(self, clips: FrameArray, prompts: Prompts, timing: Timing) -> dict[str, NDArray[np.float64]]:
+        return score_each(track(clips), _asked(prompts.texts, len(clips)), _reference(prompts.texts))
 
 
-def _rendered(prompts: Prompts, clips: int, seed: int) -> FrameArray:
-    asked = [parse_prompt(text) for text in prompts.texts]
-    return render_clips([asked[i % len(asked)] for i in range(clips)], seed=seed, physics="teacher")
+@lru_cache(maxsize=2)  # of the few sets of prompts that a run measures again and again
+def _reference(texts: tuple[str, ...]) -> Tracks:
+    return track(_rendered(texts, REFERENCE_CLIPS, REFERENCE_SEED))
+
+
+def _rendered(texts: Sequence[str], clips: int, seed: int) -> FrameArray:
+    return render_clips(_asked(texts, clips), seed=seed, physics="teacher")
+
+
+def _asked(texts: Sequence[str], clips: int) -> list[ToyPrompt]:
+    """What each of so many clips shows."""
+    asked = [parse_prompt(text) for text in texts]
+    return [asked[i % len(asked)] for i in range(clips)]

@@ -180,36 +180,45 @@ def judge(tracks: Tracks, prompts: Sequence[ToyPrompt]) -> Verdicts:
     )
 
 
-def score(frames: FrameArray, prompts: Sequence[ToyPrompt], teacher_frames: FrameArray) -> dict[str, float]:
+def score(frames: FrameArray, prompts: Sequence[ToyPrompt], teacher: FrameArray | Tracks) -> dict[str, float]:
     """Score generated clips against their prompts and against the teacher.
 
     Args:
         frames: (N, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE) uint8, N >= 2.
         prompts: N prompts the clips were generated from.
-        teacher_frames: (M, ...) teacher clips of the same mixture of prompts, M >= 2; no need to pair them.
+        teacher: (M, ...) teacher clips of the same mixture of prompts, M >= 2, or their tracks; no need to pair them.
     Returns:
         The metrics that `ToySuite` describes; what is judged clip by clip as its mean over the clips.
     Raises:
         ValueError: the numbers of clips and prompts differ, or there are too few clips.
     """
-    if len(frames) != len(prompts):
-        raise ValueError(f"prompts ({len(prompts)}) must be as many as frames ({len(frames)}): one for each clip.")
-    for name, clips in (("frames", frames), ("teacher_frames", teacher_frames)):
-        if len(clips) < 2:
-            raise ValueError(f"{name} ({len(clips)} clips) must be at least 2: a Gaussian is fitted to them.")
-    tracks, teacher = track(frames), track(teacher_frames)
+    tracks, reference = track(frames), teacher if isinstance(teacher, Tracks) else track(teacher)
+    for name, clips in (("frames", tracks), ("teacher", reference)):
+        if len(clips.mass) < 2:
+            raise ValueError(f"{name} ({len(clips.mass)} clips) must be at least 2: a Gaussian is fitted to them.")
+    each = score_each(tracks, prompts, reference)
+    return {"trajectory_fd": trajectory_fd(tracks, reference)} | {name: float(x.mean()) for name, x in each.items()}
+
+
+def score_each(tracks: Tracks, prompts: Sequence[ToyPrompt], teacher: Tracks) -> dict[str, FloatArray]:
+    """(N,) of each metric that one clip has.
+
+    Raises:
+        ValueError: the numbers of clips and prompts differ.
+    """
+    if len(tracks.mass) != len(prompts):
+        raise ValueError(f"prompts ({len(prompts)}) must be as many as frames ({len(tracks.mass)}): one for each clip.")
     verdicts = judge(tracks, prompts)
     all_in_one = verdicts.moving & verdicts.prompt_right & verdicts.physics_relaxed
     return {
-        "trajectory_fd": trajectory_fd(tracks, teacher),
         "dynamic_degree": _over_teacher(tracks.speed, teacher.speed),
-        "moving_fraction": float(verdicts.moving.mean()),
-        "prompt_accuracy": float(verdicts.prompt_right.mean()),
-        "physics_strict": float(verdicts.physics_strict.mean()),
-        "all_in_one": float(all_in_one.mean()),
-        "acceleration_residual": float(verdicts.acceleration_residual.mean()),
-        "mass_error": float(verdicts.mass_error.mean()),
-        "sharpness": _over_teacher(tracks.sharpness, teacher.sharpness),
+        "moving_fraction": verdicts.moving.astype(np.float64),
+        "prompt_accuracy": verdicts.prompt_right.astype(np.float64),
+        "physics_strict": verdicts.physics_strict.astype(np.float64),
+        "all_in_one": all_in_one.astype(np.float64),
+        "acceleration_residual": verdicts.acceleration_residual,
+        "mass_error": verdicts.mass_error,
+        "sharpness": _over_teacher(tracks.sharpness.mean(axis=1), teacher.sharpness),
     }
 
 
@@ -374,6 +383,7 @@ def _mass_error(tracks: Tracks, values: PromptValues) -> FloatArray:
     return np.asarray((np.abs(tracks.mass - asked) / asked).mean(axis=1))
 
 
-def _over_teacher(measured: FloatArray, teacher: FloatArray) -> float:
-    """Ratio of two means; 0 when the teacher's is 0."""
-    return float(measured.mean() / teacher.mean()) if teacher.mean() > 0 else 0.0
+def _over_teacher(measured: FloatArray, teacher: FloatArray) -> FloatArray:
+    """Over the teacher's mean; 0 when that is 0."""
+    mean = teacher.mean()
+    return measured / mean if mean > 0 else np.zeros_like(measured)

@@ -67,6 +67,11 @@ class VideoSuite:
     def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing) -> dict[str, dict[str, float]]:
         return measure_clips(clips, timing.fps, timing.borders)
 
+    def measure_each(self, clips: FrameArray, prompts: Prompts, timing: Timing) -> dict[str, NDArray[np.float64]]:
+        measured = [measure_clip(clip, timing.fps, timing.borders).values for clip in clips]
+        names = [name for name in METRICS if any(name in values for values in measured)]
+        return {name: np.array([values.get(name, math.nan) for values in measured]) for name in names}
+
 
 @dataclass(frozen=True)
 class ClipMeasures:

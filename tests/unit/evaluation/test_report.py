@@ -13,7 +13,7 @@ import yaml
 
 from afd_scale.config.load import load_config
 from afd_scale.data.toy_world import render_clips, toy_prompts
-from afd_scale.evaluation.report import metric_table, provenance_header, read_metrics, write_report
+from afd_scale.evaluation.report import _seconds, metric_table, provenance_header, read_metrics, write_report
 from afd_scale.evaluation.suites.toy import ToySuite
 from afd_scale.evaluation.suites.trajectory import score
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
@@ -141,7 +141,7 @@ def test_prompts_and_configuration_are_escaped(run):
 
 def test_every_metric_has_its_curve_below_its_group(run):
     page = _page(run)
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 3 * 2, "over steps and over seconds"
     text = [piece.strip() for piece in page.text if piece.strip()]
     labels = ["loss", "discriminator", "accuracy", "system", "step_seconds"]
     assert [piece for piece in text if piece in labels] == labels
@@ -232,3 +232,54 @@ def test_the_tool_refuses_a_folder_that_is_no_run(run):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "must hold config.yaml" in done.stderr
+
+
+def _log(run, *records):
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_alarms_are_listed_with_what_was_found(run):
+    fooled = {"discriminator/win_probability": 0.9, "discriminator/accuracy": 0.2}
+    steps = [{"step": step, **fooled, "alarm/saturated": float(25 <= step < 40)} for step in range(5, 50, 5)]
+    _log(run, *steps)
+    page = _page(run)
+    row = page.row("saturated")
+    assert row[:3] == ["saturated", "25", "40"]
+    assert row[3].startswith("The judge takes rollouts for better than the teacher's videos: they win 80% of the pairs")
+    assert row[3].endswith("Raise the judge's learning rate, or lower the student's: the judge must keep up.")
+    assert not any(piece.strip() == "alarm" for piece in page.text), "no curve of it"
+    _log(run, *[record for record in steps if record["step"] < 40])
+    assert _page(run).row("saturated")[2] == "still on"
+    _log(run, {"step": 5, **fooled, "alarm/saturated": 0.0})
+    assert "None was raised." in _page(run).text
+    _log(run, {"step": 5, **fooled})
+    assert "Alarms" not in _page(run).text, "a run of before there were any"
+
+
+def test_curves_may_be_over_something_else(run):
+    _log(run, *({"step": step, "student/loss": 1 / step, "compute/pflop": 3.0 * step} for step in (5, 10)))
+    text = [piece.strip() for piece in _page(run).text if piece.strip()]
+    assert text[text.index("over") + 1 : text.index("over") + 3] == ["step", "compute/pflop"]
+    html = write_report(run, x="student/loss").read_text()
+    assert re.search(r'id="axis-0" checked><label class="axis" for="axis-0">student/loss<', html)
+    with pytest.raises(ValueError, match=r"x \(loss\) must be a metric of the run: step, student/loss, compute/pflop"):
+        write_report(run, x="loss")
+
+
+def test_seconds_are_added_up_over_steps():
+    timed = [(-3, 2.0), (0, 2.0), (1, None), (5, 0.5)]
+    records = [{"step": step, "system/step_seconds": seconds} for step, seconds in timed]
+    assert list(_seconds(records)) == [0, 6, 6, 8]
+
+
+def test_what_diagnostics_look_at_is_said(run):
+    facts = {"dataset": "shards/held", "held_out": True, "prompts": 8, "rollouts": 4}
+    (run / "diagnostics.json").write_text(json.dumps(facts))
+    _log(run, {"step": 5, "diagnostics/sharpness": 0.7, "diagnostics/teacher/sharpness": 1.1})
+    page = _page(run)
+    text = " ".join(page.text)
+    assert "8 held-out prompts of shards/held, 4 rollouts each: 32 pairs" in text
+    assert "0.7 of 1.1" in text
+    assert page.tags.count("svg") == 1, "the teacher's value is a line in the student's curve"
+    (run / "diagnostics.json").write_text(json.dumps(facts | {"held_out": False}))
+    assert "training data's own prompts, not held-out ones" in " ".join(_page(run).text)

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass, Role
 from afd_scale.layers.attention.layout import AttentionLayout
+from afd_scale.planning.counted import counted_flops
 from afd_scale.planning.flops import Flops, forward_flops, video_flops
 from afd_scale.planning.workload import workload
 from afd_scale.rollout.sampler import Noise, Sampler
@@ -155,3 +156,49 @@ def test_wan_costs_what_was_computed_before(architecture, forward, both, generat
     # Computed with 5 passes for every chunk; the last has no pass that fills the cache.
     rollout = video_flops(config, workload(config, 1), Pass("rollout", "student", "rollout", videos=1, at_once=1))
     assert rollout.total / 1e15 == pytest.approx(generated, rel=0.05)
+
+
+CONV = {"name": "conv", "channels": 8, "identity_patch": [3, 4]}
+
+
+def toy_config(**method) -> RunConfig:
+    """Clips of 4 latent frames of 4 x 4: 12 frames of 16 x 16 for a conv judge."""
+    return RunConfig.model_validate({
+        "student": {"text_dim": 5, "text_length": 3, "latent_channels": 48},
+        "data": {"global_batch": 2},
+        "method": {"name": "afd", "rollouts_per_prompt": 2, "discriminator": CONV, **method},
+    })  # fmt: skip
+
+
+def test_convolutions_worked_by_hand():
+    # 12 frames of 16 x 16 to 8 channels of 8 x 8 and 16 of 4 x 4, by kernels of 4 x 4; then 16 by 3 x 3.
+    convolutions = 2 * (8 * 8 * 8 * 12 * 16 + 4 * 4 * 16 * 8 * 16 + 4 * 4 * 16 * 16 * 9)
+    # The text to 16 numbers, these to scale and shift of 8, 16 and 16 channels; the score of 16 x 4 x 4 numbers.
+    linears = 2 * (5 * 16 + 16 * 2 * (8 + 16 + 16) + 16 * 16)
+    config = toy_config()
+    network = config.role("discriminator").network
+    forward = counted_flops(config, network)
+    assert forward == convolutions + linears
+    assert flops_of(config, "discriminator", "score").total == forward
+    # Each product has two in its backward pass, but the first ones: what they are given gets no gradient.
+    first = 2 * 8 * 8 * 8 * 12 * 16 + 2 * 5 * 16
+    assert counted_flops(config, network, gradient=True) == 3 * forward - first
+    through = counted_flops(config, network, gradient=True, of_input=True)
+    assert through == 2 * forward - linears + 2 * 16 * 16, "FiLM and text lead to no latents"
+
+
+def test_what_has_no_weights_computes_nothing(monkeypatch):
+    monkeypatch.setattr("afd_scale.planning.counted.build_network", lambda *_: torch.nn.Identity())
+    config = toy_config(discriminator={**CONV, "channels": 9})  # not one that is counted already
+    assert counted_flops(config, config.role("discriminator").network) == 0
+
+
+def test_a_network_that_cannot_run_without_memory_says_so(monkeypatch):
+    class Asks(torch.nn.Linear):
+        def forward(self, videos):
+            return videos.latents.sum().item()
+
+    monkeypatch.setattr("afd_scale.planning.counted.build_network", lambda *_: Asks(1, 1))
+    config = toy_config(discriminator={**CONV, "channels": 10})
+    with pytest.raises(ValueError, match="Asks must run on tensors without memory, or have a formula"):
+        counted_flops(config, config.role("discriminator").network)

@@ -176,10 +176,10 @@ def test_more_clips_than_the_main_rank_holds_are_refused(tmp_path: Path, alone: 
 
 def test_chunks_meet_where_their_frames_do(tmp_path: Path, alone: Ranks) -> None:
     evaluator = make_evaluator(tmp_path, alone, metrics="video")
-    assert evaluator._timing().borders == (3, 6, 9)
+    assert evaluator.timing().borders == (3, 6, 9)
     monkeyed: Any = evaluator.codec
     monkeyed.frames = lambda latent_frames: 1 + 4 * (latent_frames - 1)  # as Wan's
-    assert evaluator._timing().borders == (1, 5, 9)
+    assert evaluator.timing().borders == (1, 5, 9)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

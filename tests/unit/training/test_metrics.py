@@ -13,7 +13,7 @@ def _records(folder):
 
 
 def _recording(folder, first=1):
-    return recording("run", folder, range(first, 101), [], is_main=True)
+    return recording("run", folder, range(first, 101), [], {}, is_main=True)
 
 
 def _write(folder, steps, first=1):
@@ -29,7 +29,7 @@ def test_each_write_is_a_line_at_once_and_told_to_the_trackers(tmp_path):
         def metrics(self, step, values):
             self.steps.append((step, dict(values)))
 
-    with recording("run", tmp_path / "run", range(1, 101), [Told()], is_main=True) as record:
+    with recording("run", tmp_path / "run", range(1, 101), [Told()], {}, is_main=True) as record:
         record(10, {"student/loss": 0.5, "rollout/reward_mean": -1})
         assert _records(tmp_path / "run") == [{"step": 10, "student/loss": 0.5, "rollout/reward_mean": -1.0}]
     assert Told.steps == [(10, {"student/loss": 0.5, "rollout/reward_mean": -1})]
@@ -59,7 +59,7 @@ def test_values_that_are_not_finite_become_null_and_are_warned_of(tmp_path, capl
 
 def test_other_ranks_record_nothing(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    with recording("run", tmp_path / "run", range(1, 2), [], is_main=False) as record:
+    with recording("run", tmp_path / "run", range(1, 2), [], {}, is_main=False) as record:
         record(1, {"student/loss": 1.0})
     assert not (tmp_path / "run").exists()
     assert not caplog.records
@@ -70,7 +70,7 @@ def test_a_logged_step_is_written_and_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     _write(tmp_path, [10, 20, 30])
     caplog.clear()
-    with recording("toy-afd", tmp_path, range(21, 101), [], is_main=True) as record:
+    with recording("toy-afd", tmp_path, range(21, 101), [], {}, is_main=True) as record:
         record(30, {"student/loss": 0.1234, "rollout/reward_mean": -0.4, "system/gathered_gib": 9.0})
     assert [record["step"] for record in _records(tmp_path)] == [10, 20, 30]
     (line,) = [record.getMessage() for record in caplog.records]

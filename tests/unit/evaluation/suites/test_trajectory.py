@@ -221,7 +221,7 @@ def test_frechet_distance_of_known_gaussians():
 def test_bad_input_is_refused(teacher_frames):
     with pytest.raises(ValueError, match=r"prompts \(3\) must be as many"):
         score(teacher_frames, PROMPTS[:3], teacher_frames)
-    with pytest.raises(ValueError, match=r"teacher_frames \(1 clips\) must be at least 2"):
+    with pytest.raises(ValueError, match=r"teacher \(1 clips\) must be at least 2"):
         score(teacher_frames, PROMPTS, teacher_frames[:1])
     with pytest.raises(ValueError, match=r"frames \(float64 .*must be uint8"):
         track(teacher_frames / 255.0)

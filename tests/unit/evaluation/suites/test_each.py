@@ -1,0 +1,36 @@
+"""What suites measure of each clip: its mean is what they measure of the set."""
+
+import numpy as np
+import pytest
+import torch
+
+from afd_scale.config import RunConfig
+from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.evaluation.suites import SUITES, Timing
+from tests.networks import make_prompts
+
+OF_A_SET = {"trajectory_fd"}
+TIMING = Timing(8.0, (3, 6, 9))
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_mean_over_clips_is_the_measure_of_the_set(name):
+    suite = SUITES[name](RunConfig.model_validate({"method": "sft"}))
+    asked = toy_prompts()[:3]
+    prompts = make_prompts(torch.zeros(3, 1, 1))
+    prompts = type(prompts)(tuple(prompt.sentence for prompt in asked), prompts.ids, prompts.keys, prompts.embeddings)
+    clips = render_clips([*asked, *asked], seed=3, physics="wrong")
+    whole = suite.measure({"student": clips}, prompts, TIMING)["student"]
+    each = suite.measure_each(clips, prompts, TIMING)
+    assert each.keys() == whole.keys() - OF_A_SET
+    assert all(len(values) == 6 for values in each.values())
+    for metric, values in each.items():
+        assert np.nanmean(values) == pytest.approx(whole[metric]), metric
+    assert any(len(set(values)) > 2 for values in each.values()), "clips differ"
+
+
+def test_what_a_clip_lacks_is_missing():
+    suite = SUITES["video"](RunConfig.model_validate({"method": "sft"}))
+    clips = render_clips(toy_prompts()[:2], seed=0, physics="teacher")
+    each = suite.measure_each(clips, make_prompts(torch.zeros(2, 1, 1)), Timing(8.0, ()))
+    assert "border_jump" not in each
