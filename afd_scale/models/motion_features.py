@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from afd_scale.config import ConfigError, one_line
 from afd_scale.config.judges import MotionDiscriminatorConfig
 from afd_scale.models.motion_flow import FlowPool, pooled, shares
+from afd_scale.mp4 import FrameArray
 from afd_scale.torchvision_ops import define_torchvision_ops
 from afd_scale.types import Videos
-from afd_scale.vision import FLOW_ROWS, FrameArray
+from afd_scale.vision import FLOW_ROWS
 
 Features = Callable[[Videos], Tensor]  # (B, T, K)
 

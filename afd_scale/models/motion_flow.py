@@ -17,7 +17,8 @@ from typing import Any, cast
 import numpy as np
 
 from afd_scale.config import LostInputError
-from afd_scale.vision import FloatArray, FrameArray, luma, make_flow, one_thread_each, with_flow_rows
+from afd_scale.mp4 import FrameArray
+from afd_scale.vision import FloatArray, luma, make_flow, one_thread_each, with_flow_rows
 
 
 class FlowPool:
