@@ -237,6 +237,10 @@ class MotionDiscriminatorConfig(PixelJudgeConfig):
     channels: PositiveInt = 64
     """Width of the convolutions."""
 
+    @property
+    def scores_at_random(self) -> bool:
+        return True
+
     @model_validator(mode="after")
     def _check(self) -> "MotionDiscriminatorConfig":
         if (self.raft_weights is None) == (self.features == "raft"):

@@ -263,6 +263,7 @@ def test_raft_weights_are_checked(tmp_path):
     [
         ({"features": "raft"}, r"raft_weights \(None\) must be given with features raft"),
         ({"features": "flow", "raft_weights": "a.pth"}, r"raft_weights \(a.pth\) must be absent without"),
+        ({"optimizer": None}, r"optimizer \(null\) must be given: without training it would score at random"),
         ({"features": "tracks", "workers": 2}, r"workers \(2\) must be 0 with features tracks"),
     ],
 )
