@@ -219,6 +219,38 @@ class VlmDiscriminatorConfig(PixelJudgeConfig):
         return self
 
 
+class MotionDiscriminatorConfig(PixelJudgeConfig):
+    """A small network over time that sees what moves and how, and nothing else of the pixels, with the prompt."""
+
+    name: Literal["motion"] = "motion"
+    """Tag of this variant."""
+    features: Literal["flow", "raft", "tracks"] = "flow"
+    """What it sees of the pixels. `flow`: optical flow by OpenCV, on the CPU. `raft`: by torchvision's RAFT, where the
+    pixels are. `tracks`: place, speed, acceleration, size and light of one bright thing on a darker ground, as in the
+    toy world."""
+    raft_weights: Path | None = None
+    """torchvision's weights of raft_small or raft_large, a .safetensors or .pth file; for `raft`, and with it only."""
+    grid: int = Field(default=8, ge=1, le=32)
+    """Flow is averaged over grid x grid cells of the frame."""
+    workers: NonNegativeInt = 0
+    """Processes that compute `flow`, of each rank; 0 is the rank itself."""
+    channels: PositiveInt = 64
+    """Width of the convolutions."""
+
+    @property
+    def scores_at_random(self) -> bool:
+        return True
+
+    @model_validator(mode="after")
+    def _check(self) -> "MotionDiscriminatorConfig":
+        if (self.raft_weights is None) == (self.features == "raft"):
+            rule = "be given with" if self.features == "raft" else "be absent without"
+            raise ValueError(f"raft_weights ({self.raft_weights}) must {rule} features raft: they are that network's")
+        if self.workers and self.features != "flow":
+            raise ValueError(f"workers ({self.workers}) must be 0 with features {self.features}: they compute flow")
+        return self
+
+
 class HttpJudgeConfig(PixelJudgeConfig):
     """A scorer behind HTTP, which is sent videos with their prompts (docs/judges.md); it is not trained here."""
 
@@ -260,6 +292,10 @@ def backoff_seconds(failures: int) -> float:
 
 
 DiscriminatorConfig = Annotated[
-    ConvDiscriminatorConfig | LatentDiscriminatorConfig | VlmDiscriminatorConfig | HttpJudgeConfig,
+    ConvDiscriminatorConfig
+    | LatentDiscriminatorConfig
+    | VlmDiscriminatorConfig
+    | MotionDiscriminatorConfig
+    | HttpJudgeConfig,
     Field(discriminator="name"),
 ]

@@ -15,7 +15,7 @@ def first_problem(error: ValidationError) -> str:
     """The first problem as `field (value), rule`; our own rules already read so."""
     problem = error.errors()[0]
     # A tagged union puts its tag into the location, which is no part of the written key; a judge's own name may be one.
-    tags, parts = {"conv", "latent", "vlm", "http"}, problem["loc"]
+    tags, parts = {"conv", "latent", "vlm", "http", "motion"}, problem["loc"]
     field = ".".join(
         str(part) for before, part in zip(("", *parts), parts) if part not in tags or before == "judges"
     )  # fmt: skip

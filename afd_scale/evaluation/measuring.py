@@ -13,7 +13,7 @@ from afd_scale.data.clips import Clip, Reject
 from afd_scale.evaluation.clip_sets import ClipSet, Load
 from afd_scale.evaluation.comparison import MeasuredClip
 from afd_scale.evaluation.suites.video import ClipMeasures, measure_clip
-from afd_scale.evaluation.vision import one_thread_each
+from afd_scale.vision import one_thread_each
 
 Found = ClipMeasures | str  # or why there is nothing
 _AHEAD = 2  # clips a process that wait for it; they may hold frames

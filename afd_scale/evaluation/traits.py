@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afd_scale.evaluation.vision import FloatArray, blurred, luma, shrunk
 from afd_scale.mp4 import FrameArray
+from afd_scale.vision import FloatArray, blurred, luma, shrunk
 
 LEAST_FRAMES = 3
 LOOKED_AT = 8  # frames of a clip at its own size

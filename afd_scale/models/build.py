@@ -6,6 +6,7 @@ from afd_scale.config.judges import (
     ConvDiscriminatorConfig,
     HttpJudgeConfig,
     LatentDiscriminatorConfig,
+    MotionDiscriminatorConfig,
     VlmDiscriminatorConfig,
 )
 from afd_scale.config.models import ScoreConfig
@@ -14,6 +15,7 @@ from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
 from afd_scale.models.http_judge import HttpJudge
+from afd_scale.models.motion import MotionDiscriminator
 from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.models.wan import CausalWan
 
@@ -30,6 +32,8 @@ def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Netw
         return LatentDiscriminator(network, ops)
     if isinstance(network, VlmDiscriminatorConfig):
         return VlmDiscriminator(network, ops)
+    if isinstance(network, MotionDiscriminatorConfig):
+        return MotionDiscriminator(network, student.text_dim)
     if isinstance(network, HttpJudgeConfig):
         return HttpJudge(network)
     if isinstance(network, ScoreConfig) and not network.causal:

@@ -53,8 +53,7 @@ class ConvDiscriminator(Network):
         x = self._stack_frames(latents_BFCHW.to(self.score.weight.dtype))
         prompt = self.text(pooled_text(text_BTE).to(x.dtype))
         for convolution, film in zip(self.convolutions, self.film, strict=True):
-            scale, shift = film(prompt)[..., None, None].chunk(2, dim=1)
-            x = F.leaky_relu(convolution(x) * (1 + scale) + shift, 0.2)
+            x = modulated(convolution(x), film(prompt))
         return self.score(x.flatten(1)).squeeze(1).float()
 
     def _stack_frames(self, latents_BFCHW: Tensor) -> Tensor:
@@ -131,9 +130,14 @@ class FeatureHead(nn.Module):
         """(B,) logits."""
         x, prompt = joined_BFHWE.movedim(-1, 1), self.text(pooled_text(text_BTE).to(joined_BFHWE.dtype))
         for convolution, film in zip(self.convolutions, self.film, strict=True):
-            scale, shift = film(prompt)[..., None, None, None].chunk(2, dim=1)
-            x = F.leaky_relu(convolution(x) * (1 + scale) + shift, 0.2)
+            x = modulated(convolution(x), film(prompt))
         return self.score(x.mean(dim=(2, 3, 4))).squeeze(1).float()
+
+
+def modulated(x: Tensor, film: Tensor) -> Tensor:
+    """FiLM, and what is not linear: x (B, C, ...) by a scale and a shift of each channel, which are (B, 2 C)."""
+    scale, shift = film.reshape(*film.shape, *[1] * (x.ndim - 2)).chunk(2, dim=1)
+    return F.leaky_relu(x * (1 + scale) + shift, 0.2)
 
 
 def pooled_text(text_BTE: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the other networks. Run as a script by torchrun this file is one rank; as a test
 
 import json
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ CELLS = {
 }  # fmt: skip
 
 
-def run_config(folder: Path, cell: str, number: int, sequence: int) -> Any:
+def run_config(judge: Mapping[str, Any], number: int, sequence: int) -> Any:
+    """AFD with a judge, of which this is the section."""
     from afd_scale.config import RunConfig
 
-    judge = {"name": "vlm", "model": str(folder / "judge"), "min_pixels": 28 * 28, "max_pixels": 28 * 28}
     return RunConfig.model_validate({
         "student": {**SHAPE, "weights": None},
         "sampler": {"timesteps": [1000, 500]},
@@ -61,7 +62,7 @@ def run_config(folder: Path, cell: str, number: int, sequence: int) -> Any:
         "train": {"micro_batch": 3 if number % 2 else None},
         "method": {
             "name": "afd", "optimizer": OPTIMIZER, "discriminator_optimizer": OPTIMIZER, "rollouts_per_prompt": 2,
-            "discriminator": {**judge, **CELLS[cell]},
+            "discriminator": judge,
         },
     })  # fmt: skip
 
@@ -92,7 +93,9 @@ def check_mesh(folder: Path, sequence: int) -> None:
         check_start(engines["discriminator"], folder / "judge")
         randomise_adapters(engines["discriminator"])
 
-    cells = {cell: partial(run_config, folder, cell, number, sequence) for number, cell in enumerate(CELLS)}
+    judge = {"name": "vlm", "model": str(folder / "judge"), "min_pixels": 28 * 28, "max_pixels": 28 * 28}
+    cells = {cell: partial(run_config, {**judge, **fields}, number, sequence)
+             for number, (cell, fields) in enumerate(CELLS.items())}  # fmt: skip
     check_cells(folder, sequence, cells, results_of, ready)
 
 

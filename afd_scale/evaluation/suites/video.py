@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from afd_scale.config import RunConfig
 from afd_scale.evaluation.suites.suite import Metric, Timing
-from afd_scale.evaluation.vision import FloatArray, along, lab, luma, make_flow, with_flow_rows
 from afd_scale.mp4 import FrameArray
 from afd_scale.types import Prompts
+from afd_scale.vision import FloatArray, along, lab, luma, make_flow, with_flow_rows
 
 LEAST_FRAMES = 3  # flicker and acceleration are of three
 TIME_BINS = 4

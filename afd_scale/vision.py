@@ -1,4 +1,4 @@
-"""What OpenCV does for the measures: sizes, colours, optical flow, and frames moved along it."""
+"""What OpenCV does: sizes, colours, optical flow, and frames moved along it."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -17,13 +17,13 @@ FLOW_ROWS = (128, 256)
 
 
 def _cv2() -> ModuleType:
-    import cv2  # for those who measure; it takes its own time to load
+    import cv2  # for those who look at motion; it takes its own time to load
 
     return cv2
 
 
 def one_thread_each() -> None:
-    """Of a process beside others that measure."""
+    """Of a process beside others that do the same."""
     _cv2().setNumThreads(1)
 
 
