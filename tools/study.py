@@ -1,7 +1,7 @@
 """What settings change: runs of one config under named overrides, several seeds each, at equal steps and equal FLOPs.
 
-    tools/study.py configs/toy/studies/economies.yaml --out runs/economies
-    tools/study.py configs/toy/studies/economies.yaml --out runs/economies --table
+    tools/study.py tools/studies/economies.yaml --out runs/economies
+    tools/study.py tools/studies/economies.yaml --out runs/economies --table
 
 A study is a YAML file: `config`, `overrides` of all its runs, `seeds`, `metrics` of the table, `variants` by name, each
 a list of overrides; the first is what the others are compared with. At equal FLOPs a variant trains for as many steps
