@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from afd_scale.planning.spent import Spent
 from pydantic import ValidationError
 
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.command_line import Parser
 from afd_scale.config.judges import JudgeConfig
 from afd_scale.config.section import Section, first_problem
+from afd_scale.planning.spent import Spent
 from afd_scale.progress import progress
 
 ROOT = Path(__file__).parent.parent

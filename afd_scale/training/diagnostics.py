@@ -68,8 +68,8 @@ class Diagnostics:
     def __init__(self, config: RunConfig, built: Run, evaluator: Evaluator):
         self.config, self.built, self.evaluator, self.ranks = config, built, evaluator, evaluator.ranks
         self.group = config.evaluation.diagnosed_rollouts
-        scored = {each.role for each in config.method.passes(Load(prompts=1)) if each.kind == "score"}
-        self.judges = [role.name for role in config.cast if role.name in scored]
+        scored = {each.role: each.frames for each in config.method.passes(Load(prompts=1)) if each.kind == "score"}
+        self.judges = {role.name: scored[role.name] for role in config.cast if role.name in scored}
         self.base_path = evaluator.samples / "diagnosed_base.safetensors"
 
     def begin(self) -> None:
@@ -178,7 +178,9 @@ class Diagnostics:
         return replace(Batch(videos, videos.prompts[:0]).to(device).teacher, decode=decode)
 
     def _ask(self, judge: str, videos: Videos) -> Tensor:
-        engine = self.built.engines[judge]
+        engine, frames = self.built.engines[judge], self.judges[judge]
+        if frames is not None:  # of the windows that it is used to, always the first
+            videos = videos.windows([0] * len(videos), frames)
         return without_gradient(engine, len(videos), lambda rows: engine(videos[rows]))
 
     def _gathered(self, x: Tensor, rows_of_prompt: int) -> Tensor | None:

@@ -215,23 +215,29 @@ class Trainer:
                         self._show()
 
     def _run_step(self, step: int) -> None:
-        """One step of the method. A judge that fails ends the run where the step before it ended.
+        """One step of the method."""
+        with self._judges_may_fail():
+            self.metrics = self.built.method.train_step(self._next_batch(), step)
+        self.step, self.position = step, self.stream.state_dict()
+
+    @contextmanager
+    def _judges_may_fail(self) -> Iterator[None]:
+        """A judge that does ends the run where its last step ended.
 
         Raises:
             Preempted: a judge could not be reached in time.
             ConfigError: one answered what is no score.
         """
         try:
-            self.metrics = self.built.method.train_step(self._next_batch(), step)
+            yield
         except JudgeError as error:
             if self.step > self.saved_step:
                 self._check_and_save()
             kept = f"step {self.saved_step} is saved" if self.saved_step else "no step is finished"
-            line = f"{self.config.name} ends before step {step}, {kept}: {error}"
+            line = f"{self.config.name} ends, {kept}: {error}"
             if isinstance(error, UnreachableJudgeError):
                 raise Preempted(f"{line}; start it again to go on") from error
             raise ConfigError(line) from error
-        self.step, self.position = step, self.stream.state_dict()
 
     def _check_and_save(self) -> None:
         self._check_finite(self._reduce(self.metrics))
@@ -247,7 +253,7 @@ class Trainer:
 
     def _diagnosis(self) -> dict[str, float]:
         assert self.diagnostics is not None, "who looks has one"
-        with self._phase("diagnose"):
+        with self._phase("diagnose"), self._judges_may_fail():
             return self.diagnostics.look()
 
     def _show(self) -> None:

@@ -95,7 +95,7 @@ def test_a_server_that_hangs_ends_the_run_where_it_goes_on_exactly(config: Path,
     assert stopped.returncode == 3, stopped.stderr[-3000:]
     assert checkpoints(runs(config) / "stopped") == ["step_00000002"]
     line = the_line(stopped, server.url)
-    assert f"stopped ends before step 3, step 2 is saved: the judge at {server.url} could not be reached: " in line
+    assert f"stopped ends, step 2 is saved: the judge at {server.url} could not be reached: " in line
     assert line.endswith("attempt 1 of 1, each of 5 s, ended with timed out; start it again to go on")
 
     server.told = {}
@@ -115,7 +115,7 @@ def test_nonsense_ends_the_run_in_one_line(config: Path, server: JudgeServer) ->
     path, run = alone(config), runs(config) / "alone"
     ended = judged(path, server, "alone")
     assert ended.returncode == 2, ended.stderr[-3000:]
-    said = f"alone ends before step 1, no step is finished: the judge at {server.url} must answer"
+    said = f"alone ends, no step is finished: the judge at {server.url} must answer"
     assert said in the_line(ended, server.url)
     assert checkpoints(run) == []
 
@@ -123,7 +123,7 @@ def test_nonsense_ends_the_run_in_one_line(config: Path, server: JudgeServer) ->
     server.told = {RANKS * 2 + 1: "nan"}
     ended = judged(path, server, "alone")
     assert ended.returncode == 2, ended.stderr[-3000:]
-    said = f"alone ends before step 3, step 2 is saved: the judge at {server.url} must answer finite numbers"
+    said = f"alone ends, step 2 is saved: the judge at {server.url} must answer finite numbers"
     assert said in the_line(ended, server.url)
     assert checkpoints(run) == ["step_00000002"]
 
