@@ -13,7 +13,8 @@ import json
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,20 @@ def run_trials(study: Study, trials: list[Trial], out: Path, jobs: int) -> None:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise ConfigError(f"run ({trial.name}) failed with exit code {done.returncode}: {last}")
 
-    with ThreadPoolExecutor(jobs) as pool, progress("runs of the study") as show:
-        for done, _ in enumerate(pool.map(run, waiting.values()), 1):
-            show(done, len(waiting), "")
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        with progress("runs of the study") as show:
+            for done, finished in enumerate(_finished(pool, run, list(waiting.values())), 1):
+                finished.result()
+                show(done, len(waiting), "")
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(pool: ThreadPoolExecutor, run: Callable[[Trial], None], trials: list[Trial]) -> Iterator[Future[None]]:
+    """Each run as it is done; the first one alone, for it makes the data of all."""
+    for part in (trials[:1], trials[1:]):
+        yield from as_completed([pool.submit(run, trial) for trial in part])
 
 
 def table(study: Study, trials: list[Trial], out: Path) -> str:
