@@ -79,6 +79,7 @@ class Videos:
         fps: frames a second of the decoded videos.
         decode: from latents to (B, T, C, H, W) in [-1, 1]; None where nothing here can.
         views: B, through which pixels are seen; None, for one or all, sees them as they are.
+        numbers: B, by which ranks that hold the same videos share them; None numbers them from 0.
     """
 
     prompts: Prompts
@@ -86,11 +87,13 @@ class Videos:
     fps: float | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     views: tuple[View | None, ...] | None = None
+    numbers: tuple[int, ...] | None = None
     _decoded: list[list[Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert len(self.prompts) == len(self.latents), "a video has a prompt"
-        assert self.views is None or len(self.views) == len(self.latents), "and a view, if any does"
+        for column in (self.views, self.numbers):
+            assert column is None or len(column) == len(self.latents), "and what each has, if any does"
         self._decoded.extend([] for _ in range(len(self)))  # a video's pixels, once they are there
 
     def __len__(self) -> int:
@@ -98,23 +101,28 @@ class Videos:
 
     def __getitem__(self, rows: slice) -> "Videos":
         views = None if self.views is None else self.views[rows]
-        part = replace(self, prompts=self.prompts[rows], latents=self.latents[rows], views=views)
+        numbers = None if self.numbers is None else self.numbers[rows]
+        part = replace(self, prompts=self.prompts[rows], latents=self.latents[rows], views=views, numbers=numbers)
         return part._sharing(self._decoded[rows])
 
     def take(self, rows: Sequence[int]) -> "Videos":
         """Some of them, in this order."""
         prompts = self.prompts.take(rows, [self.prompts.keys[row] for row in rows])
         views = None if self.views is None else tuple(self.views[row] for row in rows)
-        part = replace(self, prompts=prompts, latents=self.latents[list(rows)], views=views)
+        numbers = None if self.numbers is None else tuple(self.numbers[row] for row in rows)
+        part = replace(self, prompts=prompts, latents=self.latents[list(rows)], views=views, numbers=numbers)
         return part._sharing([self._decoded[row] for row in rows])
 
     def __add__(self, other: "Videos") -> "Videos":
-        views = None
+        views = numbers = None
         if self.views is not None or other.views is not None:
             views = (self.views or (None,) * len(self)) + (other.views or (None,) * len(other))
+        if self.numbers is not None and other.numbers is not None:
+            numbers = self.numbers + other.numbers
         both = replace(
-            self, prompts=self.prompts + other.prompts, latents=torch.cat([self.latents, other.latents]), views=views
-        )
+            self, prompts=self.prompts + other.prompts, latents=torch.cat([self.latents, other.latents]), views=views,
+            numbers=numbers,
+        )  # fmt: skip
         return both._sharing(self._decoded + other._decoded)
 
     def of(self, latents: Tensor) -> "Videos":
@@ -129,6 +137,10 @@ class Videos:
     def under(self, prompts: Prompts) -> "Videos":
         """The same videos under other prompts."""
         return replace(self, prompts=prompts)._sharing(self._decoded)
+
+    def numbered(self, numbers: Sequence[int]) -> "Videos":
+        """The same videos, to be shared by these numbers."""
+        return replace(self, numbers=tuple(numbers))._sharing(self._decoded)
 
     def seen(self, views: Sequence[View | None]) -> "Videos":
         """The same videos, each through a view of its own."""
@@ -149,6 +161,11 @@ class Videos:
         if self.views is not None:
             shown = [view(pixels) if view else pixels for view, pixels in zip(self.views, shown, strict=True)]
         return shown[0] if len(self) == 1 else torch.cat(shown)
+
+    def let_go(self) -> None:
+        """Of the pixels of these videos, wherever they are shared."""
+        for decoded in self._decoded:
+            decoded.clear()
 
     def _sharing(self, decoded: list[list[Tensor]]) -> "Videos":
         self._decoded[:] = decoded

@@ -6,7 +6,7 @@
 A study is a YAML file: `config`, `overrides` of all its runs, `seeds`, `metrics` of the table, `variants` by name, each
 a list of overrides; the first is what the others are compared with. At equal FLOPs a variant trains for as many steps
 as the first one's FLOPs pay for. Runs are done `--jobs` at a time, in one process each; those that are complete are not
-done again, so a study that was stopped goes on. `--table` prints what is there.
+done again, and others go on, so a study may be stopped. `--table` prints what is there.
 """
 
 import json
@@ -24,7 +24,6 @@ from pydantic import ValidationError
 
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.command_line import Parser
-from afd_scale.config.judges import JudgeConfig
 from afd_scale.config.section import Section, first_problem
 from afd_scale.planning.spent import Spent
 from afd_scale.progress import progress
@@ -77,14 +76,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is there")
     options = parser.parse_args(arguments)
     try:
-        study = read_study(options.study)
+        study, out = read_study(options.study), options.out.resolve()
         trials = plan_trials(study)
         if not options.table:
-            run_trials(study, trials, options.out, options.jobs)
+            run_trials(study, trials, out, options.jobs)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(study, trials, options.out))
+    print(table(study, trials, out))
     return 0
 
 
@@ -105,7 +104,7 @@ def plan_trials(study: Study) -> list[Trial]:
     """All runs, those of the first seed first."""
     first, *_ = study.variants
     configs = {name: _config(study, overrides) for name, overrides in study.variants.items()}
-    spent = {name: Spent(config, 1, _warm_up(config)) for name, config in configs.items()}
+    spent = {name: Spent(config, 1, config.method.warm_up) for name, config in configs.items()}
     steps = configs[first].train.steps
     budget = spent[first].pflop(steps)
     trials = []
@@ -123,10 +122,10 @@ def run_trials(study: Study, trials: list[Trial], out: Path, jobs: int) -> None:
     Raises:
         ConfigError: a run failed; its last line says why.
     """
-    waiting = {trial.name: trial for trial in trials if not _summary(out, trial)}
+    waiting = {trial.name: trial for trial in trials}  # a run that is complete says so, or that it is of other settings
 
     def run(trial: Trial) -> None:
-        command = [sys.executable, TRAIN, "--config", ROOT / study.config, *study.overrides, *trial.overrides,
+        command = [sys.executable, str(TRAIN), "--config", str(ROOT / study.config), *study.overrides, *trial.overrides,
                    f"train.steps={trial.steps}", f"seed={trial.seed}", f"name={trial.name}", f"out={out}"]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -166,11 +165,6 @@ def table(study: Study, trials: list[Trial], out: Path) -> str:
 
 def _config(study: Study, overrides: tuple[str, ...]) -> RunConfig:
     return load_config(ROOT / study.config, [*study.overrides, *overrides])
-
-
-def _warm_up(config: RunConfig) -> int:
-    judges = [role.network for role in config.cast if isinstance(role.network, JudgeConfig) and role.optimizer]
-    return max((judge.warmup_steps for judge in judges), default=0)
 
 
 def _summary(out: Path, trial: Trial) -> dict[str, Any] | None:

@@ -144,7 +144,6 @@ class LatentDiscriminatorConfig(WanConfig, JudgeConfig):
 
     @property
     def layers_run(self) -> int:
-        """Blocks that there are."""
         return max(self.features, default=self.num_layers)
 
     @property

@@ -59,6 +59,11 @@ class WanConfig(Section):
     lora: LoraConfig | None = None
     """Train adapters, and what the start weights lack, instead of all weights; None trains all."""
 
+    @property
+    def layers_run(self) -> int:
+        """Blocks that there are."""
+        return self.num_layers
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_architecture(cls, values: Any) -> Any:

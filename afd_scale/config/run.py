@@ -238,6 +238,11 @@ class RunConfig(Section):
             raise ValueError(f"name ({self.name}) must be letters, digits, '.', '_' and '-': it names a folder")
         student, data, passes = self.student, self.data, self.method.passes(Load(prompts=1))
         check_cast(self.cast, passes, self.method.exported)
+        for each in passes:
+            if each.frames and (each.frames > data.latent_frames or each.frames % self.sampler.chunk_frames):
+                raise ValueError(f"method.judged_frames ({each.frames}) must be whole chunks of sampler.chunk_frames "
+                                 f"({self.sampler.chunk_frames}), and at most data.latent_frames "
+                                 f"({data.latent_frames})")  # fmt: skip
         if data.latent_frames % self.sampler.chunk_frames:
             raise ValueError(f"sampler.chunk_frames ({self.sampler.chunk_frames}) must divide data.latent_frames "
                              f"({data.latent_frames}): a video is a whole number of chunks")  # fmt: skip

@@ -21,7 +21,7 @@ from torch import Tensor
 from afd_scale.config import RunConfig
 from afd_scale.config.methods import AfdConfig
 from afd_scale.flow import losses
-from afd_scale.flow.advantage import centre, divide_by_spread, weight_from_advantage
+from afd_scale.flow.advantage import centre, divide_by_spread, most_telling, weight_from_advantage
 from afd_scale.flow.process import add_noise
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS
@@ -76,7 +76,7 @@ class Afd:
         self.reference: Policy | None = engines.get("reference")
         self.mean_over_ranks = mean_over_ranks
         self.jury = Jury(run, self.config, engines, mean_over_ranks)
-        self.warmup_steps, self.memory = self.jury.warmup_steps, self.jury.memory
+        self.warmup_steps, self.memory = self.config.warm_up, self.jury.memory
         self.sampler = Sampler(run.sampler)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
@@ -118,13 +118,13 @@ class Afd:
         return weight_from_advantage(advantage, rule.clip)
 
     def _choose(self, rollouts: Videos, weight: Tensor) -> tuple[Videos, Tensor]:
-        """Those that the student learns from, without pixels, which a judge may have asked for; and their weights."""
-        rollouts = rollouts.of(rollouts.latents)
-        if self.config.student_rollouts in (None, weight.shape[1]):
+        """Those that the student learns from, and their weights."""
+        count, group = self.config.student_rollouts, weight.shape[1]
+        if count in (None, group):
             return rollouts, weight.flatten()
-        telling = (weight - 0.5).abs().topk(self.config.student_rollouts, dim=1).indices.sort(dim=1).values
-        first = torch.arange(len(weight), device=weight.device)[:, None] * weight.shape[1]
-        return rollouts.take((first + telling).flatten().tolist()), weight.gather(1, telling).flatten()
+        chosen = most_telling(weight, count)
+        first = torch.arange(len(weight), device=weight.device)[:, None] * group
+        return rollouts.take((first + chosen).flatten().tolist()), weight.gather(1, chosen).flatten()
 
     def _diversity(self, rollouts: Videos) -> Tensor:
         """Standard deviation of a latent's values over the rollouts of a prompt."""

@@ -48,8 +48,7 @@ class Dmd:
         self.fake_score: TrainedPolicy = engines["fake_score"]
         self.real_score: Policy = engines["real_score"]
         self.discriminator: TrainedScorer | None = engines.get("discriminator")
-        warmup = 0 if self.config.discriminator is None else self.config.discriminator.warmup_steps
-        self.warmup_steps = max(self.config.warmup_steps, warmup)
+        self.warmup_steps = self.config.warm_up
         self.sampler = Sampler(run.sampler)
         self.negative = _negative(self.config, run.student.text_dim)
 

@@ -36,7 +36,7 @@ class Gan:
         self.student: TrainedPolicy = engines["student"]
         self.average: AveragedPolicy | None = engines.get("average")
         self.discriminator: TrainedScorer = engines["discriminator"]
-        self.warmup_steps = self.judge.warmup_steps
+        self.warmup_steps = self.config.warm_up
         self.sampler = Sampler(run.sampler)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:

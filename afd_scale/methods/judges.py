@@ -40,10 +40,11 @@ class Lesson:
         return len(self.rollouts) // len(self.teacher)
 
     def mismatched(self) -> Videos:
-        """The teacher's videos, each under its neighbour's prompt: prompts take turns in pairs, which are the same on
-        any number of ranks."""
-        prompts = self.teacher.prompts
-        return self.teacher.under(prompts.take([row ^ 1 for row in range(len(prompts))], prompts.keys))
+        """The teacher's videos, each under the prompt of its neighbour on this rank: they take turns in pairs, and the
+        last of an odd number has the first one's."""
+        prompts, count = self.teacher.prompts, len(self.teacher)
+        order = [row ^ 1 if row ^ 1 < count else 0 for row in range(count)]
+        return self.teacher.under(prompts.take(order, prompts.keys))
 
 
 def train_judge(
@@ -132,7 +133,8 @@ def _loss(
         differ = [ours != theirs for ours, theirs in zip(teacher.prompts.ids, others.prompts.ids, strict=True)]
         wrong, differs = more.pop(0), logits.new_tensor(differ)
         mismatch = losses.mismatch_loss(real[:, 0], wrong, differs, config.objective)
-        metrics["mismatch_accuracy"] = ((real[:, 0] > wrong) * differs).sum() / differs.sum().clamp(min=1)
+        told = torch.where(differs > 0, (real[:, 0] > wrong).float(), 0.5)  # nobody tells a prompt from itself
+        metrics["mismatch_accuracy"] = told.mean()
         loss = loss + config.mismatch_weight * mismatch
     return loss, metrics, fake
 
@@ -144,9 +146,7 @@ def _joined(parts: list[Videos]) -> Videos:
     return whole
 
 
-def _augmented(
-    config: PixelJudgeConfig, lesson: Lesson, teacher: Videos, rollouts: Videos
-) -> tuple[Videos, Videos]:  # fmt: skip
+def _augmented(config: PixelJudgeConfig, lesson: Lesson, teacher: Videos, rollouts: Videos) -> tuple[Videos, Videos]:
     """Each prompt's videos through one change of its own."""
     drawn = lesson.randomness.uniform("judge/augment", lesson.step, teacher.prompts.keys, (4,))
     changes = [change_of(config.augment, numbers) for numbers in drawn.tolist()]

@@ -24,24 +24,15 @@ class Jury:
     Args:
         engines: by role.
 
-    Raises:
-        ValueError: a window that judges see is no part of a video.
-
     Attributes:
-        warmup_steps: that the longest warm-up of a judge takes.
         memory: the running mean and mean square of each judge's logits where there are several, and their steps.
     """
 
     def __init__(self, run: RunConfig, config: AfdConfig, engines: Mapping[str, Any], mean_over_ranks: RankMean):
         self.config, self.mean_over_ranks, self.chunk_frames = config, mean_over_ranks, run.sampler.chunk_frames
-        frames, all_frames = config.judged_frames, run.data.latent_frames
-        if frames is not None and (frames > all_frames or frames % self.chunk_frames):
-            raise ValueError(f"method.judged_frames ({frames}) must be whole chunks of sampler.chunk_frames "
-                             f"({self.chunk_frames}), and at most data.latent_frames ({all_frames})")  # fmt: skip
         self.judges: dict[str, Any] = {name: engines[name] for name in config.all_judges}
         self.trained = {name: judge for name, judge in config.all_judges.items() if judge.optimizer is not None}
         self.fixed = [name for name, judge in config.all_judges.items() if judge.optimizer is None]
-        self.warmup_steps = max((judge.warmup_steps for judge in self.trained.values()), default=0)
         self.memory: dict[str, Tensor] = {}
 
     def hear(
@@ -58,7 +49,7 @@ class Jury:
         """
         logits: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        teacher, rollouts = self._windows(teacher, rollouts, randomness, step)
+        teacher, rollouts = self._numbered(*self._windows(teacher, rollouts, randomness, step))
         for name in self.fixed if step >= 1 else ():
             logits[name] = self._ask(name, rollouts)
             metrics |= prefixed(name, {"reward_mean": logits[name].mean()})
@@ -72,6 +63,8 @@ class Jury:
             metrics |= learned
             if step >= 1:
                 logits[name] = self._ask(name, rollouts) if others is None else torch.cat([said, others])
+        for videos in (teacher, rollouts):
+            videos.let_go()
         return metrics, logits
 
     def reward(self, logits: Mapping[str, Tensor]) -> Tensor:
@@ -95,24 +88,25 @@ class Jury:
         mean, deviation = self.memory[f"{name}/mean"], self.memory[f"{name}/square"].sqrt().clamp(min=floor)
         return (reward - mean) / deviation
 
-    def _windows(
-        self, teacher: Videos, rollouts: Videos, randomness: Randomness, step: int
-    ) -> tuple[Videos, Videos]:  # fmt: skip
+    def _windows(self, teacher: Videos, rollouts: Videos, randomness: Randomness, step: int) -> tuple[Videos, Videos]:
         """What judges see of them: of each prompt's videos the same window."""
-        frames, all_frames, group = (
-            self.config.judged_frames,
-            rollouts.latents.shape[1],
-            self.config.rollouts_per_prompt,
-        )
+        frames, group = self.config.judged_frames, self.config.rollouts_per_prompt
         if frames is None:
             return teacher, rollouts
         # A key of the first rollout, which extra prompts have too.
         keys = rollouts.prompts.keys[::group]
-        places = (all_frames - frames) // self.chunk_frames + 1
+        places = (rollouts.latents.shape[1] - frames) // self.chunk_frames + 1
         drawn = randomness.uniform("judge/window", step, keys, ()).tolist()
         starts = [int(place * places) * self.chunk_frames for place in drawn]
         everywhere = [start for start in starts for _ in range(group)]
         return teacher.windows(starts[: len(teacher)], frames), rollouts.windows(everywhere, frames)
+
+    def _numbered(self, teacher: Videos, rollouts: Videos) -> tuple[Videos, Videos]:
+        """Prompt by prompt, the teacher's video and then its rollouts: ranks that share any part of them get alike."""
+        of_prompt = 1 + self.config.rollouts_per_prompt
+        numbers = range(of_prompt * (len(rollouts) // self.config.rollouts_per_prompt))
+        of_rollouts = [number for number in numbers if number % of_prompt]
+        return teacher.numbered(numbers[::of_prompt][: len(teacher)]), rollouts.numbered(of_rollouts)
 
     def _taught(self, rollouts: Videos) -> Videos:
         """Those that judges are trained on, the first ones of each prompt."""

@@ -86,25 +86,29 @@ class LatentDiscriminator(WanTrunk):
         latents_BFCHW = videos.latents
         frames, (rows, columns) = latents_BFCHW.shape[1], self.token_grid(latents_BFCHW)
         if not self.config.features:
-            x = self._outputs(videos, adapter)[-1]
             # The score is linear: a token's number travels between ranks, and not its whole vector.
-            scores = self.ops.gather_tokens(self.score(self.norm(x)), frames, rows * columns)
-            return scores.float().mean(dim=(1, 2))
+            scores = self.score(self.norm(self._run_trunk(videos, adapter)))
+            return self.ops.gather_tokens(scores, frames, rows * columns).float().mean(dim=(1, 2))
+        features = dict.fromkeys(self.config.features, latents_BFCHW)  # to be replaced
         with torch.set_grad_enabled(latents_BFCHW.requires_grad):  # whoever asks for it may have it by the latents
-            outputs = self._outputs(videos, adapter)
-            features = [self.norm(outputs[layer - 1]) for layer in self.config.features]
-        joined = self.ops.gather_tokens(self.head.join(features), frames, rows * columns)
+            self._run_trunk(videos, adapter, features)
+            normed = [self.norm(features[layer]) for layer in self.config.features]
+        joined = self.ops.gather_tokens(self.head.join(normed), frames, rows * columns)
         return self.head(joined.unflatten(1, (frames, rows, columns)), videos.prompts.embeddings)
 
-    def _outputs(self, videos: Videos, adapter: str | None) -> list[Tensor]:
-        """(B, L, E) of each block."""
-        latents_BFCHW, outputs = videos.latents, list[Tensor]()
-        frames = latents_BFCHW.shape[1]
+    def _run_trunk(self, videos: Videos, adapter: str | None, outputs: dict[int, Tensor] | None = None) -> Tensor:
+        """(B, L, E) of this rank's tokens.
+
+        Args:
+            outputs: see `run_blocks`.
+        """
+        latents_BFCHW, frames = videos.latents, videos.latents.shape[1]
         _, time_BF6E = self.embed_time(latents_BFCHW.new_zeros(latents_BFCHW.shape[:2]))
         text = self.embed_text(videos.prompts.embeddings)
         rotation, layout = self.rotation(latents_BFCHW, range(frames)), AttentionLayout.full(frames)
-        self.run_blocks(latents_BFCHW, time_BF6E, text, rotation, layout, adapter=adapter, outputs=outputs)
-        return outputs
+        return self.run_blocks(
+            latents_BFCHW, time_BF6E, text, rotation, layout, adapter=adapter, outputs=outputs
+        )  # fmt: skip
 
 
 class FeatureHead(nn.Module):

@@ -201,14 +201,14 @@ class WanTrunk(Network):
     def run_blocks(
         self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, rotation: Rotation, layout: AttentionLayout,
         *, pasts: Sequence[Past] | None = None, collected: list[CleanPast] | None = None, adapter: str | None = None,
-        outputs: list[Tensor] | None = None,
+        outputs: dict[int, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """Patch embedding and all blocks.
 
         Args:
             pasts: what each layer sees besides these latents.
             collected: gains each layer's keys and values.
-            outputs: gains each layer's output.
+            outputs: gets the outputs of the layers that it has, the first is 1.
         Returns:
             (B, L, E): this rank's tokens.
         """
@@ -224,8 +224,8 @@ class WanTrunk(Network):
             )  # fmt: skip
             if collected is not None:
                 collected.append(CleanPast(k, v))
-            if outputs is not None:
-                outputs.append(x)
+            if outputs is not None and index + 1 in outputs:
+                outputs[index + 1] = x
         return x
 
     def token_grid(self, latents_BFCHW: Tensor) -> tuple[int, int]:

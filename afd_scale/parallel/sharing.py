@@ -14,15 +14,15 @@ from afd_scale.types import Videos
 def share_videos(videos: Videos, judge: Callable[[Videos], Tensor], group: dist.ProcessGroup) -> Tensor:
     """(B,) logits of videos that all ranks of a group hold; each rank judges its part of them.
 
-    A video's key says whose it is, so that in every pass it is with the rank that has decoded it already. A rank
+    A video's number says whose it is, so that in every pass it is with the rank that has decoded it already. A rank
     without a video judges one that nobody asks for: all run the same collectives within.
 
     The gradient is for an engine that averages over all ranks, the loss being the same on those of the group.
     """
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     rows_of: list[list[int]] = [[] for _ in range(size)]
-    for row, key in enumerate(videos.prompts.keys):
-        rows_of[key % size].append(row)
+    for row, number in enumerate(videos.numbers or range(len(videos))):
+        rows_of[number % size].append(row)
     most = max(map(len, rows_of))
     own = judge(videos.take(rows_of[rank] or [0]))
     padded = F.pad(own, (0, max(most, 1) - len(own)))

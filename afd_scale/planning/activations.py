@@ -62,7 +62,7 @@ class Tokens:
 
 def key_value_bytes(trunk: Trunk, tokens: int) -> int:
     """Keys and values of so many tokens (a rank's share) in all layers: a KV cache, or the clean past."""
-    return 2 * trunk.network.num_layers * tokens * trunk.network.dim * trunk.itemsize
+    return 2 * trunk.network.layers_run * tokens * trunk.network.dim * trunk.itemsize
 
 
 def saved_by_block(trunk: Trunk, tokens: Tokens) -> int:
@@ -129,9 +129,9 @@ def training_activations(trunk: Trunk, tokens: Tokens) -> int:
     outside = saved_outside_blocks(trunk, tokens)
     if network.activation_checkpointing:
         # Every block's input, and the clean past, which recomputation reads again.
-        kept = network.num_layers * tokens.own * network.dim * size + key_value_bytes(trunk, tokens.past)
+        kept = network.layers_run * tokens.own * network.dim * size + key_value_bytes(trunk, tokens.past)
         return outside + kept + block + backward_working(trunk, tokens)
-    kept = network.num_layers * block
+    kept = network.layers_run * block
     # At the end of the forward pass: the clean past, which each block has copied next to its own keys and values, so
     # that the last two layers' own are still there as well; and q before its rotation.
     copies = 5 if tokens.past else 1

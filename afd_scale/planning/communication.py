@@ -80,4 +80,4 @@ def _received(load: Workload, size: int) -> float:
 def _exchange(config: RunConfig, load: Workload, network: WanConfig, tokens: int) -> float:
     """Of the two all-to-all of every block on so many of this rank's tokens: q, k, v, and the output."""
     elsewhere = (load.sequence - 1) / load.sequence
-    return 4 * tokens * network.num_layers * network.dim * itemsize(config) * elsewhere
+    return 4 * tokens * network.layers_run * network.dim * itemsize(config) * elsewhere

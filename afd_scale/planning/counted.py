@@ -27,7 +27,10 @@ class _Case:
     config: RunConfig = field(compare=False, repr=False)
 
 
-def counted_flops(config: RunConfig, network: NetworkConfig, *, gradient: bool = False, of_input: bool = False) -> int:
+def counted_flops(
+    config: RunConfig, network: NetworkConfig, *, gradient: bool = False, of_input: bool = False,
+    frames: int | None = None,
+) -> int:  # fmt: skip
     """One video through a judge, its backward pass included.
 
     A network without parameters computes nothing here, as a judge behind HTTP does: 0.
@@ -35,13 +38,14 @@ def counted_flops(config: RunConfig, network: NetworkConfig, *, gradient: bool =
     Args:
         gradient: a backward pass follows.
         of_input: it is of what passes through alone, and weights get none.
+        frames: latent frames that it sees; None is all.
     Raises:
         ValueError: the network does not run on tensors without memory.
     """
     data, student = config.data, config.student
-    latents = (data.latent_frames, student.latent_channels, data.latent_height, data.latent_width)
+    latents = (frames or data.latent_frames, student.latent_channels, data.latent_height, data.latent_width)
     text = (student.text_length, student.text_dim)
-    return _counted(_Case(network, latents, text, shown_video(config), gradient, of_input, config))
+    return _counted(_Case(network, latents, text, shown_video(config, frames), gradient, of_input, config))
 
 
 @cache

@@ -71,7 +71,7 @@ def forward_flops(
         + 2 * frames * (network.freq_dim * dim + dim**2 + 6 * dim**2)
     )
     attention = 4 * dim * (layout.pairs(tokens_per_frame) + tokens * rows)
-    layers = network.layers_run if isinstance(network, LatentDiscriminatorConfig) else network.num_layers
+    layers = network.layers_run
     return Flops(embeddings + 2 * tokens * dim * outputs + layers * block, layers * adapter, layers * attention)
 
 
@@ -102,7 +102,7 @@ def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: boo
     if isinstance(network, VlmDiscriminatorConfig):
         return _judge_flops(network, stacks(network, shown_video(config, each.frames)), rank, each.gradient, recompute)
     if not isinstance(network, WanConfig):
-        return Flops(counted_flops(config, network, gradient=each.gradient, of_input=each.of_input))
+        return Flops(counted_flops(config, network, gradient=each.gradient, of_input=each.of_input, frames=each.frames))
     *before, last = (
         times * forward_flops(network, layout, load.tokens_per_frame, outputs, rank)
         for times, layout, outputs in _layouts(config, each, network)

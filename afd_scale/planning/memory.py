@@ -12,7 +12,7 @@ from typing import Any
 
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
-from afd_scale.config.judges import JudgeConfig, VlmDiscriminatorConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.config.models import StudentConfig, WanConfig
 from afd_scale.planning import vae
 from afd_scale.planning.activations import (
@@ -194,13 +194,11 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
     if isinstance(network, WanConfig):  # others, of convolutions, are too small to matter
         through = each.gradient and not (each.trains and has_frozen_trunk(network))
         parts |= _activations(load, each, Trunk(network, itemsize(config), load.sequence), through)
-    elif isinstance(network, JudgeConfig) and network.sees_pixels:
-        shown = shown_video(config, each.frames)
-        seen = max(other.videos for other in load.passes if other.role == each.role)
-        parts["decoded pixels"] = -(-min(seen, load.prompts + load.videos) // load.sequence) * shown.bytes
-        if isinstance(network, VlmDiscriminatorConfig):
-            both, own = stacks(network, shown), -(-videos // load.sequence)
-            parts["activations"] = activation_bytes(network, both, own, itemsize(config), each.gradient)
+    elif isinstance(network, VlmDiscriminatorConfig):
+        both, own = stacks(network, shown_video(config, each.frames)), -(-videos // load.sequence)
+        parts["activations"] = activation_bytes(network, both, own, itemsize(config), each.gradient)
+    if seen := load.pixels_seen(config)[each.phase]:
+        parts["decoded pixels"] = -(-seen // load.sequence) * shown_video(config, each.frames).bytes
     return {**parts, "latents": latents * _video_bytes(config)}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Pass
-from afd_scale.config.judges import JudgeConfig
 from afd_scale.planning.communication import Traffic, step_traffic
 from afd_scale.planning.flops import Flops, step_flops
 from afd_scale.planning.gpus import COMPUTE_FRACTION, Gpu
@@ -106,19 +105,12 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
     return Plan(config, gpu, load, leaders, memory, flops, traffic, seconds, samples, notes)
 
 
-def sees_pixels(config: RunConfig, each: Pass) -> bool:
-    network = config.role(each.role).network
-    return isinstance(network, JudgeConfig) and network.sees_pixels
-
-
 def _decoded(config: RunConfig, load: Workload) -> dict[str, int]:
     """Videos that a rank decodes in each phase; each video once a step, whoever sees it."""
     before, decoded = 0, {}
-    for phase, passes in load.phases.items():
-        seen = max((each.videos for each in passes if sees_pixels(config, each)), default=0)
-        seen = max(before, min(seen, load.prompts + load.videos))  # copies of a video share its pixels
-        decoded[phase] = math.ceil(seen / load.sequence) - math.ceil(before / load.sequence)
-        before = seen
+    for phase, seen in load.pixels_seen(config).items():
+        decoded[phase] = max(0, math.ceil(seen / load.sequence) - before)
+        before = max(before, math.ceil(seen / load.sequence))
     return decoded
 
 

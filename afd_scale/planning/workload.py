@@ -61,6 +61,20 @@ class Workload:
             return each.videos / self.sequence
         return each.runs * math.ceil(each.at_once / self.sequence)
 
+    def pixels_seen(self, config: RunConfig) -> dict[str, int]:
+        """Videos of a data rank that are decoded by the end of each phase, for judges who see pixels; they are let go
+        of behind the last judge.
+
+        Every judge sees all rollouts, one that is trained the teacher's videos too; copies of a video share its pixels.
+        """
+        seen, by_phase = 0, {}
+        for phase, passes in self.phases.items():
+            judged = [each for each in passes if _sees_pixels(config, each)]
+            if judged:
+                seen = max(seen, self.videos + any(each.trains for each in judged) * self.prompts)
+            by_phase[phase] = seen if all(each.kind == "score" for each in passes) else 0
+        return by_phase
+
     @property
     def local_tokens_per_frame(self) -> int:
         """Of a rank, padding included."""
@@ -70,6 +84,11 @@ class Workload:
     def video_tokens(self) -> int:
         """One rank's tokens of one video."""
         return self.frames * self.local_tokens_per_frame
+
+
+def _sees_pixels(config: RunConfig, each: Pass) -> bool:
+    network = config.role(each.role).network
+    return isinstance(network, JudgeConfig) and network.sees_pixels
 
 
 def workload(config: RunConfig, gpus: int) -> Workload:
@@ -98,9 +117,9 @@ def workload(config: RunConfig, gpus: int) -> Workload:
             )
     prompts = data.global_batch // data_ranks
     judges = [role for role in config.cast if isinstance(role.network, JudgeConfig) and role.network.mismatch_weight]
-    if judges and prompts % 2:
-        raise ConfigError(f"data.global_batch ({data.global_batch}) must give each of {data_ranks} data ranks an even "
-                          f"number of prompts with {judges[0].section}.mismatch_weight: they take turns in pairs"
+    if judges and prompts < 2:
+        raise ConfigError(f"data.global_batch ({data.global_batch}) must give each of {data_ranks} data ranks two "
+                          f"prompts with {judges[0].section}.mismatch_weight: a video is shown under another one's"
                           )  # fmt: skip
     load = Load(prompts, data.prompts_per_step // data_ranks, config.train.micro_batch)
     patch = config.student.patch

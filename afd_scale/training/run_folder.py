@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from afd_scale.checkpoint.run_state import newest_checkpoint, remove_checkpoint
 from afd_scale.checkpoint.weights import complete_checkpoints
@@ -67,7 +68,7 @@ def write_config(config: RunConfig, num_ranks: int) -> None:
 
 
 def _refuse_another_config(path: Path, config: RunConfig) -> None:
-    before = _flat(yaml.safe_load(path.read_text()))
+    before = _flat(_read_before(path))
     now = _flat(yaml.safe_load(resolved_yaml(config)))
     # The method's name first: with another one all its fields differ.
     for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "method.name", key)):
@@ -77,6 +78,15 @@ def _refuse_another_config(path: Path, config: RunConfig) -> None:
                 f"{key} ({now.get(key)}) must stay {before.get(key)}, as in {path}: the run there would go on as "
                 "another one; choose another `out` or `name`, or train.resume=false to start it anew"
             )
+
+
+def _read_before(path: Path) -> dict[str, Any]:
+    """What a run was made with, in today's fields where earlier ones are read."""
+    tree: dict[str, Any] = yaml.safe_load(path.read_text())
+    try:
+        return dict(yaml.safe_load(resolved_yaml(RunConfig.model_validate(tree))))
+    except ValidationError:
+        return tree
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -30,17 +30,35 @@ class AdversarialConfig(MethodConfig):
         """Into the discriminator's section, over what is there."""
         if not isinstance(values, dict) or not (earlier := EARLIER_NAMES.keys() & values.keys()):
             return values
-        judge = dict(values.get("discriminator") or {"name": "conv"})
+        if "warmup_steps" in cls.model_fields and "discriminator_warmup_steps" in earlier:  # a method with its own
+            values = {"warmup_steps": values["discriminator_warmup_steps"], **values}
+        judge = values.get("discriminator", {"name": "conv"})
+        if not isinstance(judge, dict):
+            raise ValueError(f"{min(earlier)} must be left out where discriminator is {judge}: it is of its training")
+        judge = dict(judge)
         for name in sorted(earlier):
             place, value = EARLIER_NAMES[name], values[name]
             both = isinstance(value, dict) and isinstance(judge.get(place), dict)
             judge[place] = {**judge[place], **value} if both else value
         return {**{name: value for name, value in values.items() if name not in earlier}, "discriminator": judge}
 
+    @model_validator(mode="after")
+    def _check_weight(self) -> "AdversarialConfig":
+        if len(self.all_judges) == 1:
+            (judge,) = self.all_judges.values()
+            if judge.weight != 1:
+                raise ValueError(f"weight ({judge.weight}) must be left out of a judge that is alone: nothing is added")
+        return self
+
     @property
     def all_judges(self) -> dict[str, DiscriminatorConfig]:
         """By role."""
         return {} if self.discriminator is None else {"discriminator": self.discriminator}
+
+    @property
+    def warm_up(self) -> int:
+        """The longest of a judge."""
+        return max((judge.warmup_steps for judge in self.all_judges.values() if judge.optimizer), default=0)
 
     def prompts_at_once(self, judge: JudgeConfig, rollouts: int, micro_batch: int | None) -> int | None:
         """Prompts, each with its videos, that pass through a judge together while it is trained.
@@ -51,9 +69,7 @@ class AdversarialConfig(MethodConfig):
         return None if micro_batch is None else max(1, micro_batch // (judge.rows_of_prompt + rollouts))
 
     def _judge_roles(self) -> tuple[Role, ...]:
-        return tuple(
-            Role(name, _section(name), judge, judge.optimizer) for name, judge in self.all_judges.items()
-        )  # fmt: skip
+        return tuple(Role(name, _section(name), judge, judge.optimizer) for name, judge in self.all_judges.items())
 
     def _update(self, name: str, load: Load, held: int, rollouts: int | None = None) -> Pass:
         """A judge on the teacher's videos and rollouts of their prompts, and on perturbed copies.

@@ -40,7 +40,7 @@ class AfdConfig(AdversarialConfig):
     judges: dict[str, DiscriminatorConfig] = {}
     """More judges, by a name that is none of another role. Several add up as standardised scores, each centred and
     divided by the running mean and deviation of its own logits and times its weight. A discriminator of None leaves it
-    to these; where none of them is trained the teacher's videos are not needed."""
+    to these; where none of them is trained the teacher's videos do not count."""
     reuse_logits: bool = False
     """Rewards are the logits of a judge's own training pass, of before its update; a second pass is left out."""
     trained_rollouts: PositiveInt | None = None
@@ -49,8 +49,8 @@ class AfdConfig(AdversarialConfig):
     """Latent frames that judges see of a video, whole chunks: a window whose place is drawn for each prompt and step,
     and is the same for all its videos. None shows all."""
     student_rollouts: PositiveInt | None = None
-    """Rollouts of each prompt that the student learns from: those whose weights say most, the farthest from 1/2. None
-    is all of them. Source: down-sampling of rollouts, PODS, arXiv:2504.13818."""
+    """Rollouts of each prompt that the student learns from: the best and the worst, whose weights differ most (PODS,
+    arXiv:2504.13818). None is all of them."""
     advantage: BaselineConfig = BaselineConfig()
     """From rewards to weights."""
     policy_mix: PositiveFloat = Field(default=0.1, le=1)
@@ -91,6 +91,14 @@ class AfdConfig(AdversarialConfig):
         if trained not in (None, self.rollouts_per_prompt) and self.reuse_logits:
             raise ValueError(f"trained_rollouts ({trained}) must be all of rollouts_per_prompt with reuse_logits: the "
                              "others have no logit to take")  # fmt: skip
+        trains = any(judge.optimizer for judge in self.all_judges.values())
+        for name in ("reuse_logits", "trained_rollouts"):
+            if getattr(self, name) and not trains:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be left out where no judge is trained")
+        if self.reuse_logits and any(getattr(judge, "augment", ()) for judge in self.all_judges.values()):
+            raise ValueError(
+                "reuse_logits (True) must be off with a judge's augment: rewards would be of changed pixels"
+            )
         if not self.prior_weight and self.prior_every > 1:
             raise ValueError(f"prior_every ({self.prior_every}) must be 1 with prior_weight 0: there is no prior")
         return self
@@ -121,10 +129,10 @@ class AfdConfig(AdversarialConfig):
         return (
             Pass("rollout", "old_policy", "rollout", videos, at_once, held=held, warm_up=True),
             *(each for name in self.all_judges for each in self._judged(name, load, held)),
-            *[Pass("velocities", role, "velocity", learned, learned_at_once, states=states, held=kept, every=every)
-              for role, every in frozen.items()] * self.inner_updates,
-            *[Pass("student", "student", "velocity", learned, learned_at_once, gradient=True, states=states,
-                   context_gradient=self.context_gradient, held=kept)] * self.inner_updates,
+            *([Pass("velocities", role, "velocity", learned, learned_at_once, states=states, held=kept, every=every)
+               for role, every in frozen.items()]
+              + [Pass("student", "student", "velocity", learned, learned_at_once, gradient=True, states=states,
+                      context_gradient=self.context_gradient, held=kept)]) * self.inner_updates,
         )  # fmt: skip
 
     def _judged(self, name: str, load: Load, held: int) -> tuple[Pass, ...]:

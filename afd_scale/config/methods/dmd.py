@@ -59,6 +59,10 @@ class DmdConfig(AdversarialConfig):
         return super().all_judges if self.gan_weight else {}
 
     @property
+    def warm_up(self) -> int:
+        return max(self.warmup_steps, super().warm_up)
+
+    @property
     def is_guided(self) -> bool:
         return self.guidance_scale != 1
 

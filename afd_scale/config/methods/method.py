@@ -28,6 +28,11 @@ class MethodConfig(Section):
         """What one step runs, in its order."""
 
     @property
+    def warm_up(self) -> int:
+        """Steps before the first one, in which what must be learned before the student moves is learned."""
+        return 0
+
+    @property
     def exported(self) -> str:
         """The role that is evaluated, shown and exported."""
         return "student"

@@ -1,10 +1,13 @@
 """Several judges: who learns what, in which order they are asked, and what their scores add up to."""
 
+import itertools
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
+from afd_scale.flow.advantage import most_telling
 from afd_scale.flow.augmentation import Change, change_of
 from afd_scale.types import Videos
 from tests.unit.methods.engines import SHAPE, STUDENT, Oracle, build, make_batch
@@ -24,7 +27,7 @@ def test_each_judge_learns_by_itself_and_has_its_own_metrics():
     metrics, other = afd.train_step(make_batch(), 1), alone.train_step(make_batch(), 1)
     for name in ("loss", "accuracy", "margin", "win_probability", "gradient_norm"):
         assert metrics[f"discriminator/{name}"] == other[f"discriminator/{name}"]
-        assert metrics[f"discriminator/second/{name}"] != metrics["discriminator/loss"]
+        assert metrics[f"discriminator/second/{name}"] != metrics[f"discriminator/{name}"] or name == "accuracy"
     assert "discriminator/second/penalty" in metrics
     assert "discriminator/penalty" not in metrics
     assert torch.equal(afd.engines["discriminator"].weights(), alone.engines["discriminator"].weights())
@@ -144,7 +147,7 @@ def test_equal_prompts_are_no_mismatch():
     assert found["discriminator/gradient_norm"].item() == pytest.approx(
         expected["discriminator/gradient_norm"].item(), rel=1e-4
     )
-    assert found["discriminator/mismatch_accuracy"] == 0
+    assert found["discriminator/mismatch_accuracy"] == 0.5
 
 
 def test_a_judge_learns_to_tell_prompts_by_mismatched_ones():
@@ -191,12 +194,12 @@ def test_the_prior_may_skip_steps():
 
 def test_the_student_may_learn_from_the_most_telling_rollouts():
     afd = make_afd({}, student_rollouts=2)
-    weight = torch.tensor([[0.5, 0.9, 0.2], [0.0, 0.4, 0.45]])
+    weight = torch.tensor([[0.5, 0.9, 0.2], [0.0, 0.45, 0.4]])
     rollouts = make_batch((4, 9)).teacher.take([0, 0, 0, 1, 1, 1])
     rollouts = rollouts.of(torch.arange(6.0)[:, None, None, None, None].expand(rollouts.latents.shape))
     chosen, its_weight = afd._choose(rollouts, weight)
     assert torch.equal(chosen.latents[:, 0, 0, 0, 0], torch.tensor([1.0, 2, 3, 4]))
-    assert torch.equal(its_weight, torch.tensor([0.9, 0.2, 0.0, 0.4]))
+    assert torch.equal(its_weight, torch.tensor([0.9, 0.2, 0.0, 0.45]))
     metrics = afd.train_step(make_batch(), 1)
     ((arguments, options, _),) = afd.student.calls
     assert len(arguments[0]) == len(options["clean"]) == 4
@@ -220,8 +223,34 @@ def test_judges_may_see_a_window_the_same_for_a_prompts_videos():
 
 
 def test_a_window_of_half_a_chunk_is_refused():
-    with pytest.raises(ValueError, match=r"judged_frames \(1\) must be whole chunks of sampler.chunk_frames \(2\)"):
+    with pytest.raises(ValueError, match=r"method.judged_frames \(1\) must be whole chunks of"):
         build({"name": "afd", "judged_frames": 1, "discriminator": CONV}, sampler={"chunk_frames": 2})
+
+
+def test_nothing_keeps_pixels_behind_the_last_judge():
+    shown = []
+
+    def look(videos):
+        shown.append(weakref.ref(videos.pixels()))
+        return videos.latents.mean(dim=(1, 2, 3, 4))
+
+    afd, alive = make_afd({}, replaced={"discriminator": Oracle(look)}), []
+    afd.student.network.register_forward_hook(lambda *_: alive.append(sum(ref() is not None for ref in shown)))
+    batch = make_batch()
+    batch = replace(batch, teacher=replace(batch.teacher, decode=lambda latents: latents + 1))
+    afd.train_step(batch, 1)
+    assert shown
+    assert alive == [0]
+    assert not any(batch.teacher._decoded)
+
+
+def test_the_best_and_the_worst_are_the_most_telling():
+    weight = torch.tensor([[0.1, 0.9, 0.5, 0.45], [0.0, 0.05, 0.6, 0.7], [0.2, 0.2, 0.2, 1.0]])
+    assert most_telling(weight, 2).tolist() == [[0, 1], [0, 3], [2, 3]]
+    found = most_telling(weight, 3)
+    for row, rows in zip(weight, found, strict=True):
+        best = max(itertools.combinations(range(4), 3), key=lambda chosen: row[list(chosen)].var(correction=0))
+        assert row[rows].var(correction=0) == pytest.approx(row[list(best)].var(correction=0).item())
 
 
 def test_changes_of_pixels():
@@ -265,6 +294,15 @@ def test_views_change_what_is_seen_and_not_what_is_decoded():
         ({"student_rollouts": 4}, "student_rollouts .4. must be at most rollouts_per_prompt .3."),
         ({"trained_rollouts": 4}, "trained_rollouts .4. must be at most rollouts_per_prompt .3."),
         ({"trained_rollouts": 2, "reuse_logits": True}, "trained_rollouts .2. must be all"),
+        (
+            {"judges": {}, "discriminator": CONV | {"weight": 2.0}},
+            "weight .2.0. must be left out",
+        ),
+        (
+            {"discriminator": None, "judges": {"fixed": FIXED}, "reuse_logits": True},
+            "reuse_logits .True. must",
+        ),
+        ({"discriminator": None, "judges": {"second": CONV}, "r1_weight": 1.0}, "r1_weight must be left out"),
         ({"prior_every": 2}, "prior_every .2. must be 1"),
         ({"judges": {"second": CONV | {"channel": 4}}}, "judges.second.channel .4. is not a known key"),
     ],

@@ -36,13 +36,13 @@ def batch_with(extra: int) -> Batch:
 
 
 def calls_of(method, batch: Batch):
-    """(role, kind, gradient, of what passes through alone, videos, states, gradient through the context) of each call
-    of a network in a step."""
+    """(role, kind, gradient, of what passes through alone, frames seen, videos, states, gradient through the context)
+    of each call of a network in a step."""
     calls = []
 
     def watch(role: str):
         def seen(_, arguments, options, output):
-            rows, states, context, of_input = len(arguments[0]), 1, False, False
+            rows, states, context, of_input, frames = len(arguments[0]), 1, False, False, None
             if "cache" in options:
                 kind = "rollout"
             elif "clean" in options:
@@ -52,7 +52,8 @@ def calls_of(method, batch: Batch):
                 kind = "bidirectional"
             else:
                 kind, of_input = "score", arguments[0].latents.requires_grad
-            calls.append((role, kind, output.requires_grad, of_input, rows, states, context))
+                frames = arguments[0].latents.shape[1]
+            calls.append((role, kind, output.requires_grad, of_input, frames, rows, states, context))
 
         return seen
 
@@ -63,12 +64,12 @@ def calls_of(method, batch: Batch):
 
 
 def ran(calls, passes_of_a_rollout: int):
-    """(videos, at once, runs, states, gradient through the context) by (role, kind, gradient, of what
-    passes through alone), in the step's order."""
+    """(videos, at once, runs, states, gradient through the context) by (role, kind, gradient, of what passes through
+    alone, frames seen), in the step's order."""
     found = {}
-    for key in dict.fromkeys(call[:4] for call in calls):
-        rows = [call[4] for call in calls if call[:4] == key]
-        ((states, context),) = {call[5:] for call in calls if call[:4] == key}
+    for key in dict.fromkeys(call[:5] for call in calls):
+        rows = [call[5] for call in calls if call[:5] == key]
+        ((states, context),) = {call[6:] for call in calls if call[:5] == key}
         times = passes_of_a_rollout if key[1] == "rollout" else 1
         found[key] = (sum(rows) / times, max(rows), len(rows) / times, states, context)
     return list(found.items())
@@ -78,7 +79,8 @@ def declared(passes):
     """The same; passes of one kind are one, and as long as the longest."""
     found = {}
     for each in passes:
-        key = (each.role, each.kind, each.gradient, each.of_input)
+        frames = (each.frames or SHAPE[0]) if each.kind == "score" else None
+        key = (each.role, each.kind, each.gradient, each.of_input, frames)
         videos, at_once, runs, *_ = found.get(key, (0, 0, 0))
         at_once = max(at_once, each.at_once)
         found[key] = (videos + each.videos, at_once, runs + each.runs, each.states, each.context_gradient)
@@ -87,7 +89,8 @@ def declared(passes):
 
 def check(method, batch: Batch, micro_batch: int | None, passes_of_a_rollout: int = 1):
     load = Load(len(batch.teacher), len(batch.extra), micro_batch)
-    assert sorted(ran(calls_of(method, batch), passes_of_a_rollout)) == sorted(declared(method.config.passes(load)))
+    found, said = ran(calls_of(method, batch), passes_of_a_rollout), declared(method.config.passes(load))
+    assert dict(found) == dict(said)
 
 
 @pytest.mark.parametrize(("micro_batch", "extra"), [(None, 0), (2, 0), (4, 1)])
