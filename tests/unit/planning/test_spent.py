@@ -63,3 +63,15 @@ def test_judges_warm_up_each_as_long_as_it_says():
 def test_ranks_share_the_same_work():
     config = make_config(name="afd", rollouts_per_prompt=2)
     assert Spent(config, 2, 0).pflop(9) == pytest.approx(Spent(config, 1, 0).pflop(9))
+
+
+@pytest.mark.parametrize("judge", [CONV, {"name": "motion", "features": "tracks"}], ids=["conv", "motion"])
+def test_judges_of_windows_cost_less(judge):
+    """In one process, where counts are remembered."""
+
+    def trained(**fields):
+        config = make_config(name="afd", rollouts_per_prompt=2, discriminator=judge, **fields)
+        assert Spent(config, 1, warm_up_steps=0).pflop(1) > 0
+        return costs(config)["discriminator/discriminator/trains"]
+
+    assert trained(judged_frames=2) < trained() == trained()
