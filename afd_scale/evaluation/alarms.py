@@ -30,7 +30,7 @@ SLACK = 0.1
 # logits does not change. 1/2 is a judge that cannot tell; above 3/4, three pairs to one or a mean margin of a logit, it
 # is wrong and sure of it. One that learns beside the student stays below 1/2.
 SATURATED = 0.75
-# The judge would lose one pair in twenty. The toy world's healthy run falls to 0.11 in the end, one whose judge learns
+# The judge would lose one pair in twenty. The toy world's healthy run falls to 0.12 in the end, one whose judge learns
 # forty times as fast is below from the start.
 SUPPRESSED = 0.05
 # Part by which the logit gap closes before it counts, of the widest that a look has found.
@@ -204,7 +204,7 @@ def _below_teacher(records: Records, names: Sequence[str], limit: float) -> Verd
         if len(looks) == LOOKS and all(look.get(f"{LOOK}teacher/{name}") and LOOK + name in look for look in looks):
             shares = [float(look[LOOK + name]) / float(look[f"{LOOK}teacher/{name}"]) for look in looks]
             value, teacher = float(looks[-1][LOOK + name]), float(looks[-1][f"{LOOK}teacher/{name}"])
-            sentence = (f"{name} on the diagnosed prompts is {value:.3g}, {shares[-1]:.2f} times the teacher's "
+            sentence = (f"on the diagnosed prompts {name} is {value:.3g}, {shares[-1]:.2f} times the teacher's "
                         f"{teacher:.3g}")  # fmt: skip
             return Verdict(max(shares) < limit, sentence)
     return None

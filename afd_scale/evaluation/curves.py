@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 340, 170  # of a drawing, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 48, 8, 10, 24  # margins around the curve
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 10, 24  # margins around the curve
 FONT_SIZE = 11
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 

@@ -103,8 +103,8 @@ def test_an_alarm_ends_the_run_and_stands_until_it_is_let_go(config: Path) -> No
     code, said = train(config, 2, "stopped", "train.stop_on_alarm=[hacked, blurred]")
     assert code == 2, said[-3000:]
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: train.stop_on_alarm ended the run, which has saved step 2: blurred: sharpness on")
-    assert said.count("alarm blurred: sharpness") == 1
+    assert line.startswith("error: train.stop_on_alarm ended the run, which has saved step 2: blurred: on the ")
+    assert said.count("alarm blurred: on the diagnosed prompts sharpness is ") == 1
     saved = config.parent / "runs" / "stopped" / "checkpoints"
     assert [path.name for path in saved.glob("step_*")] == ["step_00000002"]
 

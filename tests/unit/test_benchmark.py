@@ -110,8 +110,8 @@ def test_a_wrong_command_line_exits_2(benchmark, capsys, arguments, message):
         (["update", "student.dim=1"], "student.num_heads (4) must divide dim (1)"),
         (["rollout", "method=sft"], "method.name (sft) must have a rollout pass"),
         (
-            ["step", "method.discriminator={name: conv, identity_patch: [1, 1]}"],
-            "method.discriminator.name (conv) must be of a",
+            ["step", "method.discriminator={name: motion}"],
+            "method.discriminator.name (motion) must be of a judge of latents",
         ),
     ],
     ids=["backend", "config of kernels", "config", "method", "network"],

@@ -163,7 +163,7 @@ def test_below_the_teacher(name, metric, low):
     assert on(records, name) == [80]
     (found,) = episodes(history(records), METRICS)
     assert (found.name, found.first, found.last) == (name, 80, 120)
-    assert f"{metric} on the diagnosed prompts is {low}" in found.sentence
+    assert f"on the diagnosed prompts {metric} is {low}" in found.sentence
     assert not on([look(0), look(40), look(80)], name)
 
 
