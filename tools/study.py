@@ -30,6 +30,7 @@ from afd_scale.progress import progress
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "launch" / "train.py"
+CLOSE = 0.06  # of the steps: a run at equal steps stands for one at equal FLOPs that is so little longer or shorter
 
 
 class Study(Section):
@@ -112,7 +113,9 @@ def plan_trials(study: Study) -> list[Trial]:
         for name, overrides in study.variants.items():
             cost = (spent[name].pflop(steps) - spent[name].pflop(0)) / (budget - spent[first].pflop(0))
             paid = next(step for step in range(1, 100 * steps) if spent[name].pflop(step + 1) > budget)
-            for at, number in {"steps": steps, "flops": steps if name == first else paid}.items():
+            if name == first or abs(paid - steps) <= CLOSE * steps:
+                paid = steps
+            for at, number in {"steps": steps, "flops": paid}.items():
                 trials.append(Trial(name, at, seed, overrides, number, cost))
     return trials
 
