@@ -197,7 +197,7 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
     elif isinstance(network, VlmDiscriminatorConfig):
         both, own = stacks(network, shown_video(config, each.frames)), -(-videos // load.sequence)
         parts["activations"] = activation_bytes(network, both, own, itemsize(config), each.gradient)
-    if seen := load.pixels_seen(config)[each.phase]:
+    if seen := load.pixels_seen(config).get(each.phase):  # not of what is no phase of the step
         parts["decoded pixels"] = -(-seen // load.sequence) * shown_video(config, each.frames).bytes
     return {**parts, "latents": latents * _video_bytes(config)}
 
