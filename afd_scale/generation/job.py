@@ -156,7 +156,7 @@ def generate(job: Job, ranks: Ranks) -> dict[str, Any] | None:
     """
     began = time.monotonic()
     share: Share = ranks.run_on_all(prepare, job, ranks)  # so no rank finds an `out` that another has made
-    with _finished_ones_kept(job.out):
+    with _finished_ones_kept(job.out, ranks.is_main):
         clock = _make(job, share, ranks)
         made = len(share.mine) * share.form.frames
         gathered = ranks.gather_to_main(torch.tensor([[made, clock.denoising, clock.decoding, clock.first_chunk]]))
@@ -229,14 +229,14 @@ def _write_sheet(job: Job, share: Share) -> None:
 
 
 @contextmanager
-def _finished_ones_kept(out: Path) -> Iterator[None]:
+def _finished_ones_kept(out: Path, is_main: bool) -> Iterator[None]:
     """Say what is there when it cannot go on; a folder of nothing does not stay."""
     try:
         yield
     except BaseException as error:
         finished = len(list(out.glob("*.mp4")))
-        if not finished:
-            with suppress(OSError):  # another rank may be writing into it
+        if not finished and is_main:  # others leave it to the main rank, which may be about to write into it
+            with suppress(OSError):
                 out.rmdir()
         if isinstance(error, ValueError | OSError):
             there = f"finished videos, which stay in {out}: {finished}" if finished else "no video is finished"

@@ -73,7 +73,8 @@ def test_what_is_sent_is_the_video_and_always_the_same(server):
 @pytest.mark.parametrize("fault", ["500", "503", "429", "drop", "hang", "drip"])
 def test_what_may_pass_is_tried_again(server, fault):
     server.told = {0: fault}
-    logits = judge(server, timeout_seconds=0.4, videos_per_request=5)(clips())
+    late = fault in ("hang", "drip")
+    logits = judge(server, timeout_seconds=2 if late else 20, videos_per_request=5)(clips())
     assert len(logits) == 5
     assert len(server.asked) == 2
 
@@ -83,13 +84,14 @@ def test_what_may_pass_is_tried_again(server, fault):
 )
 def test_and_then_it_is_out_of_reach(server, fault, said):
     server.told = dict.fromkeys(range(9), fault)
-    began = time.monotonic()
+    seconds, began = (0.3 if said == "timed out" else 20), time.monotonic()
     with pytest.raises(UnreachableJudgeError) as error:
-        judge(server, timeout_seconds=0.3, retries=2, videos_per_request=5)(clips())
+        judge(server, timeout_seconds=seconds, retries=2, videos_per_request=5)(clips())
     assert len(server.asked) == 3
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
+    said_first = f"the judge at {server.url} could not be reached: attempt 3 of 3, each of {seconds} s, ended with"
     line = str(error.value)
-    assert line.startswith(f"the judge at {server.url} could not be reached: attempt 3 of 3, each of 0.3 s, ended with")
+    assert line.startswith(said_first)
     assert said in line
     assert "\n" not in line
     assert str(pickle.loads(pickle.dumps(error.value))) == line
