@@ -83,6 +83,15 @@ class JudgeServer:
             _send(request, int(fault), f"no, {request.headers['Authorization']}".encode())
         elif fault == "html":
             _send(request, 200, PAGE)
+        elif fault == "echo":
+            _send(request, 200, ("." * 66 + request.headers["Authorization"]).encode())
+        elif fault == "cut":
+            request.send_response(200)
+            request.send_header("Content-Length", "40")
+            request.end_headers()
+            request.wfile.write(b'{"scores": [1.0')
+            request.wfile.flush()
+            request.connection.close()
         elif fault == "drip":
             self._drip(request)
         else:

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.command_line import Parser
 from afd_scale.config.section import Section, first_problem
+from afd_scale.evaluation.suites import SUITES
 from afd_scale.planning.spent import Spent
 from afd_scale.progress import progress
 
@@ -78,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         study, out = read_study(options.study), options.out.resolve()
+        if options.jobs < 1:
+            raise ConfigError(f"jobs ({options.jobs}) must be at least 1")
         trials = plan_trials(study)
         if not options.table:
             run_trials(study, trials, out, options.jobs)
@@ -103,8 +106,15 @@ def read_study(path: Path) -> Study:
 
 def plan_trials(study: Study) -> list[Trial]:
     """All runs, those of the first seed first."""
+    if not study.variants:
+        raise ConfigError("study.variants ({}) must name one: the others are compared with it")
     first, *_ = study.variants
     configs = {name: _config(study, overrides) for name, overrides in study.variants.items()}
+    for name, config in configs.items():
+        suite = SUITES.get(config.evaluation.metrics)
+        if unknown := sorted(set(study.metrics) - set(suite.metrics if suite else ())):
+            raise ConfigError(f"study.metrics ({unknown[0]}) must be of evaluation.metrics, in {name} it is "
+                              f"{config.evaluation.metrics}")  # fmt: skip
     spent = {name: Spent(config, 1, config.method.warm_up) for name, config in configs.items()}
     steps = configs[first].train.steps
     budget = spent[first].pflop(steps)
@@ -112,7 +122,7 @@ def plan_trials(study: Study) -> list[Trial]:
     for seed in study.seeds:
         for name, overrides in study.variants.items():
             cost = (spent[name].pflop(steps) - spent[name].pflop(0)) / (budget - spent[first].pflop(0))
-            paid = next(step for step in range(1, 100 * steps) if spent[name].pflop(step + 1) > budget)
+            paid = next((step for step in range(1, 100 * steps) if spent[name].pflop(step + 1) > budget), 100 * steps)
             if name == first or abs(paid - steps) <= CLOSE * steps:
                 paid = steps
             for at, number in {"steps": steps, "flops": paid}.items():

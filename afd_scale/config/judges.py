@@ -278,9 +278,13 @@ class HttpJudgeConfig(PixelJudgeConfig):
         if self.optimizer is not None:
             raise ValueError("optimizer must be null: a judge behind HTTP is not trained")
         url = urlsplit(self.url)
-        if url.username or url.password:
-            raise ValueError(f"url (of {url.hostname}) must hold no user and no password: key_file names a file")
-        if url.scheme not in ("http", "https") or not url.hostname:
+        if "@" in self.url:
+            raise ValueError(f"url (of {url.scheme}) must hold no user and no password: key_file names a file")
+        try:
+            usable = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+        except ValueError:  # a port that is none
+            usable = False
+        if not usable or not self.url.isascii() or not self.url.isprintable() or " " in self.url:
             raise ValueError(f"url ({self.url}) must be one such as http://scorer:8000/score")
         return self
 

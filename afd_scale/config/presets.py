@@ -27,8 +27,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 # where the model itself need not be there.
 VIDEO_LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "Qwen2-VL-2B-Instruct": {
-        "model_type": "qwen2_vl", "tie_word_embeddings": True,
+        "model_type": "qwen2_vl",
         "text_config": {
+            "tie_word_embeddings": True,
             "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
             "num_key_value_heads": 2, "vocab_size": 151_936,
             "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},

@@ -16,7 +16,12 @@ from pydantic import (
 )
 
 from afd_scale.config.cast import Load, Role, check_cast
-from afd_scale.config.judges import ConvDiscriminatorConfig, HttpJudgeConfig, LatentDiscriminatorConfig
+from afd_scale.config.judges import (
+    ConvDiscriminatorConfig,
+    HttpJudgeConfig,
+    JudgeConfig,
+    LatentDiscriminatorConfig,
+)
 from afd_scale.config.methods import MethodConfig, method_class
 from afd_scale.config.models import ScoreConfig, StudentConfig, WanConfig
 from afd_scale.config.sampler import SamplerConfig
@@ -262,6 +267,7 @@ class RunConfig(Section):
                 value = getattr(self.evaluation, name)
                 if value is not None:
                     raise ValueError(f"evaluation.{name} ({value}) must be absent where nothing is measured or shown")
+        self._check_alarms()
         zero = self.engine.deepspeed.get("zero_optimization", {})
         if not isinstance(zero, dict) or zero.get("stage", 3) != 3:
             raise ValueError(f"engine.deepspeed.zero_optimization ({zero}) must be a section that leaves stage at 3: "
@@ -276,6 +282,17 @@ class RunConfig(Section):
         if self.engine.offload_optimizer == "nvme":
             self._check_nvme()
         return self
+
+    def _check_alarms(self) -> None:
+        """An alarm that nothing can raise stops no run."""
+        looks = self.train.diagnose_every is not None and self.evaluation.metrics != "none"
+        learns = any(isinstance(role.network, JudgeConfig) and role.optimizer for role in self.cast)
+        for name in self.train.stop_on_alarm:
+            if name in ("hacked", "blurred", "static") and not looks:
+                raise ValueError(f"train.stop_on_alarm ({name}) must come with train.diagnose_every and "
+                                 "evaluation.metrics: it goes by what they measure")  # fmt: skip
+            if name in ("saturated", "suppressed") and not learns:
+                raise ValueError(f"train.stop_on_alarm ({name}) must come with a judge that is trained")
 
     def _check_nvme(self) -> None:
         if not self.engine.nvme_path:

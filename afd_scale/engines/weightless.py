@@ -19,7 +19,7 @@ class WeightlessNetwork:
 
     def __call__(self, videos: Videos) -> Tensor:
         group = self.ranks.sequence_group
-        return self._judge(videos) if group is None else share_videos(videos, self._judge, group)
+        return self._judge(videos) if group is None else share_videos(videos, self._judge, group, spare=())
 
     def resident(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -20,17 +20,19 @@ def judge_report(teacher: ArrayLike, rollouts: ArrayLike) -> dict[str, float]:
     """What a judge makes of pairs: accuracy, win probability of a rollout, calibration, gap and spread of logits.
 
     Args:
-        teacher: (P,) logits of the teacher's videos.
+        teacher: (P,) logits of the teacher's videos; none of a judge that has not seen them.
         rollouts: (P, G) of rollouts of their prompts; with G of 1 there is no spread.
     """
     real, fake = np.asarray(teacher, np.float64), np.asarray(rollouts, np.float64)
-    margin = real[:, None] - fake
-    report = {
-        "pair_accuracy": float(_right(margin).mean()),
-        "win_probability": float(_sigmoid(-margin).mean()),
-        "calibration_error": calibration_error(margin),
-        "logit_gap": float(margin.mean()),
-    }
+    report = {}
+    if real.size:
+        margin = real[:, None] - fake
+        report = {
+            "pair_accuracy": float(_right(margin).mean()),
+            "win_probability": float(_sigmoid(-margin).mean()),
+            "calibration_error": calibration_error(margin),
+            "logit_gap": float(margin.mean()),
+        }
     if fake.shape[1] > 1:
         report["logit_group_std"] = float(fake.std(axis=1, ddof=1).mean())
     return report

@@ -145,7 +145,7 @@ def _hacks(
 ) -> Verdict:  # fmt: skip
     """Of one judge: its gap now against the widest before, and the metrics between these two looks."""
     now = looks[-1]
-    widest = max(looks[:-1], key=lambda look: float(look.get(key, float("-inf"))))
+    widest = max((look for look in looks if key in look), key=lambda look: float(look[key]))
     before, after = float(widest[key]), float(now[key])
     spread = float(widest.get(key.removesuffix("gap") + "group_std", 0.0))
     closed = before - after >= max(HACKED_GAP * (1 - slack) * abs(before), spread)

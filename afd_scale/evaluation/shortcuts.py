@@ -25,7 +25,7 @@ Verdict = Literal["gives away", "slight", "no", "cannot tell", "differs"]
 LEAST_CLIPS = 16  # of a side, for a verdict
 GIVES_AWAY = 0.75  # accuracy from which on a judge has little reason to look at anything else
 WATERMARK, FORM = "watermark", "form"
-MOST_WARNED_OF = 64  # clips of a side at the start of a run, seconds of one core
+MOST_WARNED_OF = 64  # clips of a side at the start of a run
 
 
 @dataclass(frozen=True)

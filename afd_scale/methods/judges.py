@@ -121,7 +121,7 @@ def _loss(
         loss = losses.softplus_loss(real, fake)
     metrics = {
         "loss": loss.detach(),
-        "accuracy": (real > fake).float().mean(),
+        "accuracy": (real > fake).float().mean() + 0.5 * (real == fake).float().mean(),
         "margin": (real - fake).mean().detach(),
         "win_probability": (fake - real).sigmoid().mean().detach(),  # of a rollout against the teacher's video
     }

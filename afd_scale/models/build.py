@@ -1,6 +1,6 @@
 """From a section of the config to its network: the only place that names both."""
 
-from afd_scale.config import RunConfig
+from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Load, NetworkConfig, Role
 from afd_scale.config.judges import (
     ConvDiscriminatorConfig,
@@ -14,7 +14,7 @@ from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.discriminators import ConvDiscriminator, LatentDiscriminator
-from afd_scale.models.http_judge import HttpJudge
+from afd_scale.models.http_judge import HttpJudge, read_key
 from afd_scale.models.motion import MotionDiscriminator
 from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.models.wan import CausalWan
@@ -40,6 +40,22 @@ def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Netw
         return CausalWan(network, run.sampler.model_copy(update={
             "chunk_frames": data.latent_frames, "window_frames": None, "sink_frames": 0}), ops)  # fmt: skip
     return CausalWan(network, run.sampler, ops)
+
+
+def check_files(run: RunConfig) -> None:
+    """Look for the files that a judge reads on every rank by itself.
+
+    Raises:
+        ConfigError: one is absent, or cannot be read.
+    """
+    for role in run.cast:
+        network = role.network
+        if isinstance(network, HttpJudgeConfig):
+            read_key(network)
+        raft = network.raft_weights if isinstance(network, MotionDiscriminatorConfig) else None
+        if raft is not None and not raft.is_file():
+            raise ConfigError(f"{role.section}.raft_weights ({raft}) must be a file of torchvision's weights for "
+                              "raft_small or raft_large")  # fmt: skip
 
 
 def adapters_of(run: RunConfig, leader: Role) -> Adapters | None:

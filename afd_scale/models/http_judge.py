@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import cached_property
 from threading import Event
 from typing import Any
 
@@ -29,18 +30,20 @@ REQUESTS_AT_ONCE = 4
 _SHOWN = 80  # characters of an answer that is none
 _LARGEST = torch.finfo(torch.float32).max
 _BUSY = 429
+_MOST_BYTES = 16 * 2**20  # of an answer
 
 
 class HttpJudge(Network):
-    """What a server says of videos.
-
-    Raises:
-        ConfigError: the file of its key cannot be read.
-    """
+    """What a server says of videos."""
 
     def __init__(self, config: HttpJudgeConfig):
         super().__init__()
-        self.config, self._key = config, _read_key(config)
+        self.config = config
+
+    @cached_property
+    def _key(self) -> str | None:
+        """Read when it is asked for: a plan needs none. `check_files` has looked at it before."""
+        return read_key(self.config)
 
     def forward(self, videos: Videos) -> Tensor:
         """(B,) logits.
@@ -98,17 +101,21 @@ class HttpJudge(Network):
                 answer += part
                 if time.monotonic() > deadline:
                     raise TimeoutError("timed out")
+                if len(answer) > _MOST_BYTES:
+                    raise self._wrong(f"must answer in at most {_MOST_BYTES} bytes")
+            if response.length:  # what was announced has not come
+                raise http.client.IncompleteRead(b"", response.length)
         return answer
 
     def _read_scores(self, answer: bytes, videos: int) -> list[float]:
+        text = self._redacted(answer.decode(errors="replace"))
         try:
-            said: Any = json.loads(answer)
+            said: Any = json.loads(text)
         except (ValueError, RecursionError):
             said = None
         scores = said.get("scores") if isinstance(said, dict) else None
         if not isinstance(scores, list):
-            text = one_line(answer.decode(errors="replace"))
-            raise self._wrong(f'must answer {{"scores": [...]}}: it answered {text[:_SHOWN]!r}')
+            raise self._wrong(f'must answer {{"scores": [...]}}: it answered {one_line(text)[:_SHOWN]!r}')
         if len(scores) != videos:
             raise self._wrong(f"must answer a score for each video: {len(scores)} for {videos}")
         for score in scores:
@@ -122,11 +129,18 @@ class HttpJudge(Network):
 
     def _line(self, what: str) -> str:
         """One line, without the key whatever a server repeats of a request."""
-        line = one_line(f"the judge at {self.config.url} {what}")
-        return line.replace(self._key, "***") if self._key else line
+        return self._redacted(one_line(f"the judge at {self.config.url} {what}"))
+
+    def _redacted(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
 
 
-def _read_key(config: HttpJudgeConfig) -> str | None:
+def read_key(config: HttpJudgeConfig) -> str | None:
+    """The key of a judge's server.
+
+    Raises:
+        ConfigError: its file cannot be read, or is no key.
+    """
     if config.key_file is None:
         return None
     try:

@@ -27,6 +27,7 @@ class MotionDiscriminator(Network):
     def __init__(self, config: MotionDiscriminatorConfig, text_dim: int):
         super().__init__()
         self.features, numbers = make_features(config)
+        self.numbers = numbers
         width = config.channels
         convolutions = [
             nn.Conv1d(numbers, width, 3, padding=1),
@@ -40,7 +41,11 @@ class MotionDiscriminator(Network):
 
     def forward(self, videos: Videos) -> Tensor:
         """(B,) logits; text rows of zeros (padding) do not count."""
-        x = self.features(videos).transpose(1, 2).to(self.score.weight.dtype)
+        if videos.latents.is_meta:  # of a plan: what is seen is no work of this network
+            features = videos.latents.new_empty(len(videos), videos.pixels().shape[1], self.numbers)
+        else:
+            features = self.features(videos)
+        x = features.transpose(1, 2).to(self.score.weight.dtype)
         prompt = self.text(pooled_text(videos.prompts.embeddings).to(x.dtype))
         for convolution, film in zip(self.convolutions, self.film, strict=True):
             x = modulated(convolution(x), film(prompt))

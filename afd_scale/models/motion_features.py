@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from afd_scale.codecs.conversions import to_uint8
 from afd_scale.config import ConfigError, one_line
 from afd_scale.config.judges import MotionDiscriminatorConfig
 from afd_scale.models.motion_flow import FlowPool, pooled, shares
@@ -110,17 +111,13 @@ class Raft:
     """The same by torchvision's RAFT, where the pixels are. It is none of a judge's own modules, so it is neither
     trained nor sharded nor saved.
 
-    Raises:
-        ConfigError: there is no file of weights.
 
     Source: Teed and Deng, arXiv:2003.12039.
     """
 
     def __init__(self, config: MotionDiscriminatorConfig):
         assert config.raft_weights is not None, "checked with the section"
-        self.grid, self.weights = config.grid, config.raft_weights
-        if not self.weights.is_file():
-            raise self._wrong("be a file of torchvision's weights for raft_small or raft_large")
+        self.grid, self.weights = config.grid, config.raft_weights  # which `check_files` has looked for
         self._network: nn.Module | None = None
 
     def __call__(self, videos: Videos) -> Tensor:
@@ -154,14 +151,11 @@ class Raft:
             network: nn.Module = (optical_flow.raft_large if is_large else optical_flow.raft_small)(weights=None)
             network.load_state_dict(state)
         except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
-            raise self._wrong(f"hold torchvision's raft_small or raft_large: {one_line(error)}") from error
+            raise ConfigError(f"raft_weights ({self.weights}) must hold torchvision's raft_small or raft_large: "
+                              f"{one_line(error)}") from error  # fmt: skip
         return network.float().eval().requires_grad_(False)
-
-    def _wrong(self, rule: str) -> ConfigError:
-        return ConfigError(f"raft_weights ({self.weights}) must {rule}")
 
 
 def _frames(pixels: Tensor) -> FrameArray:
     """(T, H, W, C) bytes of pixels (T, C, H, W)."""
-    frames: FrameArray = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu().numpy()
-    return frames
+    return to_uint8(pixels)

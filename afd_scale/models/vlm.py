@@ -38,13 +38,15 @@ def read_vlm_config(config: VlmDiscriminatorConfig) -> Any:
     define_torchvision_ops()
     from transformers import AutoConfig
 
-    published = VIDEO_LANGUAGE_MODELS.get(Path(config.model).name)
-    if published is not None and not Path(config.model).exists():
-        return AutoConfig.for_model(**published)
     try:
         found = AutoConfig.from_pretrained(config.model, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise _wrong(config, f"be a folder of a model, or a hub id in the local cache: {one_line(error)}") from error
+        published = VIDEO_LANGUAGE_MODELS.get(Path(config.model).name)
+        if published is None or Path(config.model).exists():
+            raise _wrong(
+                config, f"be a folder of a model, or a hub id in the local cache: {one_line(error)}"
+            ) from error
+        return AutoConfig.for_model(**published)
     if found.model_type not in MODEL_TYPES:
         raise _wrong(config, f"be of {' or '.join(MODEL_TYPES)}: it is of {found.model_type}")
     return found

@@ -1,6 +1,6 @@
 """Videos of a sequence's ranks, shared among them by who judges each video as a whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,15 @@ from torch import Tensor
 from afd_scale.types import Videos
 
 
-def share_videos(videos: Videos, judge: Callable[[Videos], Tensor], group: dist.ProcessGroup) -> Tensor:
+def share_videos(
+    videos: Videos, judge: Callable[[Videos], Tensor], group: dist.ProcessGroup, *, spare: Sequence[int] = (0,)
+) -> Tensor:
     """(B,) logits of videos that all ranks of a group hold; each rank judges its part of them.
 
-    A video's number says whose it is, so that in every pass it is with the rank that has decoded it already. A rank
-    without a video judges one that nobody asks for: all run the same collectives within.
+    A video's number says whose it is, so that in every pass it is with the rank that has decoded it already.
+
+    Args:
+        spare: what a rank without a video judges, and nobody asks for: all run the same collectives within.
 
     The gradient is for an engine that averages over all ranks, the loss being the same on those of the group.
     """
@@ -24,8 +28,8 @@ def share_videos(videos: Videos, judge: Callable[[Videos], Tensor], group: dist.
     for row, number in enumerate(videos.numbers or range(len(videos))):
         rows_of[number % size].append(row)
     most = max(map(len, rows_of))
-    own = judge(videos.take(rows_of[rank] or [0]))
-    padded = F.pad(own, (0, max(most, 1) - len(own)))
+    own = judge(videos.take(rows_of[rank] or spare))
+    padded = F.pad(own[: max(most, 1)], (0, max(0, max(most, 1) - len(own))))
     gathered: Tensor = _Gathered.apply(padded, group)
     places = {row: holder * most + place for holder, rows in enumerate(rows_of) for place, row in enumerate(rows)}
     return gathered[[places[row] for row in range(len(videos))]]

@@ -28,7 +28,7 @@ from afd_scale.layers.choose_precision import parameter_dtype
 from afd_scale.layers.lora import FOLDER
 from afd_scale.layers.ops import ModelOps
 from afd_scale.methods import make_method
-from afd_scale.models.build import adapters_of
+from afd_scale.models.build import adapters_of, check_files
 from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.memory import cache_bytes
@@ -65,6 +65,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     Raises:
         ValueError: start weights cannot be read or do not fit; a kernel or a precision cannot work here.
     """
+    ranks.run_on_all(check_files, config)
     load = workload(config, ranks.size)
     cache = cache_bytes(config, load, load.together)
     kind = Sharded(config, ranks, lambda role: _start_weights(config, role, ranks), cache)

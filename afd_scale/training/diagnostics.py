@@ -11,7 +11,7 @@ P prompts, G rollouts each: rows stand as (P, G), see types.py.
 import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,7 @@ from afd_scale.evaluation.report import DIAGNOSED
 from afd_scale.files import write_text
 from afd_scale.methods.updates import without_gradient
 from afd_scale.mp4 import FrameArray
+from afd_scale.protocols import Policy
 from afd_scale.training.build import Run
 from afd_scale.training.evaluator import Evaluator, start_facts
 from afd_scale.types import Batch, Prompts, Videos, pieces, repeat_keys
@@ -70,6 +71,7 @@ class Diagnostics:
         self.group = config.evaluation.diagnosed_rollouts
         scored = {each.role: each.frames for each in config.method.passes(Load(prompts=1)) if each.kind == "score"}
         self.judges = {role.name: scored[role.name] for role in config.cast if role.name in scored}
+        self.trained = {name for name in self.judges if config.role(name).optimizer is not None}
         self.base_path = evaluator.samples / "diagnosed_base.safetensors"
 
     def begin(self) -> None:
@@ -82,16 +84,18 @@ class Diagnostics:
             return
         parts = [self.evaluator.decoded(iter([latents])) for _, latents, _ in self._rolled_out()]
         clips = self._gathered(torch.cat(parts), self.group)
-        if self.ranks.is_main:
-            assert clips is not None, "the main rank has what is gathered"
-            write_clips(clips.numpy(), self.base_path, self._base_facts)
-        self.ranks.barrier()
+        self.ranks.run_on_main(self._write_base, clips)
 
     def look(self) -> dict[str, float]:
-        """`diagnostics/...` of the policy as it is, on the main rank; nothing elsewhere."""
+        """`diagnostics/...` of the policy as it is."""
         look = self._look()
-        if look is None:
-            return {}
+        if self.evaluator.codec is not None:
+            self.evaluator.codec.rest()
+        found: dict[str, float] = self.ranks.run_on_main(self._report, look)
+        return found
+
+    def _report(self, look: Look | None) -> dict[str, float]:
+        assert look is not None, "the main rank has all of it"
         metrics: dict[str, float] = {"diversity": float(look.diversity.mean())}
         of_clips, good = self._measured(look)
         metrics |= of_clips
@@ -132,13 +136,18 @@ class Diagnostics:
         for prompts, latents, teacher in self._rolled_out():
             rollouts = replace(teacher, prompts=prompts.repeat(self.group), latents=latents)
             for judge in self.judges:
-                logits[judge].append((self._ask(judge, teacher), self._ask(judge, rollouts)))
+                # A fixed judge sees no teacher's video, here neither.
+                of_teacher = self._ask(judge, teacher[: len(teacher) if judge in self.trained else 0])
+                logits[judge].append((of_teacher, self._ask(judge, rollouts)))
             diversity.append(latents.unflatten(0, (-1, self.group)).float().std(dim=1).flatten(1).mean(dim=1))
             if self.evaluator.codec is not None:
                 clips.append(self.evaluator.decoded(iter([latents])))
                 shown.append(self.evaluator.decoded(iter([teacher.latents])))
         of_judges = {
-            judge: [self._gathered(torch.cat(parts), rows) for parts, rows in zip(zip(*said), (1, self.group))]
+            judge: [
+                self._gathered(torch.cat(parts), rows)
+                for parts, rows in zip(zip(*said), (int(judge in self.trained), self.group))
+            ]
             for judge, said in logits.items()
         }
         of_groups = self._gathered(torch.cat(diversity), 1)
@@ -156,21 +165,27 @@ class Diagnostics:
 
         Every rank has as many, or a collective inside a policy would wait for ever.
         """
-        config, policy, device = self.config, self.built.exported, self.ranks.device
+        config, policy = self.config, self.built.exported
         data = config.data
         shape = (data.latent_frames, config.student.latent_channels, data.latent_height, data.latent_width)
         share = -(-len(self.prompts) // self.ranks.data_size)
-        for part in pieces(share, max(1, config.evaluation.batch // self.group)):
+        at_once = config.evaluation.batch
+        for part in pieces(share, max(1, at_once // self.group)):
             places = [(self.ranks.data_rank * share + place) % len(self.prompts) for place in range(share)[part]]
             rows = list(read_rows(self.location, [self.prompts.keys[place] for place in places]))
             teacher = self._on_device(videos_of(rows, config.student.text_length))
             text = teacher.prompts.embeddings.repeat_interleave(self.group, dim=0)
             keys = repeat_keys(teacher.prompts.keys, self.group)
-            sampler, randomness = self.evaluator.sampler, self.evaluator.randomness
-            noise = sampler.draw(randomness, "diagnostics", 0, keys, shape, device)
             with policy.resident():
-                latents = sampler.rollout(policy, text, noise)
+                latents = torch.cat([
+                    self._rollout(policy, text[rows], keys[rows], shape) for rows in pieces(len(text), at_once)
+                ])  # fmt: skip
             yield teacher.prompts, latents, teacher
+
+    def _rollout(self, policy: Policy, text: Tensor, keys: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        sampler, randomness = self.evaluator.sampler, self.evaluator.randomness
+        noise = sampler.draw(randomness, "diagnostics", 0, keys, shape, self.ranks.device)
+        return sampler.rollout(policy, text, noise)
 
     def _on_device(self, videos: Videos) -> Videos:
         codec, device = self.evaluator.codec, self.ranks.device
@@ -178,6 +193,8 @@ class Diagnostics:
         return replace(Batch(videos, videos.prompts[:0]).to(device).teacher, decode=decode)
 
     def _ask(self, judge: str, videos: Videos) -> Tensor:
+        if not len(videos):
+            return torch.zeros(0, device=videos.latents.device)
         engine, frames = self.built.engines[judge], self.judges[judge]
         if frames is not None:  # of the windows that it is used to, always the first
             videos = videos.windows([0] * len(videos), frames)
@@ -222,6 +239,10 @@ class Diagnostics:
                  self.location.shards, self.group, whose)  # fmt: skip
         self.config.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.config.folder / DIAGNOSED, json.dumps(facts, indent=1) + "\n")
+
+    def _write_base(self, clips: Tensor | None) -> None:
+        assert clips is not None, "the main rank has what is gathered"
+        write_clips(clips.numpy(), self.base_path, self._base_facts)
 
     def _base(self) -> FrameArray | None:
         if not self.base_path.is_file():

@@ -36,6 +36,7 @@ from afd_scale.types import Prompts, pieces
 
 log = logging.getLogger(__name__)
 
+SHORTCUT_PIXELS = 600 * 2**20  # of each side's clips that are looked through for shortcuts; 30 million take a second
 MEASURED_BYTES = 32 * 2**30  # of all clips that are measured at the end of a run
 
 
@@ -99,14 +100,22 @@ class Evaluator:
 
     def warn_of_shortcuts(self) -> None:
         """Say what trivial things tell the teacher's clips from the base's: a judge would learn them first."""
-        places = range(min(len(self.clips), shortcuts.MOST_WARNED_OF))
+        data = self.config.data
+        assert self.codec is not None, "who has clips has a codec"
+        pixels = self.codec.frames(data.latent_frames) * data.latent_height * data.latent_width * self.codec.spatial**2
+        affordable = max(shortcuts.LEAST_CLIPS, SHORTCUT_PIXELS // pixels)
+        places = range(min(len(self.clips), shortcuts.MOST_WARNED_OF, affordable))
         teacher = self._teacher([self.clips[place] for place in places])
-        base = self._read_base(places) if self.ranks.is_main else None
-        if teacher is None or base is None:
-            return
-        captions = [self.prompts.texts[self.clips[place] % len(self.prompts)] for place in places]
-        for line in shortcuts.warnings(teacher, base, captions):
-            log.warning("%s", line)
+
+        def warn() -> None:
+            base = self._read_base(places)
+            if teacher is None or base is None:
+                return
+            captions = [self.prompts.texts[self.clips[place] % len(self.prompts)] for place in places]
+            for line in shortcuts.warnings(teacher, base, captions):
+                log.warning("%s", line)
+
+        self.ranks.run_on_main(warn)
 
     def sample(self, policy: Policy, step: int) -> None:
         """Videos of the shown prompts in the middle of training: teacher, base and student side by side."""

@@ -194,9 +194,10 @@ class Trainer:
                     last_log, last_time = step, self._clock()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
                     values["compute/pflop"] = self.spent.pflop(step)
-                    if looks:
-                        values |= self._diagnosis()
-                    record(step, values)
+                    try:
+                        values |= self._diagnosis() if looks else {}
+                    finally:  # a step that is done is recorded, also where a judge fails behind it
+                        record(step, values)
                 told_to_stop = self.ranks.any(stop.made)
                 if told_to_stop and step < 1:
                     raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")

@@ -14,7 +14,7 @@ from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.judges import HttpJudgeConfig
 from afd_scale.config.section import first_problem
 from afd_scale.models import http_judge
-from afd_scale.models.build import build_network
+from afd_scale.models.build import build_network, check_files
 from afd_scale.models.http_judge import HttpJudge
 from afd_scale.mp4 import mp4_bytes
 from afd_scale.types import JudgeError, UnreachableJudgeError, Videos
@@ -70,7 +70,7 @@ def test_what_is_sent_is_the_video_and_always_the_same(server):
     assert mp4_bytes(frames, 8) == mp4_bytes(frames, 8)
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "429", "drop", "hang", "drip"])
+@pytest.mark.parametrize("fault", ["500", "503", "429", "drop", "cut", "hang", "drip"])
 def test_what_may_pass_is_tried_again(server, fault):
     server.told = {0: fault}
     late = fault in ("hang", "drip")
@@ -152,12 +152,16 @@ def test_the_key_is_sent_and_said_nowhere(server, tmp_path):
     with pytest.raises(UnreachableJudgeError) as error:
         judge(server, key_file=key)(clips())
     assert "s3cret" not in str(error.value)
+    server.told = dict.fromkeys(range(99), "echo")  # what it was sent, behind words to where such answers are cut
+    with pytest.raises(JudgeError) as error:
+        judge(server, key_file=key)(clips())
+    assert "s3c" not in str(error.value)
     for content in ("", "a\nb"):
         key.write_text(content)
         with pytest.raises(ConfigError, match=r"^key_file \(.*\) must hold one line"):
-            judge(server, key_file=key)
+            check_files(run(key_file=key))
     with pytest.raises(ConfigError, match=r"^key_file \(.*\) must be a file"):
-        judge(server, key_file=tmp_path / "absent")
+        check_files(run(key_file=tmp_path / "absent"))
 
 
 def run(**judge):
@@ -180,7 +184,11 @@ def test_the_section_makes_the_network():
         ({"augment": ["shift"]}, r"augment \(\('shift',\)\) must be left out of a fixed judge"),
         ({"r1_weight": 0.1}, r"r1_weight \(0.1\) must be left out"),
         ({"url": "scorer:80/score"}, r"url \(scorer:80/score\) must be one such as"),
-        ({"url": "http://me:word@scorer/"}, r"url \(of scorer\) must hold no user"),
+        ({"url": "http://me:word@scorer/"}, r"url \(of http\) must hold no user"),
+        ({"url": "http://me:wo/rd@scorer/"}, r"url \(of http\) must hold no user"),
+        ({"url": "http://scorer:abc/"}, r"url \(http://scorer:abc/\) must be one such as"),
+        ({"url": "http://scorer/a b"}, r"url \(http://scorer/a b\) must be one such as"),
+        ({"url": "http://scörer/"}, r"url \(http://scörer/\) must be one such as"),
         ({"timeout": 3}, r"method.judges.http.timeout \(3\) is not a known key"),
         ({"timeout_seconds": 3600}, r"engine.timeout_minutes \(60\) must be more than the 360.5 that"),
     ],

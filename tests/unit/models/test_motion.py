@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from afd_scale.config import ConfigError, LostInputError
+from afd_scale.config import ConfigError, LostInputError, RunConfig
 from afd_scale.config.judges import MotionDiscriminatorConfig
 from afd_scale.models import motion_features
+from afd_scale.models.build import check_files
 from afd_scale.models.motion import MotionDiscriminator
 from afd_scale.models.motion_features import ACCELERATION, EDGE, EXTENT, MASS, POSITION, SPEED, make_features, tracks
 from afd_scale.models.motion_flow import FlowPool, cell_flow, pooled, shares
@@ -250,8 +251,10 @@ def test_raft_is_no_part_of_the_network(raft_weights):
 
 
 def test_raft_weights_are_checked(tmp_path):
+    section = {"name": "motion", "features": "raft", "raft_weights": tmp_path / "absent.pth"}
+    run = RunConfig.model_validate({"method": {"name": "afd", "discriminator": section}})
     with pytest.raises(ConfigError, match=r"raft_weights \(.*absent.pth\) must be a file of torchvision's weights"):
-        make_judge(features="raft", raft_weights=tmp_path / "absent.pth")
+        check_files(run)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     judge = make_judge(features="raft", raft_weights=tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"raft_weights \(.*other.pth\) must hold torchvision's raft_small or"):
