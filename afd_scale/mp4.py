@@ -18,10 +18,13 @@ CRF = "16"
 # Of a rate: that of NTSC's, 24000/1001, 30000/1001 and 60000/1001.
 _DENOMINATOR = 1001
 
+# What x264 decides by frames to come differs now and then, in up to some encodings of a hundred (PyAV 18.1).
+REPEATABLE = {"preset": "veryfast", "x264-params": "mbtree=0:rc-lookahead=0:bframes=0"}
+
 
 @contextmanager
 def encoding_mp4(
-    target: Path | BinaryIO, fps: float, title: str = "", comment: str = "", preset: str = "medium", threads: int = 0
+    target: Path | BinaryIO, fps: float, title: str = "", comment: str = "", repeats: bool = False
 ) -> Iterator[Callable[[FrameArray], None]]:
     """Encode one video (yuv420p) frame by frame.
 
@@ -29,8 +32,7 @@ def encoding_mp4(
         target: a file, or what can be written and sought.
         fps: frames per second.
         title, comment: kept in the file.
-        preset: x264's balance of time and size.
-        threads: that encode, which the bytes depend on; 0 is as many as x264 likes.
+        repeats: the same frames give the same bytes, by one thread that looks at no later frame; also it is fast.
     Yields:
         Takes the next frames, uint8 (F, H, W), (F, H, W, 1) or (F, H, W, 3). An odd height or width gains one repeated
         row or column.
@@ -38,8 +40,8 @@ def encoding_mp4(
     with av.open(target, "w", format="mp4") as container:
         container.metadata.update({"title": title, "comment": comment})
         rate = Fraction(fps).limit_denominator(_DENOMINATOR)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": CRF, "preset": preset})
-        stream.pix_fmt, stream.thread_count = "yuv420p", threads
+        stream = container.add_stream("libx264", rate=rate, options={"crf": CRF, **(REPEATABLE if repeats else {})})
+        stream.pix_fmt, stream.thread_count = "yuv420p", int(repeats)
 
         def write(frames: FrameArray) -> None:
             video = _even(coloured(frames, 4))
@@ -53,9 +55,9 @@ def encoding_mp4(
 
 
 def mp4_bytes(frames: FrameArray, fps: float) -> bytes:
-    """One video, encoded fast, to the same bytes however many cores there are."""
+    """One video, the same bytes each time."""
     target = io.BytesIO()
-    with encoding_mp4(target, fps, preset="veryfast", threads=1) as write:
+    with encoding_mp4(target, fps, repeats=True) as write:
         write(frames)
     return target.getvalue()
 

@@ -91,7 +91,7 @@ class HttpJudge(Network):
             except (OSError, http.client.HTTPException) as error:  # refused, broken off, or too late
                 problem = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
         said = f"attempt {attempt + 1} of {self.config.retries + 1}, each of {self.config.timeout_seconds:g} s"
-        raise UnreachableJudgeError(self._line(f"could not be reached: {said}, ended with {problem}"))
+        raise UnreachableJudgeError(self._line(f"gave no answer: {said}, ended with {problem}"))
 
     def _exchange(self, request: urllib.request.Request) -> bytes:
         """The whole answer; a server that sends it drop by drop is late too."""

@@ -95,7 +95,7 @@ def test_a_server_that_hangs_ends_the_run_where_it_goes_on_exactly(config: Path,
     assert stopped.returncode == 3, stopped.stderr[-3000:]
     assert checkpoints(runs(config) / "stopped") == ["step_00000002"]
     line = the_line(stopped, server.url)
-    assert f"stopped ends, step 2 is saved: the judge at {server.url} could not be reached: " in line
+    assert f"stopped ends, step 2 is saved: the judge at {server.url} gave no answer: " in line
     assert line.endswith("attempt 1 of 1, each of 5 s, ended with timed out; start it again to go on")
 
     server.told = {}

@@ -78,7 +78,7 @@ class AfdConfig(AdversarialConfig):
     @model_validator(mode="after")
     def _check_judges(self) -> "AfdConfig":
         if not self.all_judges:
-            raise ValueError("discriminator (None) must be given where judges is empty: rollouts are weighed by one")
+            raise ValueError("discriminator (null) must be given where judges is empty: nobody would weigh rollouts")
         for name in self.judges:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "discriminator":
                 raise ValueError(f"judges ({name}) must be small letters, digits and _, and not discriminator: "

@@ -288,7 +288,7 @@ def test_views_change_what_is_seen_and_not_what_is_decoded():
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
-        ({"discriminator": None}, "discriminator .None. must be given where judges is empty"),
+        ({"discriminator": None}, "discriminator .null. must be given where judges is empty"),
         ({"judges": {"Big": CONV}}, "judges .Big. must be small letters"),
         ({"judges": {"student": CONV}}, "role .student. must stand once"),
         ({"student_rollouts": 4}, "student_rollouts .4. must be at most rollouts_per_prompt .3."),

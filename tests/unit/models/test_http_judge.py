@@ -89,7 +89,7 @@ def test_and_then_it_is_out_of_reach(server, fault, said):
         judge(server, timeout_seconds=seconds, retries=2, videos_per_request=5)(clips())
     assert len(server.asked) == 3
     assert time.monotonic() - began < 10
-    said_first = f"the judge at {server.url} could not be reached: attempt 3 of 3, each of {seconds} s, ended with"
+    said_first = f"the judge at {server.url} gave no answer: attempt 3 of 3, each of {seconds} s, ended with"
     line = str(error.value)
     assert line.startswith(said_first)
     assert said in line
