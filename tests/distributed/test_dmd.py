@@ -19,7 +19,7 @@ from tests.distributed.small_run import check_resuming, write_small_run
 from tests.distributed.test_parity import LORA, OPTIMIZER, PROMPTS, SHAPE, SIZE, make_batch, save_start
 from tests.tools import load_tool
 
-STEPS, FRAMES, RUN_STEPS = 4, 3, 3
+STEPS, FRAMES, RUN_STEPS = 2, 3, 3
 CHANGING = ["average", "discriminator", "fake_score", "student"]
 # LoRA, recomputation, micro-batch, causal scores, GAN term
 CELLS = [(False, True, 1, False, False), (True, False, None, False, False), (False, False, None, True, True)]

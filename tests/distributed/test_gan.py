@@ -20,7 +20,7 @@ from tests.distributed.small_run import check_resuming, write_small_run
 from tests.distributed.test_parity import LORA, OPTIMIZER, PROMPTS, SHAPE, SIZE, make_batch, save_start
 from tests.tools import load_tool
 
-STEPS, FRAMES, RUN_STEPS = 3, 3, 3
+STEPS, FRAMES, RUN_STEPS = 2, 3, 3
 # LoRA, recomputation, micro-batch, objective, which judge
 CELLS = [
     (False, True, 1, "bradley_terry", "latent"),

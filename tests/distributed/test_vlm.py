@@ -40,7 +40,6 @@ LORA = {"rank": 3, "alpha": 6.0}
 CELLS = {
     "all weights": {},
     "all weights, recomputed": {"activation_checkpointing": True},
-    "adapters": {"lora": LORA},
     "adapters everywhere, recomputed": {"lora": LORA, "lora_vision": True, "activation_checkpointing": True},
     "all that a lesson may have": {
         "lora": LORA, "mismatch_weight": 0.3, "augment": ["mirror", "brightness", "shift"], "r1_weight": 0.1,
