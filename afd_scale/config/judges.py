@@ -52,7 +52,7 @@ class JudgeConfig(Section):
     """Standard deviation of the perturbation that R1 and R2 difference over; much smaller drowns in bf16 rounding."""
     mismatch_weight: NonNegativeFloat = 0.0
     """Weight of a second loss, that ranks a teacher's video higher under its own prompt than under another one of the
-    step; 0 is off. Prompts take turns in pairs: each data rank needs an even number of them."""
+    step; 0 is off. The other prompt is one of the same data rank, which needs two."""
     weight: PositiveFloat = 1.0
     """Of its standardised score among those of several judges."""
 
@@ -61,9 +61,8 @@ class JudgeConfig(Section):
         if self.optimizer is None and self.scores_at_random:
             raise ValueError("optimizer (null) must be given: without training it would score at random, for it has no "
                              "start weights of a score")  # fmt: skip
-        for name in ONLY_TRAINED if self.optimizer is None else ():
-            field, value = type(self).model_fields.get(name), getattr(self, name, None)
-            if field is not None and value != field.default:
+        for name, value in self if self.optimizer is None else ():
+            if name in ONLY_TRAINED and value != type(self).model_fields[name].default:
                 raise ValueError(f"{name} ({value}) must be left out of a fixed judge (optimizer: null): it is of "
                                  "training")  # fmt: skip
         return self
@@ -148,7 +147,7 @@ class LatentDiscriminatorConfig(WanConfig, JudgeConfig):
 
     @property
     def scores_at_random(self) -> bool:
-        return self.weights is None
+        return True  # start weights are those of a policy or a score, which give no logit
 
 
 class VlmDiscriminatorConfig(PixelJudgeConfig):

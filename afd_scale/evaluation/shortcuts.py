@@ -49,10 +49,6 @@ class Finding:
     chance: float | None = None
     remedy: str = ""
 
-    @property
-    def is_beyond_chance(self) -> bool:
-        return self.verdict in ("gives away", "slight")
-
 
 def probe(
     teacher: Sequence[FrameArray],

@@ -88,8 +88,10 @@ class HttpJudge(Network):
                 problem = f"it answered {error.code} {error.reason}"
                 if error.code != _BUSY and error.code < 500:
                     raise self._wrong(problem) from None
-            except (OSError, http.client.HTTPException) as error:  # refused, broken off, or too late
-                problem = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
+            except urllib.error.URLError as error:  # refused, or too late with a connection
+                problem = str(error.reason)
+            except (OSError, http.client.HTTPException) as error:  # broken off, or too late with an answer
+                problem = str(error) or type(error).__name__
         said = f"attempt {attempt + 1} of {self.config.retries + 1}, each of {self.config.timeout_seconds:g} s"
         raise UnreachableJudgeError(self._line(f"gave no answer: {said}, ended with {problem}"))
 

@@ -18,7 +18,7 @@ from afd_scale.codecs.codec import Codec
 from afd_scale.codecs.identity import NAME as IDENTITY
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Role
-from afd_scale.config.judges import LatentDiscriminatorConfig, VlmDiscriminatorConfig
+from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.config.models import WanConfig
 from afd_scale.config.run import CodecConfig
 from afd_scale.engines.cast import State, build_cast
@@ -121,12 +121,9 @@ def read_start(role: Role, network: WanConfig, names: Sequence[str]) -> State:
     Args:
         names: of the adapters; they start alike, one that stays as it starts among them.
     Raises:
-        ValueError: they cannot be read, are of another architecture or rank, or lack the score of a fixed judge.
+        ValueError: they cannot be read, or are of another architecture or rank.
     """
     assert network.weights is not None
-    if isinstance(network, LatentDiscriminatorConfig) and network.optimizer is None:
-        raise ValueError(f"{role.section}.weights ({network.weights}) must hold a score, for a fixed judge: they are a "
-                         "student's")  # fmt: skip
     state = load_student_state(network.weights, network, role.section)
     if network.lora is None or network.lora.weights is None:
         return state

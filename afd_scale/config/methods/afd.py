@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from afd_scale.config.cast import Load, Pass, Role
-from afd_scale.config.judges import DiscriminatorConfig
+from afd_scale.config.judges import DiscriminatorConfig, PixelJudgeConfig
 from afd_scale.config.methods.adversarial import AdversarialConfig
 from afd_scale.config.methods.method import SigmaConfig
 from afd_scale.config.models import OptimizerConfig, StudentConfig
@@ -95,7 +95,9 @@ class AfdConfig(AdversarialConfig):
         for name in ("reuse_logits", "trained_rollouts"):
             if getattr(self, name) and not trains:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be left out where no judge is trained")
-        if self.reuse_logits and any(getattr(judge, "augment", ()) for judge in self.all_judges.values()):
+        if self.reuse_logits and any(
+            isinstance(judge, PixelJudgeConfig) and judge.augment for judge in self.all_judges.values()
+        ):
             raise ValueError(
                 "reuse_logits (True) must be off with a judge's augment: rewards would be of changed pixels"
             )

@@ -15,6 +15,7 @@ from afd_scale.evaluation.traits import traits_of
 
 Clip = NDArray[np.uint8]
 CLIPS, FRAMES, HEIGHT, WIDTH = 32, 12, 48, 64
+BEYOND_CHANCE = ("gives away", "slight")
 PROMPTS = [f"prompt {number}" for number in range(CLIPS)]
 
 
@@ -122,12 +123,12 @@ def test_a_planted_thing_of_the_other_side_is_named_as_its(teacher: list[Clip], 
 
 def test_what_both_sides_have_gives_nothing_away(teacher: list[Clip], other: list[Clip]) -> None:
     sides = ([watermark(black_bars(clip.copy())) for clip in side] for side in (teacher, other))
-    assert not [finding for finding in probe(*sides, PROMPTS, PROMPTS) if finding.is_beyond_chance]
+    assert not [finding for finding in probe(*sides, PROMPTS, PROMPTS) if finding.verdict in BEYOND_CHANCE]
 
 
 def test_a_patch_does_not_pass_for_blur_or_noise(teacher: list[Clip], other: list[Clip]) -> None:
     found = by_name(probe([watermark(clip.copy()) for clip in teacher], other, PROMPTS, PROMPTS))
-    assert [name for name, finding in found.items() if finding.is_beyond_chance] == ["watermark"]
+    assert [name for name, finding in found.items() if finding.verdict in BEYOND_CHANCE] == ["watermark"]
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -148,7 +149,7 @@ def test_two_seeds_of_the_toy_teacher_are_one() -> None:
     sentences = [prompt.sentence for prompt in prompts]
     sides = (list(render_clips(prompts, seed=seed)) for seed in (1, 2))
     findings = probe(*sides, sentences, sentences)
-    assert not [finding for finding in findings if finding.is_beyond_chance]
+    assert not [finding for finding in findings if finding.verdict in BEYOND_CHANCE]
     assert {finding.name for finding in findings} >= {"colour", "watermark", "timing"}
 
 

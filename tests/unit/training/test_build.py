@@ -11,7 +11,6 @@ from afd_scale.engines import sharded
 from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain, PlainAverage, PlainNetwork, PlainTrained
 from afd_scale.layers.fp8_emulated import EmulatedFp8Linear
-from afd_scale.training.build import read_start
 
 SMALL = {"dim": 32, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "activation_checkpointing": True}
 
@@ -98,11 +97,3 @@ def test_an_adapted_judge_trains_its_score_too():
     network = plain(config_of(method={"name": "afd", "discriminator": judge}))["discriminator"].network
     for name, parameter in network.named_parameters():
         assert parameter.requires_grad == (".adapters.discriminator." in name or name == "score.weight"), name
-
-
-def test_a_fixed_judge_does_not_take_a_student_s_weights_for_a_score(tmp_path):
-    judge = {"name": "latent", **SMALL, "weights": tmp_path, "optimizer": None}
-    config = config_of(method={"name": "afd", "discriminator": judge})
-    role = config.role("discriminator")
-    with pytest.raises(ValueError, match=r"^method\.discriminator\.weights \(.*\) must hold a score"):
-        read_start(role, role.network, ())
