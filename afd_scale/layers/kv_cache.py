@@ -1,17 +1,34 @@
-"""Keys and values of the past, as attention meets them: `extend` adds the current ones and returns all to attend to."""
+"""What a self-attention layer sees besides its own tokens: the clean past of teacher forcing, or a rollout's cache.
 
+A layer's past takes its current keys and values and returns all to attend to. It may keep the text's too, which are
+the same in every pass of a rollout.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from afd_scale.layers.attention.layout import AttentionLayout
+
+Pair = tuple[Tensor, Tensor]  # keys and values, (B, L, N, D) each
+
 
 class Past(Protocol):
     """What a self-attention layer may see besides its own tokens."""
 
-    def extend(self, k_BLND: Tensor, v_BLND: Tensor) -> tuple[Tensor, Tensor]:
+    def room(self, k_BLND: Tensor) -> Tensor | None:
+        """Where keys of this shape are to be written once they are rotated; None is anywhere."""
+        ...
+
+    def extend(self, k_BLND: Tensor, v_BLND: Tensor) -> Pair:
         """All keys and values, the current ones included."""
+        ...
+
+    def text(self, project: Callable[[], Pair]) -> Pair:
+        """Keys and values of the text, projected here or in an earlier pass."""
         ...
 
 
@@ -22,34 +39,93 @@ class CleanPast:
     k_BLND: Tensor
     v_BLND: Tensor
 
-    def extend(self, k_BLND: Tensor, v_BLND: Tensor) -> tuple[Tensor, Tensor]:
+    def room(self, k_BLND: Tensor) -> Tensor | None:
+        return None
+
+    def extend(self, k_BLND: Tensor, v_BLND: Tensor) -> Pair:
         return torch.cat([self.k_BLND, k_BLND], dim=1), torch.cat([self.v_BLND, v_BLND], dim=1)
+
+    def text(self, project: Callable[[], Pair]) -> Pair:
+        return project()
 
 
 @dataclass
-class LayerCache:
-    """One layer's ring of chunk slots. A pass overwrites the slot of the chunk that is being generated."""
+class Ring:
+    """Which slots of all layers the current pass fills.
+
+    Attributes:
+        capacity: slots, a chunk each.
+        slot: of the chunk that is generated.
+        filled: slots that it sees, its own included.
+        ahead: chunks after it in the same pass, 0 or 1.
+        places: (tokens of the pass,) their places in the buffers, on the device, for a pass that is captured once and
+            replayed for other slots; None writes by `slot`.
+    """
 
     capacity: int
     slot: int = 0
     filled: int = 0
+    ahead: int = 0
+    places: Tensor | None = None
+
+    @property
+    def chunks(self) -> int:
+        """Of the current pass."""
+        return 1 + self.ahead
+
+
+@dataclass
+class LayerCache:
+    """One layer's slots. A pass overwrites those of the chunks that it computes."""
+
+    ring: Ring
     k_BLND: Tensor | None = None
     v_BLND: Tensor | None = None
+    text_kv: Pair | None = None
+    text_is_current: bool = False
+    _room: Tensor | None = None
 
-    def extend(self, k_BLND: Tensor, v_BLND: Tensor) -> tuple[Tensor, Tensor]:
-        chunk = k_BLND.shape[1]
+    def room(self, k_BLND: Tensor) -> Tensor | None:
+        if self.ring.places is None:
+            self._room = self._slots(self._buffers(k_BLND)[0], k_BLND.shape[1])
+        return self._room
+
+    def extend(self, k_BLND: Tensor, v_BLND: Tensor) -> Pair:
+        ring, tokens = self.ring, k_BLND.shape[1]
+        for buffer, new in zip(self._buffers(k_BLND), (k_BLND, v_BLND), strict=True):
+            if ring.places is not None:
+                buffer.index_copy_(1, ring.places, new)
+            elif new is not self._room:  # where rotated keys already are
+                self._slots(buffer, tokens).copy_(new)
+        self._room = None
+        visible = (ring.filled + ring.ahead) * tokens // ring.chunks
+        keys, values = self._buffers(k_BLND)
+        return keys[:, :visible], values[:, :visible]
+
+    def text(self, project: Callable[[], Pair]) -> Pair:
+        if self.text_kv is None:
+            self.text_kv = project()
+        elif not self.text_is_current:  # of an earlier rollout: its buffers stay where they are
+            for buffer, new in zip(self.text_kv, project(), strict=True):
+                buffer.copy_(new)
+        self.text_is_current = True
+        return self.text_kv
+
+    def _buffers(self, like_BLND: Tensor) -> Pair:
         if self.k_BLND is None or self.v_BLND is None:
-            shape = (k_BLND.shape[0], self.capacity * chunk, *k_BLND.shape[2:])
-            self.k_BLND, self.v_BLND = k_BLND.new_empty(shape), v_BLND.new_empty(shape)
-        here = slice(self.slot * chunk, (self.slot + 1) * chunk)
-        self.k_BLND[:, here], self.v_BLND[:, here] = k_BLND, v_BLND
-        visible = self.filled * chunk
-        return self.k_BLND[:, :visible], self.v_BLND[:, :visible]
+            slots = self.ring.capacity * like_BLND.shape[1] // self.ring.chunks
+            shape = (like_BLND.shape[0], slots, *like_BLND.shape[2:])
+            self.k_BLND, self.v_BLND = like_BLND.new_empty(shape), like_BLND.new_empty(shape)
+        return self.k_BLND, self.v_BLND
+
+    def _slots(self, buffer: Tensor, tokens: int) -> Tensor:
+        start = self.ring.slot * tokens // self.ring.chunks
+        return buffer[:, start : start + tokens]
 
 
 @dataclass
 class KVCache:
-    """The cache of a rollout: for each layer a ring that holds the sink and the newest chunks.
+    """The cache of a rollout: for each layer a ring that holds the sink and the newest chunks, and the text.
 
     Keys are stored after RoPE at absolute positions, so the order of the slots does not matter and a full window costs
     no copy: the newest chunk takes the slot of the oldest one after the sink. Not for passes with gradient.
@@ -66,11 +142,12 @@ class KVCache:
     window_frames: int | None = None
     sink_frames: int = 0
     chunk: int = field(default=0, init=False)
+    ring: Ring = field(init=False)
     layers: list[LayerCache] = field(init=False)
 
     def __post_init__(self) -> None:
-        capacity = min(self.frames, self.window_frames or self.frames) // self.chunk_frames
-        self.layers = [LayerCache(capacity) for _ in range(self.num_layers)]
+        self.ring = Ring(min(self.frames, self.window_frames or self.frames) // self.chunk_frames)
+        self.layers = [LayerCache(self.ring) for _ in range(self.num_layers)]
         self._point_to(0)
 
     @property
@@ -80,17 +157,40 @@ class KVCache:
 
     @property
     def visible_frames(self) -> int:
-        """Latent frames that the current chunk sees, itself included."""
-        return self.layers[0].filled * self.chunk_frames
+        """Latent frames that the current pass sees, its own included."""
+        return (self.ring.filled + self.ring.ahead) * self.chunk_frames
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the text's keys and values are those of this rollout."""
+        return self.layers[-1].text_is_current
+
+    @property
+    def has_room_ahead(self) -> bool:
+        """Whether one pass may finish the current chunk and begin the next: no slot that the first of them still sees
+        is taken by the second."""
+        return (self.chunk + 2) * self.chunk_frames <= self.frames and self.chunk + 1 < self.ring.capacity
+
+    def begin_pass(self, frames: int) -> AttentionLayout:
+        """Which frames see which in a pass over the current chunk, or over it and the next."""
+        self.ring.ahead = frames // self.chunk_frames - 1
+        assert frames % self.chunk_frames == 0, "a pass computes whole chunks"
+        assert self.ring.ahead == 0 or (self.ring.ahead == 1 and self.has_room_ahead), "no room for the next chunk"
+        return AttentionLayout.after_past(frames, self.visible_frames, self.chunk_frames)
 
     def advance(self) -> None:
         """The current chunk is finished: keep its slot and move to the next."""
         assert (self.chunk + 1) * self.chunk_frames < self.frames, "the last chunk has no next"
         self._point_to(self.chunk + 1)
 
-    def _point_to(self, chunk: int) -> None:
-        self.chunk = chunk
-        capacity, sink = self.layers[0].capacity, self.sink_frames // self.chunk_frames
-        slot = chunk if chunk < capacity else sink + (chunk - sink) % (capacity - sink)
+    def restart(self) -> None:
+        """Another rollout, of another text, in the same buffers."""
         for layer in self.layers:
-            layer.slot, layer.filled = slot, min(chunk + 1, capacity)
+            layer.text_is_current = False
+        self._point_to(0)
+
+    def _point_to(self, chunk: int) -> None:
+        self.chunk, ring = chunk, self.ring
+        sink = self.sink_frames // self.chunk_frames
+        ring.slot = chunk if chunk < ring.capacity else sink + (chunk - sink) % (ring.capacity - sink)
+        ring.filled, ring.ahead = min(chunk + 1, ring.capacity), 0

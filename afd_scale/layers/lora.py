@@ -41,7 +41,7 @@ class Adapters:
         """The same into a linear that code of others calls: it adds the adapter, the only one, by itself."""
         (name,) = self.names
         self.attach(linear, linear.in_features, linear.out_features)
-        linear.register_forward_hook(lambda module, inputs, y: y + getattr(module, FOLDER)[name](inputs[0]))
+        linear.register_forward_hook(lambda module, inputs, y: getattr(module, FOLDER)[name](inputs[0], y))
 
 
 class Adapter(nn.Module):
@@ -54,14 +54,32 @@ class Adapter(nn.Module):
         self.up = nn.Parameter(torch.zeros(out_features, rank))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.down) * self.scale, self.up)
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """y and the adapter's product of x."""
+        return self.add(y, F.linear(x, self.down))
+
+    def add(self, y: Tensor, down_x: Tensor) -> Tensor:
+        """y and the adapter's product of what its first half has made of x."""
+        return torch.addmm(
+            y.flatten(0, -2), down_x.flatten(0, -2).to(y.dtype), self.up.T, alpha=self.scale
+        ).unflatten(0, y.shape[:-1])  # fmt: skip
 
 
 def adapted(linear: nn.Module, x: Tensor, adapter: str | None) -> Tensor:
     """A linear with the named one of its adapters; with none where `adapter` is None."""
     y: Tensor = linear(x)
-    return y if adapter is None else y + getattr(linear, FOLDER)[adapter](x)
+    return y if adapter is None else getattr(linear, FOLDER)[adapter](x, y)
+
+
+def add_together(
+    linears: Sequence[nn.Module], x: Tensor, products: Sequence[Tensor], adapter: str | None
+) -> Sequence[Tensor]:
+    """Several linears' products of one input, each with its adapter's: the first halves of these are one product."""
+    if adapter is None:
+        return products
+    adapters = [getattr(linear, FOLDER)[adapter] for linear in linears]
+    downs = F.linear(x, torch.cat([each.down for each in adapters])).split([len(each.down) for each in adapters], -1)
+    return [each.add(y, down_x) for each, y, down_x in zip(adapters, products, downs, strict=True)]
 
 
 def adapter_of(parameter_name: str) -> str | None:

@@ -16,6 +16,7 @@ from afd_scale.layers.precision import Precision
 from afd_scale.layers.rope import Rotation
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout], Tensor]
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class ModelOps:
@@ -25,10 +26,15 @@ class ModelOps:
         precision: of the blocks' linears.
         attend: (q, k, v, layout) to the output, (B, L, N, D) each.
         adapters: what every linear of a block gets beside its weight.
+        compile: makes a function of tensors a faster one; None leaves it.
     """
 
-    def __init__(self, precision: Precision | None = None, attend: Attend = attend, adapters: Adapters | None = None):
+    def __init__(
+        self, precision: Precision | None = None, attend: Attend = attend, adapters: Adapters | None = None,
+        compile: Compile | None = None,
+    ):  # fmt: skip
         self.precision, self.attend, self.adapters = precision or Precision(), attend, adapters
+        self.compile = compile
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         """A linear layer with bias: q, k, v, o and feed-forward of a block."""
@@ -57,9 +63,13 @@ class ModelOps:
         Returns:
             The output (B, L, N, D), and the current keys and values as a later pass may see them.
         """
-        q_BLND, k_BLND = rotation(q_BLND), rotation(k_BLND)
+        q_BLND, k_BLND = rotation(q_BLND, k_BLND, None if past is None else past.room(k_BLND))
         keys, values = (k_BLND, v_BLND) if past is None else past.extend(k_BLND, v_BLND)
         return self.attend(q_BLND, keys, values, layout), k_BLND, v_BLND
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of tensors that the networks call often, compiled where that was asked for."""
+        return self.compile(function) if self.compile else function
 
     def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
         """A transformer block, its activations stored or recomputed in the backward pass."""

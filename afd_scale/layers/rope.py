@@ -1,5 +1,7 @@
 """3D rotary position embedding of Wan 2.1: head_dim / 2 complex pairs split over (frame, row, column)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ class Rotation:
         repeats: the frames stand so many times one after the other, at the same positions.
         rows, columns: of tokens in a frame.
         head_dim: width of a head; its c = head_dim / 2 pairs split (c - 2 (c // 3), c // 3, c // 3).
+
+    Attributes:
+        turns: (L, 1, head_dim / 2) complex: cos + i sin.
     """
 
     def __init__(self, frames: range, repeats: int, rows: int, columns: int, head_dim: int, device: torch.device):
@@ -30,12 +35,68 @@ class Rotation:
             shape = [1, 1, 1, count]
             shape[axis] = grid[axis]
             angles.append((position[:, None] * frequency).view(shape).expand(*grid, count))
-        angle = torch.cat(angles, dim=-1).flatten(0, 2)[None, :, None, :]  # (1, L, 1, head_dim / 2)
-        self.cos, self.sin = angle.cos().float(), angle.sin().float()
+        angle = torch.cat(angles, dim=-1).flatten(0, 2)[:, None, :]
+        self.turns = torch.complex(angle.cos().float(), angle.sin().float())
 
-    def __call__(self, x_BLND: Tensor) -> Tensor:
-        """Rotate neighbouring pairs (x[2i], x[2i + 1]) of every head; cos and sin lift it to float32 at least."""
-        pairs = x_BLND.unflatten(-1, (-1, 2))
-        real, imaginary = pairs.unbind(-1)
-        rotated = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
-        return torch.stack(rotated, dim=-1).flatten(-2).to(x_BLND.dtype)
+    def __call__(self, q_BLND: Tensor, k_BLND: Tensor, k_room: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rotate neighbouring pairs (x[2i], x[2i + 1]) of every head, in float32 at least.
+
+        Args:
+            k_room: where the rotated keys are written, without gradient; None is anywhere.
+        """
+        if q_BLND.is_cuda:
+            return _rotate_on_gpu(q_BLND, k_BLND, self.turns, k_room)
+        q_BLND, turned = _turn(q_BLND, self.turns), _turn(k_BLND, self.turns)
+        return q_BLND, turned if k_room is None else k_room.copy_(turned)
+
+
+def _turn(x_BLND: Tensor, turns: Tensor) -> Tensor:
+    wide = x_BLND.to(torch.promote_types(x_BLND.dtype, torch.float32))
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x_BLND.dtype)
+
+
+def _rotate_on_gpu(q: Tensor, k: Tensor, turns: Tensor, k_room: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One kernel, which reads and writes each number once."""
+    if k_room is None:
+        return _Rotate.apply(q, k, turns)
+    q_out = torch.empty_like(q)
+    rotate(q, k, turns, q_out, k_room)
+    return q_out, k_room
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is rotated back."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(turns)
+        return _rotated(q, k, turns)
+
+    @staticmethod
+    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor, Tensor, None]:
+        (turns,) = ctx.saved_tensors
+        return *_rotated(grad_q, grad_k, turns.conj().resolve_conj()), None
+
+
+def _rotated(q: Tensor, k: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+    q_out, k_out = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k))
+    rotate(q, k, turns, q_out, k_out)
+    return q_out, k_out
+
+
+@torch.library.custom_op("afd_scale::rotate", mutates_args=("q_out", "k_out"))
+def rotate(q: Tensor, k: Tensor, turns: Tensor, q_out: Tensor, k_out: Tensor) -> None:
+    """Rotate queries and keys into given tensors; (B, L, N, D) each, in any strides whose last is 1."""
+    if q.dtype == torch.float64 or not q.is_cuda:
+        q_out.copy_(_turn(q, turns))
+        k_out.copy_(_turn(k, turns))
+        return
+    from afd_scale.layers.rope_kernel import launch  # Triton comes with torch's builds for GPUs alone
+
+    launch(q, k, torch.view_as_real(turns), q_out, k_out)
+
+
+@rotate.register_fake
+def _(q: Tensor, k: Tensor, turns: Tensor, q_out: Tensor, k_out: Tensor) -> None:
+    return None

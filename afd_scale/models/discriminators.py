@@ -16,7 +16,7 @@ from afd_scale.config.judges import ConvDiscriminatorConfig, LatentDiscriminator
 from afd_scale.layers.attention import AttentionLayout
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
-from afd_scale.models.wan import LayerNorm, WanTrunk, initialise
+from afd_scale.models.wan import WanTrunk, initialise
 from afd_scale.types import Videos
 
 
@@ -71,7 +71,7 @@ class LatentDiscriminator(WanTrunk):
     def __init__(self, config: LatentDiscriminatorConfig, ops: ModelOps | None = None):
         super().__init__(config, ops or ModelOps())
         del self.blocks[config.layers_run :]
-        self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
         if config.features:
             self.head = FeatureHead(len(config.features), config.dim, config.head_channels, config.text_dim)
         else:

@@ -6,7 +6,7 @@ student; `Block` is one layer. Parameter names are those of original Wan and Sel
 Three passes, one set of weights (`CausalWan.forward`):
     block-causal      forward(noisy, timestep, text)                chunk i sees chunks <= i (one chunk: original Wan)
     teacher forcing   forward(noisy, timestep, text, clean=clean)   chunk i sees clean chunks < i and itself
-    cached            forward(chunk, timestep, text, cache=cache)   one chunk sees the cached ones and itself
+    cached            forward(chunk, timestep, text, cache=cache)   one chunk sees the cached ones and itself, or two do
 
 Shape suffixes: B batch, F latent frames, C channels, H rows, W columns, L tokens, E width, N heads, D head width,
 T text rows.
@@ -15,6 +15,9 @@ Sources: Wan, arXiv:2503.20314; Self-Forcing, arXiv:2506.08009.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +27,7 @@ from afd_scale.config.models import WanConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.attention import AttentionLayout, attend_all
 from afd_scale.layers.kv_cache import CleanPast, KVCache, Past
-from afd_scale.layers.lora import adapted
+from afd_scale.layers.lora import adapted, add_together
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
 from afd_scale.layers.rope import Rotation
@@ -33,7 +36,7 @@ X0_SIGMA_FLOOR = 1e-3  # an x0-predicting network's velocity is (x_sigma - x0) /
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over all heads together; computed in float32."""
+    """Root-mean-square norm over all heads together; torch computes it in float32 at least."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -41,16 +44,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(at_least_float32(x), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm computed in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else at_least_float32(self.weight)
-        bias = None if self.bias is None else at_least_float32(self.bias)
-        return F.layer_norm(at_least_float32(x), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
 class PatchEmbedding(nn.Module):
@@ -80,18 +74,42 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.q, self.k, self.v, self.o = (ops.linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim, eps), RMSNorm(dim, eps)
+        self.fused: tuple[Tensor, Tensor] | None = None  # see `fuse`
 
-    def project(self, x_BLE: Tensor, source_BLE: Tensor, adapter: str | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x, keys and values of the source, (B, L, N, D) each."""
-        heads = (self.num_heads, -1)
-        return (
-            self.norm_q(adapted(self.q, x_BLE, adapter)).unflatten(-1, heads),
-            self.norm_k(adapted(self.k, source_BLE, adapter)).unflatten(-1, heads),
-            adapted(self.v, source_BLE, adapter).unflatten(-1, heads),
-        )
+    def project(self, x_BLE: Tensor, adapter: str | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the same tokens, (B, L, N, D) each."""
+        linears = (self.q, self.k, self.v)
+        if self.fused is None or torch.is_grad_enabled():
+            products = [linear(x_BLE) for linear in linears]
+        else:
+            products = self._products(x_BLE, *self.fused)
+        q, k, v = add_together(linears, x_BLE, products, adapter)
+        return self._heads(self.norm_q(q)), self._heads(self.norm_k(k)), self._heads(v)
+
+    def queries(self, x_BLE: Tensor, adapter: str | None) -> Tensor:
+        return self._heads(self.norm_q(adapted(self.q, x_BLE, adapter)))
+
+    def keys_and_values(self, source_BLE: Tensor, adapter: str | None) -> tuple[Tensor, Tensor]:
+        k, v = adapted(self.k, source_BLE, adapter), adapted(self.v, source_BLE, adapter)
+        return self._heads(self.norm_k(k)), self._heads(v)
 
     def output(self, attended_BLND: Tensor, adapter: str | None) -> Tensor:
         return adapted(self.o, attended_BLND.flatten(2), adapter)
+
+    def fuse(self) -> None:
+        """Let q, k and v be one product where there is no gradient; their weights become parts of one tensor."""
+        linears = (self.q, self.k, self.v)
+        if all(type(linear) is nn.Linear for linear in linears):
+            self.fused = side_by_side([linear.weight for linear in linears]), side_by_side([x.bias for x in linears])
+
+    def _products(self, x_BLE: Tensor, weights: Tensor, biases: Tensor) -> Sequence[Tensor]:
+        """A batched product and not a wide one: q and k leave it contiguous, as norms want them."""
+        x = x_BLE.flatten(0, 1).expand(3, -1, -1)
+        weights_3EE = weights.unflatten(0, (3, -1)).transpose(1, 2)
+        return torch.baddbmm(biases.view(3, 1, -1), x, weights_3EE).unflatten(1, x_BLE.shape[:2]).unbind()
+
+    def _heads(self, x_BLE: Tensor) -> Tensor:
+        return x_BLE.unflatten(-1, (self.num_heads, -1))
 
 
 class FeedForward(nn.ModuleList):
@@ -106,35 +124,56 @@ class FeedForward(nn.ModuleList):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; modulated by each latent frame's time."""
+    """Self-attention, cross-attention to the text, feed-forward; modulated by each latent frame's time.
+
+    What stands before and after self-attention may be compiled: neither knows of caches, layouts or other ranks.
+    """
 
     def __init__(self, config: WanConfig, ops: ModelOps):
         super().__init__()
         dim, eps = config.dim, config.eps
         self.ops = ops
-        self.norm1 = LayerNorm(dim, eps, elementwise_affine=False)
+        self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.self_attn = Attention(dim, config.num_heads, eps, ops)
-        self.norm3 = LayerNorm(dim, eps)
+        self.norm3 = nn.LayerNorm(dim, eps)
         self.cross_attn = Attention(dim, config.num_heads, eps, ops)
-        self.norm2 = LayerNorm(dim, eps, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = FeedForward(dim, config.ffn_dim, ops)
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.before_attention, self.after_attention = ops.compiled(self._before), ops.compiled(self._after)
 
     def forward(
-        self, x_BLE: Tensor, time_BF6E: Tensor, text_BTE: Tensor, rotation: Rotation, layout: AttentionLayout,
-        past: Past | None, adapter: str | None,
+        self, x_BLE: Tensor, time_BF6E: Tensor, time_is_added: bool, text_BTE: Tensor | None, rotation: Rotation,
+        layout: AttentionLayout, past: Past | None, adapter: str | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """The tokens after this layer, and its keys and values (plain tensors: ZeRO-3 hooks what a module returns)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + time_BF6E).unbind(2)
-        modulated = modulate(self.norm1(x_BLE), shift1, scale1)
-        q, k, v = self.self_attn.project(modulated, modulated, adapter)
+        """The tokens after this layer, and its keys and values (plain tensors: ZeRO-3 hooks what a module returns).
+
+        Args:
+            time_is_added: `time_BF6E` is this block's already, its modulation included.
+            text_BTE: None where the past has its keys and values.
+        """
+        modulated = time_BF6E if time_is_added else add_time(self.modulation, time_BF6E)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulated.unbind(2)
+        q, k, v = self.before_attention(x_BLE, shift1, scale1, adapter)
         attended, k, v = self.ops.attention(q, k, v, rotation, layout, past)
-        x_BLE = x_BLE + gate(self.self_attn.output(attended, adapter), gate1)
+        project_text = partial(self.cross_attn.keys_and_values, text_BTE, adapter)
+        text_kv = project_text() if past is None else past.text(project_text)
+        x_BLE = self.after_attention(x_BLE, attended, *text_kv, gate1, shift2, scale2, gate2, adapter)
+        return x_BLE, k, v
 
-        read = attend_all(*self.cross_attn.project(self.norm3(x_BLE), text_BTE, adapter))
+    def _before(
+        self, x_BLE: Tensor, shift: Tensor, scale: Tensor, adapter: str | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn.project(modulate(self.norm1(x_BLE), shift, scale), adapter)
+
+    def _after(
+        self, x_BLE: Tensor, attended_BLND: Tensor, text_k: Tensor, text_v: Tensor,
+        gate1: Tensor, shift2: Tensor, scale2: Tensor, gate2: Tensor, adapter: str | None,
+    ) -> Tensor:  # fmt: skip
+        x_BLE = add_gated(x_BLE, self.self_attn.output(attended_BLND, adapter), gate1)
+        read = attend_all(self.cross_attn.queries(self.norm3(x_BLE), adapter), text_k, text_v)
         x_BLE = x_BLE + self.cross_attn.output(read, adapter)
-
-        return x_BLE + gate(self.ffn(modulate(self.norm2(x_BLE), shift2, scale2), adapter), gate2), k, v
+        return add_gated(x_BLE, self.ffn(modulate(self.norm2(x_BLE), shift2, scale2), adapter), gate2)
 
 
 class OutputLinear(nn.Linear):
@@ -147,12 +186,12 @@ class Head(nn.Module):
     def __init__(self, config: WanConfig):
         super().__init__()
         _, p, q = config.patch
-        self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
         self.head = OutputLinear(config.dim, p * q * config.latent_channels)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x_BLE: Tensor, time_BFE: Tensor) -> Tensor:
-        shift, scale = (self.modulation + time_BFE[:, :, None]).unbind(2)
+        shift, scale = add_time(self.modulation, time_BFE[:, :, None]).unbind(2)
         return self.head(modulate(self.norm(x_BLE), shift, scale))
 
 
@@ -170,6 +209,8 @@ class WanTrunk(Network):
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.num_layers))
+        self.modulations: Tensor | None = None  # see `fuse`
+        self._rotations = lru_cache(maxsize=64)(Rotation)  # a rollout turns by the same angles in each of its steps
 
     @property
     def dtype(self) -> torch.dtype:
@@ -196,11 +237,34 @@ class WanTrunk(Network):
     def rotation(self, latents_BFCHW: Tensor, frames: range, repeats: int = 1) -> Rotation:
         """RoPE for latents whose frames stand at these positions, `repeats` times one after the other."""
         rows, columns = self.token_grid(latents_BFCHW)
-        return Rotation(frames, repeats, rows, columns, self.config.dim // self.config.num_heads, latents_BFCHW.device)
+        head_dim = self.config.dim // self.config.num_heads
+        return self._rotations(frames, repeats, rows, columns, head_dim, latents_BFCHW.device)
+
+    def fuse(self) -> None:
+        """Arrange whole weights for passes without gradient: fewer and larger products, the same numbers.
+
+        Parameters become parts of larger tensors; editing them in place stays possible. Moving or converting the
+        network undoes it.
+        """
+        for block in self.blocks:
+            block.self_attn.fuse()
+        self.modulations = side_by_side([block.modulation for block in self.blocks])
+
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        for block in self.blocks:
+            block.self_attn.fused = None
+        self.modulations = None
+        return super()._apply(*arguments, **options)
+
+    def _times(self, time_BF6E: Tensor) -> Sequence[Tensor]:
+        """Each block's own time, its modulation added, where that is one sum for all of them; else what they add to."""
+        if self.modulations is None or torch.is_grad_enabled():
+            return [time_BF6E] * len(self.blocks)
+        return add_time(self.modulations[:, None, None], time_BF6E).unbind()
 
     def run_blocks(
-        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor, rotation: Rotation, layout: AttentionLayout,
-        *, pasts: Sequence[Past] | None = None, collected: list[CleanPast] | None = None, adapter: str | None = None,
+        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor | None, rotation: Rotation,
+        layout: AttentionLayout, *, pasts: Sequence[Past] | None = None, collected: list[CleanPast] | None = None, adapter: str | None = None,
         outputs: dict[int, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """Patch embedding and all blocks.
@@ -216,10 +280,11 @@ class WanTrunk(Network):
         x = self.patch_embedding(self.ops.split_tokens(patches, latents_BFCHW.shape[1]))
         if torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()  # under frozen weights too every unit has an input with gradient
-        for index, block in enumerate(self.blocks):
+        times = self._times(time_BF6E)
+        for index, (block, time) in enumerate(zip(self.blocks, times, strict=True)):
             past = None if pasts is None else pasts[index]
             x, k, v = self.ops.run_block(
-                block, x, time_BF6E, text_BTE, rotation, layout, past, adapter,
+                block, x, time, time is not time_BF6E, text_BTE, rotation, layout, past, adapter,
                 recompute=self.config.activation_checkpointing,
             )  # fmt: skip
             if collected is not None:
@@ -260,16 +325,17 @@ class CausalWan(WanTrunk):
             clean: (B / S, F, C, H, W) clean latents that the chunks are conditioned on (teacher forcing). Each row
                 serves the S noised states that stand side by side in `noisy`, at the price of one pass.
             clean_gradient: let gradients flow through the clean pass.
-            cache: of a rollout; `noisy` is its current chunk.
+            cache: of a rollout; `noisy` is its current chunk, or that and the next. It keeps the text of its first pass.
             adapter: of `ops.adapters`; None is the base itself.
         Returns:
             (B, F, C, H, W) velocity noise - x0, in the dtype of `noisy`.
         """
         frames = noisy.shape[1]
         if cache is not None:
+            layout = cache.begin_pass(frames)
             rotation = self.rotation(noisy, range(cache.first_frame, cache.first_frame + frames))
-            layout = AttentionLayout.full(frames, cache.visible_frames)
-            prediction = self._predict(noisy, timestep, text, rotation, layout, adapter, cache.layers)
+            known = None if cache.has_text else text
+            prediction = self._predict(noisy, timestep, known, rotation, layout, adapter, cache.layers)
         elif clean is not None:
             prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, clean_gradient, adapter)
         else:
@@ -283,13 +349,13 @@ class CausalWan(WanTrunk):
         return KVCache(self.config.num_layers, frames, *self.sampler.layout)
 
     def _predict(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, rotation: Rotation, layout: AttentionLayout,
+        self, latents: Tensor, timestep: Tensor, text: Tensor | None, rotation: Rotation, layout: AttentionLayout,
         adapter: str | None, pasts: Sequence[Past] | None = None,
     ) -> Tensor:  # fmt: skip
-        """What the network outputs, (B, F, C, H, W): velocity or x0."""
+        """What the network outputs, (B, F, C, H, W): velocity or x0; no text where the pasts have it."""
         frames, (rows, columns) = latents.shape[1], self.token_grid(latents)
         time_BFE, time_BF6E = self.embed_time(timestep)
-        text = self.embed_text(text)
+        text = None if text is None else self.embed_text(text)
         x = self.run_blocks(latents, time_BF6E, text, rotation, layout, pasts=pasts, adapter=adapter)
         patches = self.ops.gather_tokens(self.head(x, time_BFE), frames, rows * columns)
         return self._unpatchify(patches, frames, rows, columns)
@@ -344,18 +410,31 @@ def velocity_from_x0(noisy: Tensor, x0: Tensor, timestep: Tensor) -> Tensor:
     return (noisy - x0) / sigma[..., None, None, None]
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def modulate(x_BLE: Tensor, shift_BFE: Tensor, scale_BFE: Tensor) -> Tensor:
-    """x (1 + scale) + shift, with one shift and scale for all tokens of a latent frame."""
+    """x scale + shift, with one shift and scale for all tokens of a latent frame."""
     frames = x_BLE.unflatten(1, (shift_BFE.shape[1], -1))
-    return torch.addcmul(shift_BFE[:, :, None], frames, 1 + scale_BFE[:, :, None]).flatten(1, 2)
+    return torch.addcmul(shift_BFE[:, :, None], frames, scale_BFE[:, :, None]).flatten(1, 2)
 
 
-def gate(x_BLE: Tensor, gate_BFE: Tensor) -> Tensor:
-    return (x_BLE.unflatten(1, (gate_BFE.shape[1], -1)) * gate_BFE[:, :, None]).flatten(1, 2)
+def add_gated(x_BLE: Tensor, y_BLE: Tensor, gate_BFE: Tensor) -> Tensor:
+    """x + gate y, with one gate for all tokens of a latent frame."""
+    x, y = (each.unflatten(1, (gate_BFE.shape[1], -1)) for each in (x_BLE, y_BLE))
+    return torch.addcmul(x, y, gate_BFE[:, :, None]).flatten(1, 2)
+
+
+def add_time(modulation: Tensor, time_BF6E: Tensor) -> Tensor:
+    """Shift, scale and gate, twice over or once, of each latent frame; scales are about one: 1 is added to them."""
+    modulated = modulation + time_BF6E
+    modulated[..., 1::3, :] += 1
+    return modulated
+
+
+def side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """One tensor of several parameters, along their first dimension; they become views of it."""
+    joined = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return joined
 
 
 def initialise(module: nn.Module) -> None:

@@ -75,8 +75,8 @@ class Sampler:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The last denoising step of each chunk: what it saw and the clean chunk that it predicted, (B, f, C, H, W).
 
-        A last pass on a clean chunk at timestep 0 leaves its keys and values in the cache. The number of passes is the
-        same on every rank.
+        A last pass on a clean chunk at timestep 0 leaves its keys and values in the cache; where that has room, the
+        next chunk's first step is part of the same pass. The number of passes is the same on every rank.
 
         Args:
             text: (B, T, E) embeddings.
@@ -86,16 +86,26 @@ class Sampler:
         given = 0 if noise.given is None else noise.given.shape[1]
         assert given % chunk_frames == 0, "what is given is whole chunks"
         cache = policy.new_cache(frames)
+        begun: Tensor | None = None  # velocity of a chunk's first step, where it was part of the pass before
         for start in range(0, frames, chunk_frames):
-            here = slice(start, start + chunk_frames)
+            here, after = slice(start, start + chunk_frames), slice(start + chunk_frames, start + 2 * chunk_frames)
             if noise.given is not None and start < given:
                 noisy = chunk = noise.given[:, here]
             else:
-                noisy, chunk = _denoise(policy, text, noise[here], self._until(exit, start), cache)
+                noisy, chunk = _denoise(policy, text, noise[here], self._until(exit, start), cache, begun)
             yield noisy, chunk
-            if start + chunk_frames < frames:
-                policy(chunk, chunk.new_zeros(chunk.shape[:2], dtype=torch.float32), text, cache=cache)
-                cache.advance()
+            if after.start == frames:
+                return
+            clean_time = chunk.new_zeros(chunk.shape[:2], dtype=torch.float32)
+            if after.start >= given and cache.has_room_ahead:
+                next_noise = noise.initial[:, after]
+                next_time = torch.full_like(clean_time, (self._until(exit, after.start)[0] * TIMESTEPS).item())
+                both, times = torch.cat([chunk, next_noise], dim=1), torch.cat([clean_time, next_time], dim=1)
+                begun = policy(both, times, text, cache=cache)[:, chunk_frames:]
+            else:
+                policy(chunk, clean_time, text, cache=cache)
+                begun = None
+            cache.advance()
 
     def last_sigmas(self, exit: float, latents: Tensor) -> Tensor:
         """(B, F) noise levels of the last denoising steps of (B, F, C, H, W) videos, all of whose chunks are generated;
@@ -130,12 +140,18 @@ def _pick(sigmas: Tensor, uniform: Tensor) -> Tensor:
     return sigmas.to(uniform.device, non_blocking=True)[index]
 
 
-def _denoise(policy: Policy, text: Tensor, noise: Noise, sigmas: Tensor, cache: object) -> tuple[Tensor, Tensor]:
-    """What the last step saw, and the clean chunk: each step predicts it, and noises that to the next level."""
+def _denoise(
+    policy: Policy, text: Tensor, noise: Noise, sigmas: Tensor, cache: object, begun: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What the last step saw, and the clean chunk: each step predicts it, and noises that to the next level.
+
+    Args:
+        begun: velocity of the first step, where there is one already.
+    """
     x = noise.initial
     levels = sigmas.to(x.device, non_blocking=True)[:, None, None].expand(-1, *x.shape[:2])  # (S, B, f)
     for step, sigma in enumerate(levels):
-        velocity = policy(x, sigma * TIMESTEPS, text, cache=cache)
+        velocity = policy(x, sigma * TIMESTEPS, text, cache=cache) if step or begun is None else begun
         x0 = x0_from_velocity(x, velocity, sigma)
         if step + 1 < len(levels):
             x = add_noise(x0, noise.again[step], levels[step + 1])

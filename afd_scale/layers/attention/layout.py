@@ -5,7 +5,6 @@ count latent frames until `token_segments` scales them; nothing here knows how m
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,6 +33,16 @@ class AttentionLayout:
         """Every query sees every key."""
         key_frames = query_frames if key_frames is None else key_frames
         return cls(query_frames, key_frames, (Segment((0, query_frames), ((0, key_frames),)),))
+
+    @classmethod
+    def after_past(cls, query_frames: int, key_frames: int, chunk_frames: int) -> "AttentionLayout":
+        """The chunks at the end of all keys: each sees what is before it, and itself."""
+        past = key_frames - query_frames
+        segments = tuple(
+            Segment((start, start + chunk_frames), ((0, past + start + chunk_frames),))
+            for start in _chunk_starts(query_frames, chunk_frames)
+        )
+        return cls(query_frames, key_frames, segments)
 
     @classmethod
     def block_causal(
@@ -76,9 +85,11 @@ class AttentionLayout:
         shifted = tuple(Segment((s.query[0] + frames, s.query[1] + frames), s.keys) for s in noisy.segments)
         return cls(noisy.key_frames, noisy.key_frames, (*clean.segments, *shifted))
 
-    @cached_property
+    @property
     def is_full(self) -> bool:
-        return self.segments == AttentionLayout.full(self.query_frames, self.key_frames).segments
+        """Whether every query sees every key."""
+        first, *others = self.segments
+        return not others and first.query == (0, self.query_frames) and first.keys == ((0, self.key_frames),)
 
     def tokens_per_frame(self, query_tokens: int, key_tokens: int) -> int:
         """Of sequences that this layout describes."""

@@ -33,6 +33,8 @@ class Recording:
         passes: of each, the chunk by number, its timestep, what it got.
     """
 
+    has_room_ahead = False
+
     def __init__(self):
         self.passes, self.advanced = [], 0
 
@@ -100,6 +102,61 @@ def test_the_first_chunk_takes_its_own_steps():
     expected = [(0, t) for t in first] + [(1, t) for t in rest] + [(2, t) for t in rest[:-1]]
     assert levels(policy) == expected
     assert config.passes(FRAMES) == [5, 3, 2], "what is planned is what runs"
+
+
+def trained_policy(**fields):
+    """Some weights: an untrained one predicts nothing."""
+    policy = make_policy({**TINY, **TWO_STEPS, **fields})
+    with torch.no_grad():
+        for number, parameter in enumerate(policy.parameters()):
+            parameter.copy_(randn(*parameter.shape, seed=number) / 5)
+    return policy
+
+
+class Counting:
+    """A policy, and the frames of its passes; `room` takes the cache's room away."""
+
+    def __init__(self, policy, room):
+        self.policy, self.room, self.frames = policy, room, []
+
+    def new_cache(self, frames):
+        cache = self.policy.new_cache(frames)
+        return cache if self.room else Narrow(cache)
+
+    def __call__(self, noisy, timestep, text, *, cache):
+        self.frames.append(noisy.shape[1])
+        return self.policy(noisy, timestep, text, cache=cache.cache if isinstance(cache, Narrow) else cache)
+
+
+class Narrow:
+    has_room_ahead = False
+
+    def __init__(self, cache):
+        self.cache, self.advance = cache, cache.advance
+
+
+@pytest.mark.parametrize(
+    ("window", "frames"),
+    [({}, [2, 2, 4, 2, 4, 2]), ({"window_frames": 4, "sink_frames": 2}, [2, 2, 4, 2, 2, 2, 2])],
+    ids=["no window", "a full window has no room"],
+)
+def test_a_clean_chunk_and_the_next_ones_first_step_are_one_pass(window, frames):
+    config, start, policy = SamplerConfig(**TWO_STEPS, **window), noise(1), trained_policy(**window)
+    joined, apart = Counting(policy, room=True), Counting(policy, room=False)
+    videos = [Sampler(config).rollout(each, TEXT, start) for each in (joined, apart)]
+    torch.testing.assert_close(*videos, rtol=1e-5, atol=1e-5)
+    assert joined.frames == frames
+    assert apart.frames == [2] * 8
+
+
+def test_what_is_given_is_cached_and_the_first_generated_chunk_begins_with_it():
+    config, start, policy = SamplerConfig(**TWO_STEPS), noise(1), trained_policy()
+    start = replace(start, given=randn(2, 2, 3, 4, 6, seed=7))
+    joined, apart = Counting(policy, room=True), Counting(policy, room=False)
+    videos = [Sampler(config).rollout(each, TEXT, start) for each in (joined, apart)]
+    torch.testing.assert_close(*videos, rtol=1e-5, atol=1e-5)
+    assert torch.equal(videos[0][:, :2], start.given)
+    assert joined.frames == [4, 2, 4, 2]
 
 
 def test_the_warp_moves_the_steps():
