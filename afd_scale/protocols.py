@@ -20,8 +20,13 @@ class Engine(Protocol):
 
     micro_batch: int | None
 
-    def resident(self) -> AbstractContextManager[None]:
-        """A phase of passes without gradient: weights may stay whole on every rank, and at its end none does."""
+    def resident(self, sampling: bool = False) -> AbstractContextManager[None]:
+        """A phase of passes without gradient: weights may stay whole on every rank, and at its end none does.
+
+        Args:
+            sampling: predictions are not compared with those of passes with gradient, to the last bit of a small
+                difference: an adapter may be merged into its base.
+        """
         ...
 
 

@@ -189,6 +189,8 @@ class RunConfig(Section):
     """From where FP8 takes a tensor's scale: its own maximum, or those of the steps before."""
     attention: Literal["auto", "sdpa", "flash", "flex", "fa4"] = "auto"
     """Kernels of self-attention; `auto` takes the fastest one that is there, and logs what it chose."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the parts of each transformer block around its attention (torch.compile); `auto` does on a GPU."""
     requires: Path | None = None
     """Config of a run that must be complete first; run when it is not (relative to this file)."""
     method: SerializeAsAny[MethodConfig]

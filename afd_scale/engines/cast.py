@@ -13,6 +13,7 @@ from afd_scale.layers.ops import ModelOps
 from afd_scale.models.build import adapters_of, build_network, train_part
 
 State = Mapping[str, Tensor] | None  # start weights by parameter name; None starts at random
+Build = Callable[[Adapters | None], Network]
 
 
 class Kind(Protocol):
@@ -26,7 +27,7 @@ class Kind(Protocol):
         """What a network is made of here."""
         ...
 
-    def place(self, build: Callable[[], Network], state: State) -> Network:
+    def place(self, build: Build, adapters: Adapters | None, state: State) -> Network:
         """Make a network where it will live; its random numbers are those of the run's seed."""
         ...
 
@@ -51,10 +52,10 @@ def _build_group(config: RunConfig, kind: Kind, leader: Role) -> dict[str, Any]:
     """A network and its copies, made one after the other: start weights are read once, and let go at the end."""
     adapters, state = adapters_of(config, leader), kind.load(leader)
 
-    def build() -> Network:
+    def build(adapters: Adapters | None) -> Network:
         return build_network(config, leader.network, kind.ops(leader.network, adapters))
 
-    network = kind.place(build, state)
+    network = kind.place(build, adapters, state)
     if leader.is_partly_trained:
         train_part(network, leader.adapter)
     engines = {leader.name: kind.engine(leader, network)}
@@ -62,5 +63,5 @@ def _build_group(config: RunConfig, kind: Kind, leader: Role) -> dict[str, Any]:
         if adapters is not None:
             engines[role.name] = kind.share(role, engines[leader.name])
         else:
-            engines[role.name] = kind.engine(role, kind.place(build, state))
+            engines[role.name] = kind.engine(role, kind.place(build, None, state))
     return engines

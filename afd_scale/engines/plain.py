@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import NetworkConfig, Role
 from afd_scale.config.models import OptimizerConfig, WanConfig
-from afd_scale.engines.cast import State
+from afd_scale.engines.cast import Build, State
 from afd_scale.layers.attention import choose_backend
+from afd_scale.layers.choose_compile import choose_compile
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
@@ -38,7 +39,7 @@ class PlainNetwork:
     def new_cache(self, frames: int) -> Any:
         return self.network.new_cache(frames)
 
-    def resident(self) -> AbstractContextManager[None]:
+    def resident(self, sampling: bool = False) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -102,16 +103,17 @@ class Plain:
             return ModelOps(adapters=adapters)
         head_dim = network.dim // network.num_heads
         backend = choose_backend(self.config.attention, device=self.device, dtype=self.dtype, head_dim=head_dim)
-        return ModelOps(self.precision, backend.attend, adapters)
+        return ModelOps(self.precision, backend.attend, adapters, choose_compile(self.config.compile, self.device))
 
-    def place(self, build: Callable[[], Network], state: State) -> Network:
+    def place(self, build: Build, adapters: Adapters | None, state: State) -> Network:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices), self.device:
             torch.manual_seed(self.config.seed)
-            network = build()
+            network = build(adapters)
         if state is not None:
             network.load_state_dict(state, strict=False)
-        return network.to(self.dtype)
+        network.to(self.dtype).fuse()
+        return network
 
     def engine(self, role: Role, network: Network) -> PlainNetwork:
         options: dict[str, Any] = {"micro_batch": self.config.train.micro_batch}

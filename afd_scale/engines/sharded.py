@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from torch import Tensor
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import NetworkConfig, Role
 from afd_scale.config.models import OptimizerConfig, StudentConfig, WanConfig
-from afd_scale.engines.cast import State
+from afd_scale.engines.cast import Build, State
 from afd_scale.engines.deepspeed_config import deepspeed_config
 from afd_scale.engines.resharding import SavedShards, save_shards
 from afd_scale.engines.shards import GatherCounter, Residency, kept_whole, merged_weights, unreduced, whole_weight
+from afd_scale.engines.twin import Twin
 from afd_scale.engines.weightless import WeightlessNetwork
 from afd_scale.layers.attention import Backend, choose_backend
+from afd_scale.layers.choose_compile import choose_compile
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.lora import FOLDER, Adapters, adapter_of
 from afd_scale.layers.network import Network
@@ -75,20 +78,19 @@ class ShardedNetwork:
         residency: of its weights during phases without gradient; None keeps them sharded.
         sharing: ranks that hold the same videos, each of which judges its part of them; None where each judges all.
         micro_batch: videos that pass through together; None is all.
-        twin: makes the network again, without the hooks that DeepSpeed has put on every module of this one; half of a
-            small pass is spent in them. It borrows the weights while they are resident.
+        build: makes the network again with one of its adapters, or none, for a plain twin; None has no twin.
     """
 
     def __init__(
         self, engine: Any, adapter: str | None = None, residency: Residency | None = None,
-        micro_batch: int | None = None, twin: Callable[[], Network] | None = None,
+        micro_batch: int | None = None, build: Callable[[str | None], Network] | None = None,
         sharing: dist.ProcessGroup | None = None,
     ):  # fmt: skip
         self.sharing = sharing
         self.engine, self.adapter, self.residency, self.micro_batch = engine, adapter, residency, micro_batch
         self._adapter_option = {} if adapter is None else {"adapter": adapter}
-        self._make_twin, self._calls = twin, engine
-        self._twin: Network | None = None
+        self._build, self._calls = build, engine
+        self._twins: dict[bool, Twin] = {}
         self._all = list(self.network.parameters())  # adapters of others too: a block is gathered as a whole
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
@@ -101,7 +103,8 @@ class ShardedNetwork:
         return share_videos(videos, lambda own: calls(own, **self._adapter_option), self.sharing)
 
     def new_cache(self, frames: int) -> Any:
-        return self.engine.module.new_cache(frames)
+        calls: Any = self.network if self._calls is self.engine else self._calls
+        return calls.new_cache(frames)
 
     @property
     def network(self) -> Network:
@@ -112,32 +115,34 @@ class ShardedNetwork:
         return {name: p for name, p in self.network.named_parameters() if adapter_of(name) == adapter}
 
     @contextmanager
-    def resident(self) -> Iterator[None]:
-        """While it lasts, weights stay whole here if so configured; without gradient, on all ranks together."""
+    def resident(self, sampling: bool = False) -> Iterator[None]:
+        """While it lasts, weights stay whole here if so configured; without gradient, on all ranks together.
+
+        Args:
+            sampling: the adapter may be merged into its base.
+        """
         self.release()
-        if self.residency is not None and self.residency.gathers(self._all):
-            with kept_whole(self._all, self.network.units()), self._twin_of_whole():
+        if self.residency is None or not self.residency.gathers(self._all):
+            yield
+        elif self._build is None:
+            with kept_whole(self._all, self.network.units()):
                 yield
         else:
-            yield
+            twin = self._twin(merged=sampling and self.adapter is not None)
+            with twin.filled(self.network, torch.device(get_accelerator().current_device_name())):
+                self._calls = twin
+                try:
+                    yield
+                finally:
+                    self._calls = self.engine
         self.release()
 
-    @contextmanager
-    def _twin_of_whole(self) -> Iterator[None]:
-        """Calls go to the twin, whose weights are those that are whole now."""
-        if self._make_twin is None:
-            yield
-            return
-        if self._twin is None:
-            with torch.device("meta"):
-                self._twin = self._make_twin()
-        self._twin.borrow(p.data for p in self._all)
-        self._calls = self._twin
-        try:
-            yield
-        finally:
-            self._calls = self.engine
-            self._twin.borrow(p.data.new_empty(0) for p in self._all)
+    def _twin(self, merged: bool) -> Twin:
+        if merged not in self._twins:
+            assert self._build is not None
+            network = partial(self._build, None if merged else self.adapter)
+            self._twins[merged] = Twin(network, self.adapter, merged, self._all[0].dtype)
+        return self._twins[merged]
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole float32 weight of each parameter, the adapter merged; on all ranks together."""
@@ -347,20 +352,22 @@ class Sharded:
     def __init__(self, config: RunConfig, ranks: Ranks, load: Callable[[Role], State], cache_bytes: int):
         self.config, self.ranks, self.load, self.counter = config, ranks, load, GatherCounter()
         self.precision = choose_precision(config.precision, config.fp8_scaling, ranks.device)
+        self.compile = choose_compile(config.compile, ranks.device)
         self.attention = cache(self._attention)
-        self.builders: dict[Network, Callable[[], Network]] = {}
+        self.builders: dict[Network, tuple[Build, Adapters | None]] = {}
         self.residency = Residency(config.rollout.weights, cache_bytes, ranks.local_size, ranks.any)
 
     def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:
         if not isinstance(network, WanConfig):
             return ModelOps(adapters=adapters)
         attend = self.attention(network.dim // network.num_heads).attend
-        return ops_over(self.ranks.sequence_group, precision=self.precision, attend=attend, adapters=adapters)
+        return ops_over(self.ranks.sequence_group, precision=self.precision, attend=attend, adapters=adapters,
+                        compile=self.compile)  # fmt: skip
 
-    def place(self, build: Callable[[], Network], state: State) -> Network:
-        network = build_sharded(self.config, build, state)
+    def place(self, build: Build, adapters: Adapters | None, state: State) -> Network:
+        network = build_sharded(self.config, lambda: build(adapters), state)
         self.counter.watch(network.parameters())
-        self.builders[network] = build
+        self.builders[network] = build, adapters
         return network
 
     def engine(self, role: Role, network: Network) -> ShardedNetwork | WeightlessNetwork:
@@ -386,10 +393,14 @@ class Sharded:
         if isinstance(role.network, StudentConfig):
             options["residency"] = self.residency
             if self.config.precision != "fp8":  # whose linears may keep a state of their own
-                options["twin"] = self.builders[network]
+                options["build"] = partial(self._again, network)
         if not isinstance(role.network, WanConfig):  # which share the tokens of each video
             options["sharing"] = self.ranks.sequence_group
         return options
+
+    def _again(self, network: Network, adapter: str | None) -> Network:
+        build, adapters = self.builders[network]
+        return build(None if adapter is None or adapters is None else replace(adapters, names=(adapter,)))
 
     def _attention(self, head_dim: int) -> Backend:
         dtype = parameter_dtype(self.config.precision)

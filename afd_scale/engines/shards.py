@@ -74,6 +74,14 @@ class Residency:
 
 
 @contextmanager
+def gathered(parameters: Sequence[Any]) -> Iterator[None]:
+    """Make parameters whole, in one collective, to be read; on all ranks together. None of them is whole now."""
+    parameters[0].all_gather_coalesced(parameters).wait()
+    yield
+    parameters[0].partition(param_list=list(parameters), has_been_updated=False)
+
+
+@contextmanager
 def kept_whole(parameters: Sequence[Any], units: Iterable[nn.Module]) -> Iterator[None]:
     """Gather parameters once and keep them whole until the end, whatever passes run meanwhile; on all ranks together.
 

@@ -21,7 +21,7 @@ class WeightlessNetwork:
         group = self.ranks.sequence_group
         return self._judge(videos) if group is None else share_videos(videos, self._judge, group, spare=())
 
-    def resident(self) -> AbstractContextManager[None]:
+    def resident(self, sampling: bool = False) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def _judge(self, videos: Videos) -> Tensor:

@@ -12,6 +12,7 @@ from afd_scale.config.models import PolicyConfig
 from afd_scale.engines.plain import PlainNetwork
 from afd_scale.evaluation.runs import run_folder
 from afd_scale.layers.attention import choose_backend
+from afd_scale.layers.choose_compile import choose_compile
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.models.wan import CausalWan
 from afd_scale.parallel.ranks import Ranks
@@ -56,11 +57,12 @@ def load_student(
                          "rank of a video attends with equally many")  # fmt: skip
     backend = choose_backend(attention, device=ranks.device, dtype=dtype, head_dim=config.dim // config.num_heads)
     ops = ops_over(ranks.sequence_group, precision=choose_precision(precision, "current", ranks.device),
-                   attend=backend.attend)  # fmt: skip
+                   attend=backend.attend, compile=choose_compile("auto", ranks.device))  # fmt: skip
     with torch.device("meta"):
         network = CausalWan(config, policy.sampler, ops)
     network.load_state_dict(read.state.converted(lambda _, weight: weight.to(ranks.device, dtype)), assign=True)
     network.to(ranks.device, dtype).eval().requires_grad_(False)  # what is no weight
+    network.fuse()
     return Student(policy, PlainNetwork(network), run_of(source))
 
 

@@ -1,8 +1,6 @@
 """What every model tells the engines."""
 
-from collections.abc import Iterable
-
-from torch import Tensor, nn
+from torch import nn
 
 
 class Network(nn.Module):
@@ -15,11 +13,12 @@ class Network(nn.Module):
         """
         return []
 
-    def borrow(self, weights: Iterable[Tensor]) -> None:
-        """Compute with other tensors as parameters, one for each in their order, without gradient."""
-        own = [(module, name) for module in self.modules() for name, _ in module.named_parameters(recurse=False)]
-        for (module, name), weight in zip(own, weights, strict=True):
-            setattr(module, name, nn.Parameter(weight, requires_grad=False))
+    def fuse(self) -> None:
+        """Arrange whole weights for passes without gradient: fewer and larger products, the same numbers.
+
+        Parameters may become parts of larger tensors; editing them in place stays possible. Moving or converting the
+        network undoes it.
+        """
 
     def starts_anew(self, parameter: str) -> bool:
         """Whether no start weights have this parameter, which is then trained also where adapters are."""

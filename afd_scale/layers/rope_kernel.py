@@ -14,7 +14,7 @@ TOKENS = 16  # 16 tokens of 128 channels in bf16: 4 KiB a program
 
 
 @triton.jit
-def _rotate(
+def _rotate(  # type: ignore[no-untyped-def]
     q, k, turns, q_out, k_out, tokens, heads, q_b, q_l, q_n, k_b, k_l, k_n, qo_b, qo_l, qo_n, ko_b, ko_l, ko_n,
     PAIRS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip

@@ -108,7 +108,8 @@ class Afd:
             noise = self.sampler.draw(self.randomness, "rollout", step, prompts.keys[rows], shape, device)
             return self.sampler.rollout(self.old_policy, prompts.embeddings[rows], noise)
 
-        return Videos(prompts, without_gradient(self.old_policy, len(prompts), run), like.fps, like.decode)
+        latents = without_gradient(self.old_policy, len(prompts), run, sampling=True)
+        return Videos(prompts, latents, like.fps, like.decode)
 
     def _weigh(self, reward: Tensor) -> Tensor:
         """(P, G) weights in [0, 1] of rollouts with these rewards."""

@@ -52,7 +52,7 @@ def roll_out(
         chunks = sampler.last_steps(policy, prompts.embeddings[rows], noise, exit)
         return torch.cat([torch.stack(both, dim=1) for both in chunks], dim=2)  # (B, 2, F, C, H, W)
 
-    noisy, latents = without_gradient(policy, len(prompts), run).unbind(1)
+    noisy, latents = without_gradient(policy, len(prompts), run, sampling=True).unbind(1)
     return Rollouts(Videos(prompts, latents, like.fps, like.decode), noisy, sampler.last_sigmas(exit, latents))
 
 

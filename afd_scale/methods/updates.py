@@ -12,9 +12,11 @@ from afd_scale.types import pieces
 
 
 @torch.no_grad()
-def without_gradient(engine: Engine, rows: int, run: Callable[[slice], Tensor]) -> Tensor:
+def without_gradient(
+    engine: Engine, rows: int, run: Callable[[slice], Tensor], *, sampling: bool = False
+) -> Tensor:  # fmt: skip
     """A resident phase of an engine: `run` on one micro-batch of rows after another; their results as one."""
-    with engine.resident():
+    with engine.resident(sampling):
         return torch.cat([run(part) for part in pieces(rows, engine.micro_batch)])
 
 

@@ -15,8 +15,7 @@ Sources: Wan, arXiv:2503.20314; Self-Forcing, arXiv:2506.08009.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
-
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from afd_scale.config.models import WanConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.layers.attention import AttentionLayout, attend_all
-from afd_scale.layers.kv_cache import CleanPast, KVCache, Past
+from afd_scale.layers.kv_cache import CleanPast, KVCache, Pair, Past
 from afd_scale.layers.lora import adapted, add_together
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
@@ -74,15 +73,13 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.q, self.k, self.v, self.o = (ops.linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim, eps), RMSNorm(dim, eps)
-        self.fused: tuple[Tensor, Tensor] | None = None  # see `fuse`
+        self.fused: tuple[Tensor, ...] | None = None  # see `fuse`
 
     def project(self, x_BLE: Tensor, adapter: str | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the same tokens, (B, L, N, D) each."""
         linears = (self.q, self.k, self.v)
-        if self.fused is None or torch.is_grad_enabled():
-            products = [linear(x_BLE) for linear in linears]
-        else:
-            products = self._products(x_BLE, *self.fused)
+        separate = self.fused is None or torch.is_grad_enabled()
+        products = [linear(x_BLE) for linear in linears] if separate else self._products(x_BLE)
         q, k, v = add_together(linears, x_BLE, products, adapter)
         return self._heads(self.norm_q(q)), self._heads(self.norm_k(k)), self._heads(v)
 
@@ -98,12 +95,14 @@ class Attention(nn.Module):
 
     def fuse(self) -> None:
         """Let q, k and v be one product where there is no gradient; their weights become parts of one tensor."""
-        linears = (self.q, self.k, self.v)
-        if all(type(linear) is nn.Linear for linear in linears):
-            self.fused = side_by_side([linear.weight for linear in linears]), side_by_side([x.bias for x in linears])
+        linears = [x for x in (self.q, self.k, self.v) if type(x) is nn.Linear]  # others have kernels of their own
+        if len(linears) == 3:
+            self.fused = tuple(side_by_side([getattr(x, name) for x in linears]) for name in ("weight", "bias"))
 
-    def _products(self, x_BLE: Tensor, weights: Tensor, biases: Tensor) -> Sequence[Tensor]:
+    def _products(self, x_BLE: Tensor) -> Sequence[Tensor]:
         """A batched product and not a wide one: q and k leave it contiguous, as norms want them."""
+        assert self.fused is not None
+        weights, biases = self.fused
         x = x_BLE.flatten(0, 1).expand(3, -1, -1)
         weights_3EE = weights.unflatten(0, (3, -1)).transpose(1, 2)
         return torch.baddbmm(biases.view(3, 1, -1), x, weights_3EE).unflatten(1, x_BLE.shape[:2]).unbind()
@@ -156,7 +155,11 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulated.unbind(2)
         q, k, v = self.before_attention(x_BLE, shift1, scale1, adapter)
         attended, k, v = self.ops.attention(q, k, v, rotation, layout, past)
-        project_text = partial(self.cross_attn.keys_and_values, text_BTE, adapter)
+
+        def project_text() -> Pair:
+            assert text_BTE is not None, "no pass before this one has read the text"
+            return self.cross_attn.keys_and_values(text_BTE, adapter)
+
         text_kv = project_text() if past is None else past.text(project_text)
         x_BLE = self.after_attention(x_BLE, attended, *text_kv, gate1, shift2, scale2, gate2, adapter)
         return x_BLE, k, v
@@ -238,23 +241,23 @@ class WanTrunk(Network):
         """RoPE for latents whose frames stand at these positions, `repeats` times one after the other."""
         rows, columns = self.token_grid(latents_BFCHW)
         head_dim = self.config.dim // self.config.num_heads
-        return self._rotations(frames, repeats, rows, columns, head_dim, latents_BFCHW.device)
+        rotation: Rotation = self._rotations(frames, repeats, rows, columns, head_dim, latents_BFCHW.device)
+        return rotation
 
     def fuse(self) -> None:
-        """Arrange whole weights for passes without gradient: fewer and larger products, the same numbers.
-
-        Parameters become parts of larger tensors; editing them in place stays possible. Moving or converting the
-        network undoes it.
-        """
-        for block in self.blocks:
+        for block in self._blocks:
             block.self_attn.fuse()
-        self.modulations = side_by_side([block.modulation for block in self.blocks])
+        self.modulations = side_by_side([block.modulation for block in self._blocks])
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
-        for block in self.blocks:
+        for block in self._blocks:
             block.self_attn.fused = None
         self.modulations = None
         return super()._apply(*arguments, **options)
+
+    @property
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def _times(self, time_BF6E: Tensor) -> Sequence[Tensor]:
         """Each block's own time, its modulation added, where that is one sum for all of them; else what they add to."""
@@ -264,8 +267,8 @@ class WanTrunk(Network):
 
     def run_blocks(
         self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor | None, rotation: Rotation,
-        layout: AttentionLayout, *, pasts: Sequence[Past] | None = None, collected: list[CleanPast] | None = None, adapter: str | None = None,
-        outputs: dict[int, Tensor] | None = None,
+        layout: AttentionLayout, *, pasts: Sequence[Past] | None = None, collected: list[CleanPast] | None = None,
+        adapter: str | None = None, outputs: dict[int, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """Patch embedding and all blocks.
 
@@ -325,7 +328,7 @@ class CausalWan(WanTrunk):
             clean: (B / S, F, C, H, W) clean latents that the chunks are conditioned on (teacher forcing). Each row
                 serves the S noised states that stand side by side in `noisy`, at the price of one pass.
             clean_gradient: let gradients flow through the clean pass.
-            cache: of a rollout; `noisy` is its current chunk, or that and the next. It keeps the text of its first pass.
+            cache: of a rollout; `noisy` is its current chunk, or that and the next. It keeps the first pass's text.
             adapter: of `ops.adapters`; None is the base itself.
         Returns:
             (B, F, C, H, W) velocity noise - x0, in the dtype of `noisy`.

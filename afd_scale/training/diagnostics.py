@@ -176,7 +176,7 @@ class Diagnostics:
             teacher = self._on_device(videos_of(rows, config.student.text_length))
             text = teacher.prompts.embeddings.repeat_interleave(self.group, dim=0)
             keys = repeat_keys(teacher.prompts.keys, self.group)
-            with policy.resident():
+            with policy.resident(sampling=True):
                 latents = torch.cat([
                     self._rollout(policy, text[rows], keys[rows], shape) for rows in pieces(len(text), at_once)
                 ])  # fmt: skip

@@ -140,7 +140,7 @@ class Evaluator:
 
     def frames(self, policy: Policy, clips: Sequence[int]) -> FrameArray | None:
         """Generate clips: (N, T, H, W) or (N, T, H, W, 3) uint8 on the main rank, None elsewhere."""
-        with policy.resident():
+        with policy.resident(sampling=True):
             return self._gathered(clips, lambda mine: self._generated(policy, mine))
 
     def folder(self, step: int) -> Path:

@@ -86,11 +86,12 @@ def test_keys_are_written_into_their_room():
     assert turned_k is room
     for ours, expected in zip((turned_q, buffer[:, 4:16]), rotation(q, k), strict=True):
         assert torch.equal(ours, expected)
-    assert not buffer[:, :4].any() and not buffer[:, 16:].any()
+    assert not buffer[:, :4].any()
+    assert not buffer[:, 16:].any()
 
 
 def test_the_operator_for_gpus_computes_the_same():
-    """Where there is no GPU its plain form runs; tests/gpu has the kernel, and test_rope_kernel Triton's interpreter."""
+    """Where there is no GPU its plain form runs; test_rope_kernel has Triton's interpreter, tests/gpu the kernel."""
     q, k = random(2, 1, 12, 2, 24)
     rotation = Rotation(range(2), 1, 2, 3, 24, CPU)
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)

@@ -53,7 +53,7 @@ class Oracle:
         self.calls.append(videos)
         return self.score(videos)
 
-    def resident(self):
+    def resident(self, sampling=False):
         return torch.no_grad()
 
     def backward(self, loss):

@@ -219,7 +219,7 @@ class Bright:
     def __call__(self, noisy, timestep, text, **options):
         return (noisy - 1) / timestep.div(1000)[..., None, None, None]
 
-    def resident(self):
+    def resident(self, sampling=False):
         return torch.no_grad()
 
 

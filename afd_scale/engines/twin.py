@@ -1,0 +1,94 @@
+"""A policy's plain twin: the same network without DeepSpeed's hooks, its weights whole in buffers of its own.
+
+Half of a small pass is spent in the hooks that DeepSpeed puts on every module, also where all weights are whole. The
+twin's weights are gathered at the start of a phase, unit by unit, and stay where they are until its end; beside them a
+rank holds no more than one unit.
+
+An adapter may be merged into its base: passes then cost what the base's cost. Merged in bf16, W + s U D would lose what
+is smaller than half a unit in the last place of W, always and everywhere: a young adapter would vanish. So the sum is
+rounded up or down with the odds of where it lies between the two, by random numbers that are the same on all ranks and
+in every phase: the mean over weights is right. Predictions that are compared with the student's keep the adapter apart.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afd_scale.engines.shards import gathered
+from afd_scale.layers.lora import FOLDER, adapter_of
+from afd_scale.layers.network import Network
+
+
+class Twin:
+    """Called like the network.
+
+    Args:
+        build: makes the network, with no adapter but this policy's, and without that where it is merged.
+        adapter: of the policy; None is the base.
+        merged: whether the adapter is merged.
+    """
+
+    def __init__(self, build: Callable[[], Network], adapter: str | None, merged: bool, dtype: torch.dtype):
+        with torch.device("meta"):
+            self.network: Any = build().to(dtype)
+        self.adapter, self.merged = adapter, merged
+
+    def __call__(self, *arguments: Any, adapter: str | None = None, **options: Any) -> Tensor:
+        return self.network(*arguments, **options, **({} if self.merged or adapter is None else {"adapter": adapter}))
+
+    def new_cache(self, frames: int) -> Any:
+        return self.network.new_cache(frames)
+
+    @contextmanager
+    def filled(self, source: Network, device: torch.device) -> Iterator[None]:
+        """While it lasts, the weights are here; on all ranks together.
+
+        Args:
+            source: the sharded network, none of whose parameters is whole now.
+        """
+        self.network.to_empty(device=device)
+        self.network.requires_grad_(False).fuse()
+        ours = dict(self.network.named_parameters())
+        wanted = {name: p for name, p in source.named_parameters() if adapter_of(name) in (None, self.adapter)}
+        for names in _by_unit(source, wanted):
+            with torch.no_grad(), gathered([wanted[name] for name in names]):
+                for name in names:
+                    if name in ours:
+                        ours[name].copy_(self._weight(source, name, wanted[name], ours[name].dtype))
+        try:
+            yield
+        finally:
+            self.network.to_empty(device="meta")
+
+    def _weight(self, source: Network, name: str, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        path, _, kind = name.rpartition(".")
+        adapters = getattr(source.get_submodule(path), FOLDER, None)
+        if not self.merged or adapters is None or kind != "weight":
+            return parameter.data
+        adapter = adapters[self.adapter]
+        both = torch.addmm(
+            parameter.data.float(), adapter.up.data.float(), adapter.down.data.float(), alpha=adapter.scale
+        )
+        return both if dtype == torch.float32 else round_to_bfloat16(both, seed=zlib.crc32(name.encode()))
+
+
+def round_to_bfloat16(x: Tensor, seed: int) -> Tensor:
+    """float32 to one of the two neighbours in bfloat16, with the odds of where it lies between them."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+    odds = torch.randint(1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
+    return ((x.view(torch.int32) + odds) & -(1 << 16)).view(torch.float32).bfloat16()
+
+
+def _by_unit(network: Network, wanted: dict[str, Any]) -> Iterator[list[str]]:
+    """Names of parameters that are gathered together: those of each unit, then all others."""
+    names = {parameter: name for name, parameter in wanted.items()}
+    for unit in network.units():
+        group = [names.pop(p) for p in unit.parameters() if p in names]
+        if group:
+            yield group
+    if names:
+        yield list(names.values())
