@@ -131,6 +131,9 @@ class RolloutConfig(Section):
     """`sharded` gathers each block's weights in every pass, `gathered` all of them once for the rollouts of a step and
     once for the old policy's and the reference's velocities; `auto` gathers where they fit into the memory that is
     free, and logs what it chose."""
+    graphs: Literal["auto"] | bool = "auto"
+    """Capture the passes of a rollout as CUDA graphs, where weights are whole and ranks share no video; `auto` does on a
+    GPU."""
 
 
 class CodecConfig(Section):

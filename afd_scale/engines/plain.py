@@ -25,19 +25,26 @@ from afd_scale.types import Videos
 
 
 class PlainNetwork:
-    """A network, seen through one of its adapters."""
+    """A network, seen through one of its adapters.
+
+    Args:
+        calls: what is called, `CapturedPasses` say; None is the network.
+    """
 
     network: Any
+    calls: Any
 
-    def __init__(self, network: nn.Module, adapter: str | None = None, micro_batch: int | None = None):
-        self.network, self.adapter, self.micro_batch = network, adapter, micro_batch
+    def __init__(
+        self, network: nn.Module, adapter: str | None = None, micro_batch: int | None = None, calls: Any = None
+    ):  # fmt: skip
+        self.network, self.adapter, self.micro_batch, self.calls = network, adapter, micro_batch, calls or network
         self._adapter_option = {} if adapter is None else {"adapter": adapter}
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        return self.network(*arguments, **options, **self._adapter_option)
+        return self.calls(*arguments, **options, **self._adapter_option)
 
     def new_cache(self, frames: int) -> Any:
-        return self.network.new_cache(frames)
+        return self.calls.new_cache(frames)
 
     def resident(self, sampling: bool = False) -> AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -24,6 +24,7 @@ from torch import Tensor
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import NetworkConfig, Role
 from afd_scale.config.models import OptimizerConfig, StudentConfig, WanConfig
+from afd_scale.engines.captured import Capture, choose_capture
 from afd_scale.engines.cast import Build, State
 from afd_scale.engines.deepspeed_config import deepspeed_config
 from afd_scale.engines.resharding import SavedShards, save_shards
@@ -79,17 +80,18 @@ class ShardedNetwork:
         sharing: ranks that hold the same videos, each of which judges its part of them; None where each judges all.
         micro_batch: videos that pass through together; None is all.
         build: makes the network again with one of its adapters, or none, for a plain twin; None has no twin.
+        capture: of the twin's cached passes.
     """
 
     def __init__(
         self, engine: Any, adapter: str | None = None, residency: Residency | None = None,
         micro_batch: int | None = None, build: Callable[[str | None], Network] | None = None,
-        sharing: dist.ProcessGroup | None = None,
+        capture: Capture | None = None, sharing: dist.ProcessGroup | None = None,
     ):  # fmt: skip
         self.sharing = sharing
         self.engine, self.adapter, self.residency, self.micro_batch = engine, adapter, residency, micro_batch
         self._adapter_option = {} if adapter is None else {"adapter": adapter}
-        self._build, self._calls = build, engine
+        self._build, self._capture, self._calls = build, capture, engine
         self._twins: dict[bool, Twin] = {}
         self._all = list(self.network.parameters())  # adapters of others too: a block is gathered as a whole
 
@@ -141,7 +143,7 @@ class ShardedNetwork:
         if merged not in self._twins:
             assert self._build is not None
             network = partial(self._build, None if merged else self.adapter)
-            self._twins[merged] = Twin(network, self.adapter, merged, self._all[0].dtype)
+            self._twins[merged] = Twin(network, self.adapter, merged, self._all[0].dtype, self._capture)
         return self._twins[merged]
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -353,6 +355,7 @@ class Sharded:
         self.config, self.ranks, self.load, self.counter = config, ranks, load, GatherCounter()
         self.precision = choose_precision(config.precision, config.fp8_scaling, ranks.device)
         self.compile = choose_compile(config.compile, ranks.device)
+        self.capture = choose_capture(config.rollout.graphs, ranks.device, ranks.sequence_group is not None)
         self.attention = cache(self._attention)
         self.builders: dict[Network, tuple[Build, Adapters | None]] = {}
         self.residency = Residency(config.rollout.weights, cache_bytes, ranks.local_size, ranks.any)
@@ -394,6 +397,7 @@ class Sharded:
             options["residency"] = self.residency
             if self.config.precision != "fp8":  # whose linears may keep a state of their own
                 options["build"] = partial(self._again, network)
+                options["capture"] = self.capture
         if not isinstance(role.network, WanConfig):  # which share the tokens of each video
             options["sharing"] = self.ranks.sequence_group
         return options

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afd_scale.engines.captured import Capture, CapturedPasses
 from afd_scale.engines.shards import gathered
 from afd_scale.layers.lora import FOLDER, adapter_of
 from afd_scale.layers.network import Network
@@ -30,18 +31,24 @@ class Twin:
         build: makes the network, with no adapter but this policy's, and without that where it is merged.
         adapter: of the policy; None is the base.
         merged: whether the adapter is merged.
+        capture: replays its cached passes; None runs them as they are.
     """
 
-    def __init__(self, build: Callable[[], Network], adapter: str | None, merged: bool, dtype: torch.dtype):
+    def __init__(
+        self, build: Callable[[], Network], adapter: str | None, merged: bool, dtype: torch.dtype,
+        capture: Capture | None = None,
+    ):  # fmt: skip
         with torch.device("meta"):
             self.network: Any = build().to(dtype)
-        self.adapter, self.merged = adapter, merged
+        self.adapter, self.merged, self.capture = adapter, merged, capture
+        self.calls: Any = self.network
 
     def __call__(self, *arguments: Any, adapter: str | None = None, **options: Any) -> Tensor:
-        return self.network(*arguments, **options, **({} if self.merged or adapter is None else {"adapter": adapter}))
+        prediction: Tensor = self.calls(*arguments, adapter=None if self.merged else adapter, **options)
+        return prediction
 
     def new_cache(self, frames: int) -> Any:
-        return self.network.new_cache(frames)
+        return self.calls.new_cache(frames)
 
     @contextmanager
     def filled(self, source: Network, device: torch.device) -> Iterator[None]:
@@ -59,9 +66,11 @@ class Twin:
                 for name in names:
                     if name in ours:
                         ours[name].copy_(self._weight(source, name, wanted[name], ours[name].dtype))
+        self.calls = self.network if self.capture is None else CapturedPasses(self.network, self.capture)
         try:
             yield
         finally:
+            self.calls = self.network
             self.network.to_empty(device="meta")
 
     def _weight(self, source: Network, name: str, parameter: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from afd_scale.checkpoint.load_student import read_student
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.models import PolicyConfig
+from afd_scale.engines.captured import CapturedPasses, choose_capture
 from afd_scale.engines.plain import PlainNetwork
 from afd_scale.evaluation.runs import run_folder
 from afd_scale.layers.attention import choose_backend
@@ -63,7 +64,9 @@ def load_student(
     network.load_state_dict(read.state.converted(lambda _, weight: weight.to(ranks.device, dtype)), assign=True)
     network.to(ranks.device, dtype).eval().requires_grad_(False)  # what is no weight
     network.fuse()
-    return Student(policy, PlainNetwork(network), run_of(source))
+    capture = choose_capture("auto", ranks.device, ranks.sequence_group is not None) if precision != "fp8" else None
+    calls = None if capture is None else CapturedPasses(network, capture)
+    return Student(policy, PlainNetwork(network, calls=calls), run_of(source))
 
 
 def run_of(path: Path) -> RunConfig | None:

@@ -5,13 +5,15 @@ the same in every pass of a rollout.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from afd_scale.layers.attention.layout import AttentionLayout
+from afd_scale.layers.rope import Rotation
 
 Pair = tuple[Tensor, Tensor]  # keys and values, (B, L, N, D) each
 
@@ -134,6 +136,7 @@ class KVCache:
         num_layers: self-attention layers.
         frames, chunk_frames: of the video to generate.
         window_frames, sink_frames: None keeps all; both count latent frames, multiples of chunk_frames.
+        rotation: of a pass that is replayed; None is that of the current frames.
     """
 
     num_layers: int
@@ -141,6 +144,7 @@ class KVCache:
     chunk_frames: int
     window_frames: int | None = None
     sink_frames: int = 0
+    rotation: Rotation | None = field(default=None, init=False)
     chunk: int = field(default=0, init=False)
     ring: Ring = field(init=False)
     layers: list[LayerCache] = field(init=False)
@@ -183,11 +187,22 @@ class KVCache:
         assert (self.chunk + 1) * self.chunk_frames < self.frames, "the last chunk has no next"
         self._point_to(self.chunk + 1)
 
-    def restart(self) -> None:
-        """Another rollout, of another text, in the same buffers."""
-        for layer in self.layers:
-            layer.text_is_current = False
-        self._point_to(0)
+    def adopt(self, layers: list[LayerCache]) -> None:
+        """Go on in the buffers of an earlier rollout, which is over; before the first pass."""
+        for layer in layers:
+            layer.ring, layer.text_is_current = self.ring, False
+        self.layers = layers
+
+    def still(self, places: Tensor, rotation: Rotation) -> "KVCache":
+        """The cache as the current pass finds it, in the same buffers, for a pass that is replayed.
+
+        Args:
+            places, rotation: what each replay changes.
+        """
+        still = copy(self)
+        still.ring, still.rotation = replace(self.ring, places=places), rotation
+        still.layers = [replace(layer, ring=still.ring) for layer in self.layers]
+        return still
 
     def _point_to(self, chunk: int) -> None:
         self.chunk, ring = chunk, self.ring

@@ -21,8 +21,6 @@ def _rotate(  # type: ignore[no-untyped-def]
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     row = tl.program_id(1)
     video, head = (row // heads).to(tl.int64), row % heads
-    pair = tl.arange(0, WIDTH)
-    inside = (token[:, None] < tokens) & (pair[None, :] < PAIRS)
     both = tl.arange(0, 2 * WIDTH)
     inside_both = (token[:, None] < tokens) & (both[None, :] < 2 * PAIRS)
 

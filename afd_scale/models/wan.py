@@ -336,9 +336,10 @@ class CausalWan(WanTrunk):
         frames = noisy.shape[1]
         if cache is not None:
             layout = cache.begin_pass(frames)
-            rotation = self.rotation(noisy, range(cache.first_frame, cache.first_frame + frames))
-            known = None if cache.has_text else text
-            prediction = self._predict(noisy, timestep, known, rotation, layout, adapter, cache.layers)
+            here = range(cache.first_frame, cache.first_frame + frames)
+            rotation = cache.rotation or self.rotation(noisy, here)
+            unread = None if cache.has_text else text
+            prediction = self._predict(noisy, timestep, unread, rotation, layout, adapter, cache.layers)
         elif clean is not None:
             prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, clean_gradient, adapter)
         else:

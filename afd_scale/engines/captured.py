@@ -1,0 +1,156 @@
+"""Cached passes captured once and replayed: on a GPU as CUDA graphs, which cost no launches.
+
+A pass of a few thousand tokens has seven hundred kernels, and a CPU needs longer to launch them than a GPU to run them.
+What differs between passes of the same length is in buffers that a captured pass reads: latents, timesteps, the angles
+of RoPE and the places in the cache. The number of keys that are seen is part of the graph, so each visible length has
+one of its own; in a full window all chunks share it.
+
+A kind of pass is captured when it is met for the second time. Buffers and graphs last as long as the object.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from afd_scale.layers.kv_cache import KVCache, LayerCache
+from afd_scale.layers.rope import Rotation
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[], Tensor]
+Capture = Callable[[Run], tuple[Tensor, Callable[[], object]]]  # to the output's buffer, and what fills it anew
+
+
+@dataclass
+class CapturedPass:
+    """One kind of pass.
+
+    Attributes:
+        noisy, timestep, places: buffers of its inputs; `places` are the tokens' in the cache.
+        rotation: its angles are a buffer too.
+        output, replay: what `Capture` gave.
+    """
+
+    noisy: Tensor
+    timestep: Tensor
+    places: Tensor
+    rotation: Rotation
+    output: Tensor
+    replay: Callable[[], object]
+
+
+class CapturedPasses:
+    """A network whose cached passes are captured; others, and the first of a rollout, run as they are.
+
+    Args:
+        network: whole, without hooks; its weights stay where they are.
+        capture: makes a function of no arguments one that is replayed.
+    """
+
+    def __init__(self, network: Any, capture: Capture):
+        self.network, self.capture = network, capture
+        self.met: Counter[Any] = Counter()
+        self.passes: dict[Any, CapturedPass] = {}
+        self.buffers: dict[Any, list[LayerCache]] = {}
+        self.works = True
+
+    def new_cache(self, frames: int) -> KVCache:
+        cache: KVCache = self.network.new_cache(frames)
+        return cache
+
+    @torch.no_grad()
+    def __call__(
+        self, noisy: Tensor, timestep: Tensor, text: Tensor, *, cache: KVCache | None = None, **options: Any
+    ) -> Tensor:  # fmt: skip
+        """As `CausalWan.forward`; rollouts of as many videos and frames share their buffers, one at a time."""
+        if cache is None or not self.works:
+            return self._run(noisy, timestep, text, cache=cache, **options)
+        if not cache.has_text:
+            cache.adopt(self.buffers.setdefault((len(noisy), cache.frames), cache.layers))
+            return self._run(noisy, timestep, text, cache=cache, **options)
+        frames = noisy.shape[1]
+        cache.begin_pass(frames)
+        kind = (tuple(noisy.shape), noisy.dtype, cache.frames, cache.visible_frames, *options.items())
+        self.met[kind] += 1
+        if kind not in self.passes and self.met[kind] > 1:
+            self._try_to_capture(kind, noisy, timestep, cache, options)
+        captured = self.passes.get(kind)
+        if captured is None:
+            return self._run(noisy, timestep, text, cache=cache, **options)
+        rotation = self._rotation(noisy, cache)
+        captured.noisy.copy_(noisy)
+        captured.timestep.copy_(timestep)
+        captured.rotation.turns.copy_(rotation.turns)
+        captured.places.copy_(self._places(captured.places, cache))
+        captured.replay()
+        return captured.output.clone()
+
+    def _run(self, *arguments: Any, **options: Any) -> Tensor:
+        prediction: Tensor = self.network(*arguments, **options)
+        return prediction
+
+    def _try_to_capture(self, kind: Any, noisy: Tensor, timestep: Tensor, cache: KVCache, options: Any) -> None:
+        rotation = copy(self._rotation(noisy, cache))
+        rotation.turns = rotation.turns.clone()
+        tokens = rotation.turns.shape[0]
+        places = self._places(torch.arange(tokens, device=noisy.device), cache)
+        noisy, timestep, still = noisy.clone(), timestep.clone(), cache.still(places, rotation)
+        run = partial(self._run, noisy, timestep, None, cache=still, **options)
+        try:
+            self.passes[kind] = CapturedPass(noisy, timestep, places, rotation, *self.capture(run))
+        except Exception as error:  # of CUDA, of a kernel: whatever it is, passes run without
+            self.works = False
+            log.warning("rollout.graphs: passes run one kernel at a time: %s", " ".join(str(error).split())[:300])
+
+    def _rotation(self, noisy: Tensor, cache: KVCache) -> Rotation:
+        rotation: Rotation = self.network.rotation(noisy, range(cache.first_frame, cache.first_frame + noisy.shape[1]))
+        return rotation
+
+    def _places(self, like: Tensor, cache: KVCache) -> Tensor:
+        start = cache.ring.slot * len(like) // cache.ring.chunks
+        return torch.arange(start, start + len(like), device=like.device)
+
+
+def choose_capture(choice: Literal["auto"] | bool, device: torch.device, shares_tokens: bool) -> Capture | None:
+    """CUDA graphs, or None; says why not.
+
+    Args:
+        choice: `auto` captures on a GPU.
+        shares_tokens: ranks exchange tokens inside of a pass.
+    Raises:
+        ValueError: graphs are asked for where there can be none.
+    """
+    if choice is False or (choice == "auto" and device.type != "cuda"):
+        return None
+    if device.type != "cuda":
+        raise ValueError(f"rollout.graphs (true) must be auto or false on a {device.type}: CUDA graphs need a GPU")
+    if shares_tokens:
+        log.info("rollout.graphs: none, ranks of a sequence exchange tokens inside of a pass")
+        return None
+    return partial(capture_cuda_graph, torch.cuda.graph_pool_handle())
+
+
+def capture_cuda_graph(pool: Any, run: Run) -> tuple[Tensor, Callable[[], object]]:
+    """A CUDA graph of what a function launches; graphs of a pool never run at the same time, and share its memory."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()  # kernels are chosen and compiled, workspaces allocated
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        output = run()
+    return output, graph.replay
+
+
+def run_again(run: Run) -> tuple[Tensor, Callable[[], object]]:
+    """Where there are no graphs: the same function on the same buffers."""
+    output = run()
+    return output, lambda: output.copy_(run())
