@@ -55,8 +55,9 @@ def count_compilations() -> Iterator[Compilations]:
         made.graphs = counters["stats"]["unique_graphs"]
         made.breaks = Counter({_first_line(reason): times for reason, times in counters["graph_break"].items()})
         made.recompilations = sum(times - 1 for times in convert_frame.FRAME_COMPILE_COUNTER.values())
-        made.reasons = [f"{each.co_name} ({each.co_filename}:{each.co_firstlineno}): {_first_line(each.recompile_reason)}"
-                        for each in get_compilation_metrics() if each.recompile_reason]  # fmt: skip
+        again = [each for each in get_compilation_metrics() if each.recompile_reason]
+        made.reasons = [f"{each.co_name} at {each.co_filename}:{each.co_firstlineno}: "
+                        f"{_first_line(each.recompile_reason)}" for each in again]  # fmt: skip
         torch._dynamo.reset()
         counters.clear()
 

@@ -164,11 +164,14 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _line() -> str:
     """Of the package, where it has part in it."""
-    frames = traceback.extract_stack()
-    ours = [frame for frame in frames if "afd_scale" in Path(frame.filename).parts] or [
-        frame for frame in frames if "torch" not in Path(frame.filename).parts and frame.filename != __file__
-    ]
+    frames = [frame for frame in traceback.extract_stack() if not _is_inner(Path(frame.filename))]
+    ours = [frame for frame in frames if "afd_scale" in Path(frame.filename).parts] or frames
     return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+
+
+def _is_inner(path: Path) -> bool:
+    """torch's, or one of those that count."""
+    return "torch" in path.parts or (path.parent == Path(__file__).parent and not path.name.startswith("test_"))
 
 
 def _added(a: Counter[str], b: Counter[str], times: int) -> Counter[str]:

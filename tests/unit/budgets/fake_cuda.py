@@ -1,8 +1,8 @@
 """A GPU's tensors without a GPU: shapes, dtypes and devices are followed, nothing is computed.
 
-Two devices stand for the GPU. Fake CUDA tensors do for passes without gradient. Autograd asks a device that it knows for
-a guard, which a CPU build of torch has none of for CUDA and gives up on: with gradient it is fake "meta" tensors. To
-code that asks a tensor for its device both are no CPU, and both may not meet a CPU tensor.
+Two devices stand for the GPU. Fake CUDA tensors do for passes without gradient. Autograd asks a tensor's device for a
+guard, and a CPU build of torch, which has none for CUDA, ends the process: with gradient it is fake "meta" tensors. To
+code that asks a tensor for its device both are no CPU, and neither may meet a CPU tensor.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import _engine_run_backward
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
 from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
@@ -87,8 +87,9 @@ def _take(x: Tensor, index: Any) -> Tensor:
     """x[index] through operators alone: torch's own way changes to the tensor's device in between."""
     index = index if isinstance(index, tuple) else (index,)
     rest = [slice(None)] * (x.dim() - sum(1 for i in index if i is not None and i is not Ellipsis))
+    written_out = [i for part in index for i in (rest if part is Ellipsis else [part])]
     dim = 0
-    for i in [each for i in index for each in (rest if i is Ellipsis else [i])]:
+    for i in written_out:
         if i is None:
             x, dim = _aten.unsqueeze(x, dim), dim + 1
         elif isinstance(i, int):
@@ -97,10 +98,15 @@ def _take(x: Tensor, index: Any) -> Tensor:
             x = x if i == slice(None) else _aten.slice(x, dim, i.start, i.stop, 1 if i.step is None else i.step)
             dim += 1
         elif isinstance(i, Tensor) and len([each for each in index if isinstance(each, Tensor)]) == 1:
+            i = _aten.nonzero(i) if i.dtype == torch.bool else i
             x, dim = _aten.index(x, [None] * dim + [i]), dim + i.dim()
         else:
             raise TypeError(f"index ({index}) must be of numbers, slices, None, an ellipsis and at most one tensor")
     return x
+
+
+def _contiguous(x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    return x if x.is_contiguous(memory_format=memory_format) else _aten.clone(x, memory_format=memory_format)
 
 
 def _put(x: Tensor, index: Any, value: Any) -> None:
@@ -112,9 +118,9 @@ def _put(x: Tensor, index: Any, value: Any) -> None:
 
 
 # What a CPU build of torch does differently, and what is put in its place on a fake GPU's tensors. `rms_norm` and
-# `scaled_dot_product_attention` are decomposed there; on a GPU in bf16 each is one kernel (torch 2.13, and for attention
-# Hopper or newer with cuDNN: afd_scale/layers/attention/sdpa.py). Layer norm, GELU, addcmul and a linear with bias are
-# one operator on any device. The rest are bindings that look for a CUDA runtime before they reach an operator.
+# `scaled_dot_product_attention` are taken apart there; on a GPU in bf16 each is one kernel (torch 2.13; attention by
+# cuDNN or flash, afd_scale/layers/attention/sdpa.py). Layer norm, GELU, addcmul and a linear with bias are one operator
+# on any device. The rest are bindings that look for a CUDA runtime before they reach an operator.
 STAND_INS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.nn.functional.rms_norm: _rms_norm,
     torch.rms_norm: _rms_norm,
@@ -122,6 +128,9 @@ STAND_INS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch._fused_sdp_choice: _cudnn,
     Tensor.__getitem__: _take,
     Tensor.__setitem__: _put,
+    Tensor.contiguous: _contiguous,
+    Tensor.__float__: lambda x: float(x.item()),
+    Tensor.__int__: lambda x: int(x.item()),
     Tensor.copy_: _aten.copy_,
     Tensor.nonzero: _aten.nonzero,
     torch.nonzero: _aten.nonzero,
@@ -135,5 +144,5 @@ class _StandIns(TorchFunctionMode):
         if function is Tensor.backward:
             with self:
                 return _backward(*args, **(kwargs or {}))
-        stand_in = STAND_INS.get(function) if args and on_gpu(args[0]) else None
+        stand_in = STAND_INS.get(function) if any(map(on_gpu, args)) else None
         return (stand_in or function)(*args, **(kwargs or {}))
