@@ -20,11 +20,9 @@ class Budget:
     reason: str
 
 
-_LAUNCHES = (
-    "a launch costs the host some 5 us, a chunk's kernels of the 1.3B take little longer: more and the GPU waits"
-)
+_LAUNCHES = "a launch from Python costs some 10 us, and the host must stay ahead where chunks or ranks' parts are short"
 _BESIDE = "two small products, a scaling and a sum beside each of a block's 10 linears"
-_BYTES = "at 3.35 TB/s 5 GB are 1.5 ms, a third of a block's products: norms, gates and RoPE read and write bf16 once"
+_BYTES = "1.5 ms at 3.35 TB/s, beside 6.6 TFLOP of products: norms, gates and RoPE read and write bf16, and once"
 _SYNC = "the host runs ahead of the GPU only as long as it asks it nothing"
 _MIXED = "a CPU tensor among a GPU's is a copy, or an error that only a GPU shows"
 

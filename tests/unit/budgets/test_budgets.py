@@ -6,7 +6,14 @@ import pytest
 
 from tests.unit.budgets.budgets import BUDGETS, Budget
 from tests.unit.budgets.counting import Tally
-from tests.unit.budgets.workloads import block_backward, block_forward, cached_pass, rollout, teacher_forcing
+from tests.unit.budgets.workloads import (
+    block_backward,
+    block_forward,
+    cached_pass,
+    count_cached_pass,
+    rollout,
+    teacher_forcing,
+)
 
 TRAINING = tuple(lambda gradient=gradient: teacher_forcing(clean_gradient=gradient) for gradient in (False, True))
 SERVING = tuple(lambda lora=lora: cached_pass("wan-1.3b", lora=lora) for lora in (False, True))
@@ -56,9 +63,16 @@ def test_budget(budget: Budget) -> None:
     for each in passes:
         tally = each()
         assert tally.num_kernels > 0
-        assert measure(tally) <= budget.number, f"{measure(tally):g} {budget.unit}, {budget.reason}\n{tally.words()}"
+        measured = measure(tally)
+        assert measured <= budget.number, f"{measured:g} {budget.unit}; {budget.reason}\n{tally.words()}"
 
 
 def test_all_that_is_measured_has_a_budget() -> None:
     names = [budget.name for budget in BUDGETS]
     assert sorted(names) == sorted(MEASURES)
+
+
+def test_more_layers_are_what_two_say() -> None:
+    one, two, three = (count_cached_pass("wan-1.3b", layers, lora=False) for layers in (1, 2, 3))
+    assert one.more(two - one, times=2).kernels == three.kernels
+    assert one.more(two - one, times=2).moved == three.moved

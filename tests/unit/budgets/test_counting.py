@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 
 from tests.unit.budgets.counting import Counting
@@ -77,11 +77,36 @@ def test_norms_in_mixed_dtypes_are_many_kernels(device):
     assert "aten.pow" in tally.kernels
 
 
+@torch.library.custom_op("budgets::turned", mutates_args=())
+def turned(x: Tensor, angle: Tensor) -> Tensor:
+    return x * angle.cos()
+
+
+@turned.register_fake
+def _(x, angle):
+    return torch.empty_like(x)
+
+
+turned.register_autograd(
+    lambda ctx, grad_y: (turned(grad_y, -ctx.saved_tensors[0]), None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
+)
+
+
 def test_an_operator_that_nobody_knows_is_elementwise(device):
-    x = bf16(device)
+    x, angle = bf16(device), bf16(device, 64)
     with Counting() as tally:
-        torch.ops.aten.special_i1e(x)
-    assert tally.elementwise_gb * 1e9 == 2 * SIZE
+        turned(x, angle)
+    assert dict(tally.kernels) == {"budgets.turned": 1}
+    assert tally.elementwise_gb * 1e9 == 2 * SIZE + 64 * 2
+
+
+def test_such_an_operator_goes_backward():
+    with fake_gpu(WITH_GRADIENT):
+        x, angle = bf16(WITH_GRADIENT, requires_grad=True), bf16(WITH_GRADIENT, 64)
+        with Counting() as tally:
+            turned(x, angle).sum().backward()
+    assert tally.kernels["budgets.turned"] == 2
 
 
 def test_backward_and_recomputation_are_counted():

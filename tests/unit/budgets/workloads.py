@@ -58,29 +58,26 @@ class Student:
 @cache
 def cached_pass(architecture: str, lora: bool) -> Tally:
     """One pass of a chunk in the middle of a rollout, all layers."""
+    one, two = (count_cached_pass(architecture, layers, lora) for layers in (1, 2))
+    return one.more(two - one, times=ARCHITECTURES[architecture]["num_layers"] - 1)
 
-    def count(layers: int) -> Tally:
-        with fake_gpu(WITHOUT_GRADIENT):
-            student = Student(architecture, layers, WITHOUT_GRADIENT, lora=lora)
-            frames = student.sampler.chunk_frames
-            past = student.network.new_cache(FRAMES)
 
-            chunk = student.latents[:, :frames], student.timestep[:, :frames], student.text
+def count_cached_pass(architecture: str, layers: int, lora: bool) -> Tally:
+    """The same with so many layers."""
+    with fake_gpu(WITHOUT_GRADIENT):
+        student = Student(architecture, layers, WITHOUT_GRADIENT, lora=lora)
+        frames = student.sampler.chunk_frames
+        chunk = student.latents[:, :frames], student.timestep[:, :frames], student.text
+        past = student.network.new_cache(FRAMES)
+        student.network(*chunk, cache=past, **student.options)
+        past.advance()
+        with Counting() as tally:
             student.network(*chunk, cache=past, **student.options)
-            past.advance()
-            with Counting() as tally:
-                student.network(*chunk, cache=past, **student.options)
-        return tally
-
-    return whole(count, ARCHITECTURES[architecture]["num_layers"])
-
-
-def whole(count: Callable[[int], Tally], layers: int) -> Tally:
-    """Of so many layers."""
-    return count(1).more(per_block(count), layers - 1)
+    return tally
 
 
 def per_block(count: Callable[[int], Tally]) -> Tally:
+    """Of one layer more, given what counts a number of layers."""
     return count(2) - count(1)
 
 
