@@ -1,6 +1,6 @@
 """What a piece of torch code asks of a GPU: kernels, bytes that they move, waits of the host, mixed devices.
 
-An operator is one kernel. None are views and allocations. An operator that nobody here has heard of is elementwise: it
+An operator is one kernel; views and allocations are none. An operator that nobody here has heard of is elementwise: it
 reads its inputs and writes its outputs once.
 """
 
@@ -33,7 +33,7 @@ PRODUCTS = {
 }
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 UNSAID_VIEWS = {"_unsafe_view"}  # whose schemas do not say so
-WRITTEN_ONLY = {"copy_", "fill_", "zero_", "normal_", "uniform_"}  # to their first argument
+OVERWRITES = {"copy_", "fill_", "zero_", "normal_", "uniform_"}  # what they change, they do not read
 COPIES = {"_to_copy", "copy_", "copy"}
 
 
@@ -124,11 +124,11 @@ class Counting(TorchDispatchMode):
         outputs = _tensors(result)
         if name in COPIES and _waits(inputs, outputs, name, args, kwargs):
             self.tally.syncs.append(f"{name} at {_line()}")
-        if outputs and space != "prim" and name not in ALLOCATIONS | UNSAID_VIEWS and not function.is_view:
+        does_something = outputs or function._schema.is_mutable
+        if does_something and space != "prim" and name not in ALLOCATIONS | UNSAID_VIEWS and not function.is_view:
             label = f"{space}.{name}"
             self.tally.kernels[label] += 1
-            read = inputs[1:] if name in WRITTEN_ONLY else inputs
-            self.tally.moved[label] += sum(map(num_bytes, read)) + sum(map(num_bytes, outputs))
+            self.tally.moved[label] += _moved(function, name, args, kwargs, result)
         return result
 
     def _without_values(self, name: str, inputs: list[Tensor], error: Exception) -> Any:
@@ -146,6 +146,27 @@ class Counting(TorchDispatchMode):
 def num_bytes(x: Tensor) -> int:
     """Of the elements in memory: a dimension that is broadcast is there once."""
     return math.prod(size for size, step in zip(x.shape, x.stride()) if step) * x.element_size()
+
+
+def _moved(function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Bytes of an operator; of what it changes, that is read and written, but for what is called out."""
+    schema, total = function._schema, 0
+    given = [*zip(schema.arguments, args), *((each, kwargs.get(each.name)) for each in schema.arguments[len(args) :])]
+    for argument, value in given:
+        size = sum(map(num_bytes, _tensors(value)))
+        if _is_changed(argument):
+            overwritten = name in OVERWRITES or "out" in argument.name.split("_")
+            total += size if overwritten else 2 * size
+        else:
+            total += size
+    made = result if isinstance(result, tuple) and len(schema.returns) > 1 else (result,)
+    return total + sum(
+        num_bytes(x) for each, value in zip(schema.returns, made) if not _is_changed(each) for x in _tensors(value)
+    )
+
+
+def _is_changed(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
 
 
 def _waits(inputs: list[Tensor], outputs: list[Tensor], name: str, args: tuple[Any, ...], kwargs: Any) -> bool:

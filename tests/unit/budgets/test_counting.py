@@ -101,7 +101,26 @@ def test_an_operator_that_nobody_knows_is_elementwise(device):
     assert tally.elementwise_gb * 1e9 == 2 * SIZE + 64 * 2
 
 
-def test_such_an_operator_goes_backward():
+@torch.library.custom_op("budgets::turned_into", mutates_args=("x_out", "count"))
+def turned_into(x: Tensor, x_out: Tensor, count: Tensor) -> None:
+    x_out.copy_(x.sin())
+    count.add_(1)
+
+
+@turned_into.register_fake
+def _(x, x_out, count):
+    return None
+
+
+def test_an_operator_that_writes_to_what_it_is_given(device):
+    x, count = bf16(device), bf16(device, 64)
+    with Counting() as tally:
+        turned_into(x, torch.empty_like(x), count)
+    assert dict(tally.kernels) == {"budgets.turned_into": 1}
+    assert tally.elementwise_gb * 1e9 == 2 * SIZE + 2 * 64 * 2
+
+
+def test_an_operator_of_ours_goes_backward():
     with fake_gpu(WITH_GRADIENT):
         x, angle = bf16(WITH_GRADIENT, requires_grad=True), bf16(WITH_GRADIENT, 64)
         with Counting() as tally:

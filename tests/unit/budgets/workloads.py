@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afd_scale.config.models import PolicyConfig
 from afd_scale.config.presets import ARCHITECTURES
@@ -39,9 +39,10 @@ class Student:
         adapters = Adapters((ADAPTER, "old_policy"), RANK, 1.0) if lora else None
         with torch.device("meta"):  # where weights can be initialised
             self.network = CausalWan(config.student, config.sampler, ModelOps(adapters=adapters))
-        self.network.borrow(
-            [torch.empty(p.shape, dtype=torch.bfloat16, device=device) for p in self.network.parameters()]
-        )
+        for module in self.network.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                weight = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
+                setattr(module, name, nn.Parameter(weight))
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(not lora or adapter_of(name) == ADAPTER)
         self.sampler = config.sampler
