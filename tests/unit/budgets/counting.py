@@ -86,8 +86,8 @@ class Tally:
             *(f"    {times:5} {name}" for name, times in self.kernels.most_common(count)),
             f"elementwise GB: {self.elementwise_gb:.2f}",
             *(f"    {size / 1e9:8.2f} {name}" for name, size in elementwise.most_common(count)),
-            f"the host waits: {self.syncs or 'never'}",
-            f"mixed devices: {self.mixed or 'nowhere'}",
+            f"the host waits: {_folded(self.syncs) or 'never'}",
+            f"mixed devices: {_folded(self.mixed) or 'nowhere'}",
         ]
         return "\n".join(lines)
 
@@ -188,6 +188,10 @@ def _line() -> str:
     frames = [frame for frame in traceback.extract_stack() if not _is_inner(Path(frame.filename))]
     ours = [frame for frame in frames if "afd_scale" in Path(frame.filename).parts] or frames
     return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+
+
+def _folded(places: list[str]) -> str:
+    return ", ".join(f"{times} x {place}" for place, times in Counter(places).items())
 
 
 def _is_inner(path: Path) -> bool:
