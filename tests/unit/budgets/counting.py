@@ -26,10 +26,10 @@ PRODUCTS = {
     "bmm",
     "baddbmm",
     "linear",
-    "convolution",
-    "convolution_backward",
     "_scaled_mm",
     "_grouped_mm",
+    "convolution",
+    "convolution_backward",
 }
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 UNSAID_VIEWS = {"_unsafe_view"}  # whose schemas do not say so
@@ -95,7 +95,7 @@ class Tally:
 def is_product(name: str) -> bool:
     """Of an operator as a tally names it: `aten.addmm`."""
     short = name.rpartition(".")[2]
-    return short in PRODUCTS or "attention" in short
+    return short in PRODUCTS or "attention" in short or "attn" in short
 
 
 class Counting(TorchDispatchMode):

@@ -23,9 +23,9 @@ _aten = torch.ops.aten
 
 @contextlib.contextmanager
 def fake_gpu(device: torch.device) -> Iterator[None]:
-    """Tensors made here are fake, and on `device` where they name none that is real: ask for it as for any other.
+    """All tensors that are made here are fake; those of `device`, one of the two above, are the GPU's.
 
-    Python code meets what a GPU would have (`STAND_INS`): one kernel where there is one, and indexing that works.
+    What a CPU build of torch cannot do with them, or does in another way than a GPU, `STAND_INS` do.
     """
     with FakeTensorMode(), _StandIns(), torch.set_grad_enabled(device == WITH_GRADIENT):
         yield
