@@ -1,0 +1,78 @@
+"""No pass of a student asks more of a GPU than budgets.py allows."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.unit.budgets.budgets import BUDGETS, Budget
+from tests.unit.budgets.counting import Tally
+from tests.unit.budgets.workloads import (
+    block_backward,
+    block_forward,
+    cached_pass,
+    count_cached_pass,
+    rollout,
+    teacher_forcing,
+)
+
+TRAINING = tuple(lambda gradient=gradient: teacher_forcing(clean_gradient=gradient) for gradient in (False, True))
+SERVING = tuple(lambda lora=lora: cached_pass("wan-1.3b", lora=lora) for lora in (False, True))
+
+
+def kernels(tally: Tally) -> float:
+    return tally.num_kernels
+
+
+def elementwise(tally: Tally) -> float:
+    return tally.elementwise_gb
+
+
+def syncs(tally: Tally) -> float:
+    return len(tally.syncs)
+
+
+def mixed_devices(tally: Tally) -> float:
+    return len(tally.mixed)
+
+
+# By a budget's name: what is counted, and the passes of which each must stay within it.
+MEASURES: dict[str, tuple[Callable[[Tally], float], tuple[Callable[[], Tally], ...]]] = {
+    "kernels/cached_pass/1.3b": (kernels, (lambda: cached_pass("wan-1.3b", lora=False),)),
+    "kernels/cached_pass/1.3b/lora": (kernels, (lambda: cached_pass("wan-1.3b", lora=True),)),
+    "kernels/cached_pass/14b": (kernels, (lambda: cached_pass("wan-14b", lora=False),)),
+    "kernels/cached_pass/14b/lora": (kernels, (lambda: cached_pass("wan-14b", lora=True),)),
+    "elementwise/block/forward": (elementwise, (lambda: block_forward(gradient=False),)),
+    "elementwise/block/forward_with_gradient": (elementwise, (lambda: block_forward(gradient=True),)),
+    "elementwise/block/backward": (elementwise, (lambda: block_backward(recompute=False),)),
+    "elementwise/block/recompute": (
+        elementwise,
+        (lambda: block_backward(recompute=True) - block_backward(recompute=False),),
+    ),
+    "syncs/cached_pass": (syncs, SERVING),
+    "syncs/rollout": (syncs, (rollout,)),
+    "syncs/teacher_forcing": (syncs, TRAINING),
+    "mixed_devices/cached_pass": (mixed_devices, SERVING),
+    "mixed_devices/rollout": (mixed_devices, (rollout,)),
+    "mixed_devices/teacher_forcing": (mixed_devices, TRAINING),
+}
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.name)
+def test_budget(budget: Budget) -> None:
+    measure, passes = MEASURES[budget.name]
+    for each in passes:
+        tally = each()
+        assert tally.num_kernels > 0
+        measured = measure(tally)
+        assert measured <= budget.number, f"{measured:g} {budget.unit}; {budget.reason}\n{tally.words()}"
+
+
+def test_all_that_is_measured_has_a_budget() -> None:
+    names = [budget.name for budget in BUDGETS]
+    assert sorted(names) == sorted(MEASURES)
+
+
+def test_more_layers_are_what_two_say() -> None:
+    one, two, three = (count_cached_pass("wan-1.3b", layers, lora=False) for layers in (1, 2, 3))
+    assert one.more(two - one, times=2).kernels == three.kernels
+    assert one.more(two - one, times=2).moved == three.moved
