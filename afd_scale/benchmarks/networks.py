@@ -44,7 +44,7 @@ def benchmark_linear(config: RunConfig, repeats: int, device: torch.device) -> d
         for name, (inputs, outputs) in shapes.items():
             linear = precision.linear(inputs, outputs).to(device, dtype)
             x = torch.randn(tokens, inputs, device=device, dtype=dtype)
-            variants[name + suffix] = torch.no_grad()(partial(precision.run_block, linear, x, recompute=False))
+            variants[name + suffix] = torch.no_grad()(partial(precision.run_block, linear, x, recompute="none"))
             flops[name + suffix] = 2.0 * tokens * inputs * outputs
     moved = {name: dtype.itemsize * (tokens * (i + o) + i * o + o) for name, (i, o) in shapes.items()}
     measured = rates(variants, flops, dtype, repeats, device)
@@ -62,7 +62,7 @@ def benchmark_rollout(config: RunConfig, repeats: int, device: torch.device) -> 
     noise = sampler.draw(Randomness(config.seed), "rollout", 1, prompts.keys, shape, device)
     flops = videos * video_flops(config, load, each).total
     weights = sum(p.nbytes for p in policy.network.parameters())
-    cache, passes = cache_bytes(config, load, videos), sum(config.sampler.passes(load.frames))
+    cache, passes = cache_bytes(config, load, videos), config.sampler.calls(load.frames)
     variants = {"rollout": lambda: sampler.rollout(policy, prompts.embeddings, noise)}
     measured = rates(variants, {"rollout": flops}, parameter_dtype(config.precision), repeats, device)
     return {**measured, "videos": videos, "passes": passes, "weight_bytes": weights, "kv_cache_bytes": cache,

@@ -3,11 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from afd_scale.config.presets import ARCHITECTURES, with_preset
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.config.section import Section
+
+
+def _of_bool(value: Any) -> Any:
+    return ("full" if value else "none") if isinstance(value, bool) else value
+
+
+Recomputation = Annotated[Literal["full", "keep_attention", "none"], BeforeValidator(_of_bool)]
 
 
 class LoraConfig(Section):
@@ -54,8 +61,9 @@ class WanConfig(Section):
     weights: Path | None = None
     """Where it starts: a run or checkpoint folder of ours, a Wan / Self-Forcing .safetensors or .pt file, or a
     diffusers folder. None starts from random weights."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of storing its activations."""
+    activation_checkpointing: Recomputation = "none"
+    """What of each block is recomputed in the backward pass instead of stored: `full` all of it, `keep_attention` all
+    but its attention, whose outputs are kept; `none` nothing. True is `full`, false `none`."""
     lora: LoraConfig | None = None
     """Train adapters, and what the start weights lack, instead of all weights; None trains all."""
 

@@ -132,8 +132,8 @@ class RolloutConfig(Section):
     once for the old policy's and the reference's velocities; `auto` gathers where they fit into the memory that is
     free, and logs what it chose."""
     graphs: Literal["auto"] | bool = "auto"
-    """Capture the passes of a rollout as CUDA graphs, where weights are whole and ranks share no video; `auto` does on a
-    GPU."""
+    """Capture the passes of a rollout as CUDA graphs, where weights are whole and ranks share no video; `auto` does so
+    on a GPU."""
 
 
 class CodecConfig(Section):
@@ -344,6 +344,7 @@ class RunConfig(Section):
             if getattr(network, field) % 16:
                 raise ValueError(f"{name}.{field} ({getattr(network, field)}) must be a multiple of 16 with "
                                  "precision fp8: the tensor cores take rows of 16 bytes")  # fmt: skip
-        if not network.activation_checkpointing:
-            raise ValueError(f"{name}.activation_checkpointing (False) must be true with precision fp8: quantised "
-                             "weights would stay whole on every rank until the backward pass")  # fmt: skip
+        if network.activation_checkpointing == "none":
+            raise ValueError(f"{name}.activation_checkpointing (none) must be full or keep_attention with precision "
+                             "fp8: quantised weights would stay whole on every rank until the backward pass"
+                             )  # fmt: skip

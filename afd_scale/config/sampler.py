@@ -47,6 +47,12 @@ class SamplerConfig(Section):
         chunks = frames // self.chunk_frames
         return [len(self.timesteps_of(chunk)) + (chunk + 1 < chunks) for chunk in range(chunks)]
 
+    def calls(self, frames: int) -> int:
+        """Of the network in a rollout: a clean pass and the next chunk's first step are one while no slot of the cache
+        is used again."""
+        chunks, slots = frames // self.chunk_frames, self.cached_frames(frames) // self.chunk_frames
+        return sum(self.passes(frames)) - (min(chunks, slots) - 1)
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_family(cls, values: Any) -> Any:

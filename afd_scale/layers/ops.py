@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from afd_scale.layers.attention import AttentionLayout, attend
 from afd_scale.layers.kv_cache import Past
 from afd_scale.layers.lora import Adapters
-from afd_scale.layers.precision import Precision
+from afd_scale.layers.precision import Precision, Recompute
 from afd_scale.layers.rope import Rotation
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout], Tensor]
@@ -71,6 +71,6 @@ class ModelOps:
         """A function of tensors that the networks call often, compiled where that was asked for."""
         return self.compile(function) if self.compile else function
 
-    def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
+    def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: Recompute) -> Any:
         """A transformer block, its activations stored or recomputed in the backward pass."""
         return self.precision.run_block(block, *arguments, recompute=recompute)

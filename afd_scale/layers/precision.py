@@ -1,11 +1,14 @@
 """In which precision a block's products are computed: its linears, and how it is run."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+Recompute = Literal["full", "keep_attention", "none"]
 
 
 class Precision:
@@ -15,11 +18,22 @@ class Precision:
         """A linear layer with bias whose parameters are named `weight` and `bias`."""
         return nn.Linear(in_features, out_features)
 
-    def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
-        """A transformer block, its activations stored or recomputed in the backward pass."""
-        if not (recompute and torch.is_grad_enabled()):
+    def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: Recompute) -> Any:
+        """A transformer block; `recompute` is what of it the backward pass does again, as the config says."""
+        if recompute == "none" or not torch.is_grad_enabled():
             return block(*arguments)
+        contexts: dict[str, Any] = {} if recompute == "full" else {"context_fn": _keeping_attention}
         # ZeRO-3 empties a parameter between forward and recomputation, which the metadata check takes for an error.
         # Recomputation stops early, at the last tensor that is needed (torch's default): a block that runs to its end
         # releases its parameters in the middle of its backward pass, which then fails (DeepSpeed 0.19).
-        return checkpoint(block, *arguments, use_reentrant=False, determinism_check="none")
+        return checkpoint(block, *arguments, use_reentrant=False, determinism_check="none", **contexts)
+
+
+def _is_attention(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    """Any library's kernel is an operator with this word in its name, or flash-attn's own."""
+    namespace, name = operator.name().split("::")
+    kept = "attention" in name or "flash_attn" in namespace
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_keeping_attention = partial(create_selective_checkpoint_contexts, _is_attention)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afd_scale.layers.precision import Precision
+from afd_scale.layers.precision import Precision, Recompute
 
 ROWS = 16  # of an operand: the weight's gradient is a product along the rows, and FP8 GEMMs take rows of 16 bytes
 
@@ -49,10 +49,10 @@ class TransformerEngineFp8(Precision):
         # Begins as the models let nn.Linear begin; the bias is zero by default.
         return self._linear(in_features, out_features, init_method=nn.init.xavier_uniform_)
 
-    def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
-        if recompute and self._delayed and torch.is_grad_enabled():
+    def run_block(self, block: Callable[..., Any], *arguments: Any, recompute: Recompute) -> Any:
+        if recompute != "none" and self._delayed and torch.is_grad_enabled():
             # Recomputation must find the scales of the first pass. The library's other, non-reentrant form runs a block
-            # to its end again, which fails under ZeRO-3 for the reason given in Precision.
+            # to its end again, which fails under ZeRO-3 for the reason given in Precision. It keeps no attention.
             return self._in_region(partial(self._te.checkpoint, use_reentrant=True), block, *arguments)
         # Current scaling has no state. The region is part of what is recomputed.
         return super().run_block(self._in_region, block, *arguments, recompute=recompute)

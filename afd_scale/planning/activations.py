@@ -1,13 +1,13 @@
 """Bytes of tensors that live while a Wan trunk runs, one rank, derived line by line from models/wan.py.
 
-What autograd saves in a block, T tokens of width E, feed-forward H (`upcast` is float32: norms are computed in it):
+What autograd saves in a block, T tokens of width E, feed-forward H:
 
-    self-attention   norm1's input, q and k before their norms                        3 E upcast
+    self-attention   norm1's input, q and k before their norms                        3 E
                      modulated input of q k v, rotated q, attended                    3 E
                      keys and values that attention sees, K of them                   2 E (of K)
-    cross-attention  norm3's input, q before its norm                                 2 E upcast
+    cross-attention  norm3's input, q before its norm                                 2 E
                      norm3's output, q, what was read                                 3 E
-    feed-forward     norm2's input                                                    1 E upcast
+    feed-forward     norm2's input                                                    1 E
                      modulated input, hidden before and after the GELU                1 E + 2 H
     weights trained  norm1, norm2 before modulation, three normed q and k before      7 E
                      their weight, the two outputs before their gate
@@ -65,14 +65,20 @@ def key_value_bytes(trunk: Trunk, tokens: int) -> int:
     return 2 * trunk.network.layers_run * tokens * trunk.network.dim * trunk.itemsize
 
 
+def text_key_value_bytes(trunk: Trunk, texts: int) -> int:
+    """Keys and values of so many texts in all layers, which a rollout keeps; ranks do not share them."""
+    network = trunk.network
+    return 2 * network.layers_run * texts * network.text_length * network.dim * trunk.itemsize
+
+
 def saved_by_block(trunk: Trunk, tokens: Tokens) -> int:
     """What the backward pass of one block needs, its input included."""
     network, size = trunk.network, trunk.itemsize
-    dim, upcast, own = network.dim, max(size, FLOAT32), tokens.own
+    dim, own = network.dim, tokens.own
     text = tokens.texts * network.text_length
-    per_token = 6 * dim * upcast + (7 * dim + 2 * network.ffn_dim) * size
+    per_token = (13 * dim + 2 * network.ffn_dim) * size
     per_token += FLOAT32 * (3 * 2 + 3 + 2 * network.num_heads)  # statistics of norms, of softmax in both attentions
-    per_text_row = dim * upcast + 2 * dim * size
+    per_text_row = 3 * dim * size
     if network.lora is None:
         per_token += 7 * dim * size
         per_text_row += dim * size
@@ -96,15 +102,16 @@ def saved_outside_blocks(trunk: Trunk, tokens: Tokens) -> int:
     return (text + time) * size + angles
 
 
-def forward_working(trunk: Trunk, tokens: Tokens) -> int:
-    """Most that a pass without gradient holds besides cached keys and values: inside the feed-forward.
+def forward_working(trunk: Trunk, tokens: Tokens, cached: bool = False) -> int:
+    """Most that a pass without gradient of a plain twin holds besides cached keys and values: inside the feed-forward.
 
-    Alive there: a block's input, its modulated input, q, k, v, attended, read, the residual, the feed-forward's input,
-    the layer before's k and v; the hidden layer before and after its GELU (a third copy while an adapter is added).
+    Alive there: a block's input, the product that has q, k and v, normed q, attended, read, the residual, the
+    feed-forward's input, the layer before's product; k once more in both layers where it is not in a cache; the hidden
+    layer before and after its GELU.
     """
     network = trunk.network
-    hidden = 2 if trunk.weights_trained else 3
-    return tokens.own * (11 * network.dim + hidden * network.ffn_dim) * trunk.itemsize
+    wide = 12 if cached else 14
+    return tokens.own * (wide * network.dim + 2 * network.ffn_dim) * trunk.itemsize
 
 
 def backward_working(trunk: Trunk, tokens: Tokens) -> int:
@@ -127,9 +134,11 @@ def training_activations(trunk: Trunk, tokens: Tokens) -> int:
     network, size = trunk.network, trunk.itemsize
     block = saved_by_block(trunk, tokens)
     outside = saved_outside_blocks(trunk, tokens)
-    if network.activation_checkpointing:
+    if network.activation_checkpointing != "none":
         # Every block's input, and the clean past, which recomputation reads again.
         kept = network.layers_run * tokens.own * network.dim * size + key_value_bytes(trunk, tokens.past)
+        if network.activation_checkpointing == "keep_attention":
+            kept += network.layers_run * 2 * tokens.own * (network.dim * size + FLOAT32 * network.num_heads)
         return outside + kept + block + backward_working(trunk, tokens)
     kept = network.layers_run * block
     # At the end of the forward pass: the clean past, which each block has copied next to its own keys and values, so

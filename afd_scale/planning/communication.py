@@ -58,10 +58,13 @@ def step_traffic(
 
 def _pass_traffic(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, once: bool) -> Traffic:
     network, seen = config.role(each.role).network, tokens_of(load, each, each.videos)
-    gathers = exchanges = sum(config.sampler.passes(load.frames)) if each.kind == "rollout" else 1
+    gathers, exchanges = 1, 1.0
+    if each.kind == "rollout":
+        gathers = config.sampler.calls(load.frames)
+        exchanges = sum(config.sampler.passes(load.frames)) / load.chunks_at_once
     if each.gradient and not (each.trains and has_frozen_trunk(network)):  # forward, perhaps again, and backward
-        checkpointing = isinstance(network, WanConfig) and network.activation_checkpointing
-        gathers, exchanges = TRAINING_GATHERS, 3 if checkpointing else 2
+        recomputed = isinstance(network, WanConfig) and network.activation_checkpointing != "none"
+        gathers, exchanges = TRAINING_GATHERS, 3 if recomputed else 2
     if seen.past:  # the clean context is a pass of its own
         gathers += 1
     exchanged = exchanges * seen.own + seen.past
@@ -77,7 +80,7 @@ def _received(load: Workload, size: int) -> float:
     return size * (load.gpus - 1) / load.gpus
 
 
-def _exchange(config: RunConfig, load: Workload, network: WanConfig, tokens: int) -> float:
+def _exchange(config: RunConfig, load: Workload, network: WanConfig, tokens: float) -> float:
     """Of the two all-to-all of every block on so many of this rank's tokens: q, k, v, and the output."""
     elsewhere = (load.sequence - 1) / load.sequence
     return 4 * tokens * network.layers_run * network.dim * itemsize(config) * elsewhere

@@ -5,12 +5,12 @@ Counted are matrix products and attention; norms, RoPE and activations are left 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import NetworkConfig, Pass
 from afd_scale.config.judges import LatentDiscriminatorConfig, VlmDiscriminatorConfig
-from afd_scale.config.models import WanConfig
+from afd_scale.config.models import Recomputation, WanConfig
 from afd_scale.layers.attention.layout import AttentionLayout
 from afd_scale.planning.counted import counted_flops
 from afd_scale.planning.vlm import Stack, shown_video, stacks
@@ -52,7 +52,7 @@ class Flops:
 def forward_flops(
     network: WanConfig, layout: AttentionLayout, tokens_per_frame: int, outputs: int, adapter_rank: int = 0
 ) -> Flops:
-    """One video through a trunk and its head.
+    """One video through a trunk and its head; what becomes of its text is not counted.
 
     Args:
         layout: of self-attention.
@@ -62,17 +62,20 @@ def forward_flops(
     dim, ffn_dim, frames = network.dim, network.ffn_dim, layout.query_frames
     tokens, rows = frames * tokens_per_frame, network.text_length
     patch = network.latent_channels * network.patch[1] * network.patch[2]
-    # Self-attention has q, k, v, o on tokens; cross-attention q and o on tokens, k and v on the text.
-    block = 2 * tokens * (6 * dim**2 + 2 * dim * ffn_dim) + 2 * rows * 2 * dim**2
-    adapter = 2 * adapter_rank * (tokens * (6 * 2 * dim + 2 * (dim + ffn_dim)) + rows * 2 * 2 * dim)
-    embeddings = (
-        2 * tokens * patch * dim
-        + 2 * rows * (network.text_dim * dim + dim**2)
-        + 2 * frames * (network.freq_dim * dim + dim**2 + 6 * dim**2)
-    )
+    # Self-attention has q, k, v, o on tokens, cross-attention q and o.
+    block = 2 * tokens * (6 * dim**2 + 2 * dim * ffn_dim)
+    adapter = 2 * adapter_rank * tokens * (6 * 2 * dim + 2 * (dim + ffn_dim))
+    embeddings = 2 * tokens * patch * dim + 2 * frames * (network.freq_dim * dim + dim**2 + 6 * dim**2)
     attention = 4 * dim * (layout.pairs(tokens_per_frame) + tokens * rows)
     layers = network.layers_run
     return Flops(embeddings + 2 * tokens * dim * outputs + layers * block, layers * adapter, layers * attention)
+
+
+def text_flops(network: WanConfig, adapter_rank: int = 0) -> Flops:
+    """One text: its embedding, and its keys and values in every layer."""
+    dim, rows, layers = network.dim, network.text_length, network.layers_run
+    embedding = 2 * rows * (network.text_dim * dim + dim**2)
+    return Flops(embedding + layers * 2 * rows * 2 * dim**2, layers * 2 * adapter_rank * rows * 2 * 2 * dim)
 
 
 def step_flops(config: RunConfig, load: Workload, *, recompute: bool = True) -> dict[str, Flops]:
@@ -103,15 +106,27 @@ def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: boo
         return _judge_flops(network, stacks(network, shown_video(config, each.frames)), rank, each.gradient, recompute)
     if not isinstance(network, WanConfig):
         return Flops(counted_flops(config, network, gradient=each.gradient, of_input=each.of_input, frames=each.frames))
+    text = text_flops(network, rank)
     *before, last = (
         times * forward_flops(network, layout, load.tokens_per_frame, outputs, rank)
         for times, layout, outputs in _layouts(config, each, network)
     )
-    flops = sum(before, last)
+    if each.kind == "rollout":  # which reads its text once
+        return sum(before, last) + text
+    last += text
+    flops = sum([each + text for each in before], last)
     if each.gradient and not (each.trains and has_frozen_trunk(network)):
-        again = 1 if recompute and network.activation_checkpointing else 0
-        flops += again * last + last.backward(each.trains and network.lora is None, each.trains)
+        if recompute:
+            flops += recomputed(last, network.activation_checkpointing)
+        flops += last.backward(each.trains and network.lora is None, each.trains)
     return flops
+
+
+def recomputed(forward: Flops, choice: Recomputation) -> Flops:
+    """What the backward pass does again of a forward pass."""
+    if choice == "none":
+        return Flops()
+    return replace(forward, attention=0) if choice == "keep_attention" else forward
 
 
 def has_frozen_trunk(network: NetworkConfig) -> bool:

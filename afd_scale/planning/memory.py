@@ -22,6 +22,7 @@ from afd_scale.planning.activations import (
     forward_working,
     key_value_bytes,
     saved_outside_blocks,
+    text_key_value_bytes,
     training_activations,
 )  # fmt: skip
 from afd_scale.planning.flops import has_frozen_trunk
@@ -135,15 +136,16 @@ def reduced_itemsize(config: RunConfig) -> int:
 def cache_bytes(config: RunConfig, load: Workload, videos: int) -> int:
     """Of a rank's KV cache in a rollout of so many videos."""
     tokens = videos * config.sampler.cached_frames(load.frames) * load.local_tokens_per_frame
-    return key_value_bytes(Trunk(config.student, itemsize(config), load.sequence), tokens)
+    trunk = Trunk(config.student, itemsize(config), load.sequence)
+    return key_value_bytes(trunk, tokens) + text_key_value_bytes(trunk, videos)
 
 
 def tokens_of(load: Workload, each: Pass, videos: int) -> Tokens:
-    """A rank's tokens of so many videos in a network's pass; of a rollout, in the pass of one chunk."""
+    """A rank's tokens of so many videos in a network's pass; of a rollout, in the longest."""
     frames = videos * (each.frames or load.frames)
     tokens = frames * load.local_tokens_per_frame
     if each.kind == "rollout":
-        frames = videos * load.chunk_frames
+        frames = videos * load.chunk_frames * load.chunks_at_once
         return Tokens(frames * load.local_tokens_per_frame, 0, frames, videos)
     if each.kind in ("score", "bidirectional"):
         return Tokens(tokens, 0, frames, videos)
@@ -207,7 +209,7 @@ def _activations(load: Workload, each: Pass, trunk: Trunk, gradient: bool) -> di
     if gradient:
         return {"activations": training_activations(trunk, seen)}
     if each.kind == "rollout":  # its cache is counted already
-        return {"activations": forward_working(trunk, seen) + saved_outside_blocks(trunk, seen)}
+        return {"activations": forward_working(trunk, seen, cached=True) + saved_outside_blocks(trunk, seen)}
     past = {"clean past": key_value_bytes(trunk, seen.past)} if seen.past else {}
     return {**past, "activations": forward_working(trunk, seen)}
 

@@ -19,6 +19,7 @@ class Workload:
         passes: of the method, over a data rank's videos.
         frames, chunk_frames: latent frames of a video and of a chunk.
         tokens_per_frame: of a whole latent frame.
+        chunks_at_once: of a rollout, in its longest pass.
     """
 
     gpus: int
@@ -28,6 +29,7 @@ class Workload:
     frames: int
     chunk_frames: int
     tokens_per_frame: int
+    chunks_at_once: int
 
     @property
     def data_ranks(self) -> int:
@@ -126,6 +128,7 @@ def workload(config: RunConfig, gpus: int) -> Workload:
     return Workload(
         gpus, sequence, prompts, config.method.passes(load), data.latent_frames, config.sampler.chunk_frames,
         tokens_per_frame=data.latent_height // patch[1] * (data.latent_width // patch[2]),
+        chunks_at_once=min(2, config.sampler.cached_frames(data.latent_frames) // config.sampler.chunk_frames),
     )  # fmt: skip
 
 

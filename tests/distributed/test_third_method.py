@@ -150,7 +150,7 @@ def test_the_rules_between_sections_hold_for_a_third_method(config_file: Path) -
         (["engine={offload_optimizer: nvme, nvme_path: x}"], "engine.offload_optimizer (nvme) must be none or cpu"),
         (
             ["precision=fp8", "student.activation_checkpointing=true"],
-            "method.judge.activation_checkpointing (False) must be true",
+            "method.judge.activation_checkpointing (none) must be full",
         ),
     ):
         with pytest.raises(ConfigError) as caught:

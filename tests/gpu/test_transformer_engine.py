@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from afd_scale.layers.fp8_emulated import EmulatedFp8Linear
 from afd_scale.layers.lora import Adapters, adapted
+from afd_scale.layers.precision import Recompute
 from afd_scale.layers.transformer_engine import TransformerEngineFp8
 
 pytestmark = [
@@ -64,7 +65,7 @@ def test_forward_and_backward(current: TransformerEngineFp8, leading: tuple[int,
     emulated = EmulatedFp8Linear(128, 96).to("cuda", torch.bfloat16)
     emulated.load_state_dict(linear.state_dict())
     x, direction = random(*leading, 128, seed=1), random(*leading, 96, seed=2)
-    ours = results(lambda x: current.run_block(linear, x, recompute=False), linear, x, direction)
+    ours = results(lambda x: current.run_block(linear, x, recompute="none"), linear, x, direction)
     plain = results(lambda x: F.linear(x, linear.weight, linear.bias), linear, x, direction)
     stand_in = results(emulated, emulated, x, direction)
     for value, reference, tolerance in zip(ours, plain, (FORWARD, BACKWARD, BACKWARD, EMULATION), strict=True):
@@ -98,14 +99,14 @@ def test_a_recomputed_block_gives_the_same_numbers(precision: TransformerEngineF
         x, direction = random(2, 19, 128, seed=seed), random(2, 19, 128, seed=9)
         values = [
             passed(precision, block, x, direction, recompute=recompute)
-            for block, recompute in ((stored, False), (recomputed, True))
+            for block, recompute in ((stored, "none"), (recomputed, "full"))
         ]
         for one, other in zip(*values, strict=True):
             assert relative_error(one, other) < 1e-3
 
 
 def passed(
-    precision: TransformerEngineFp8, block: Block, x: Tensor, direction: Tensor, *, recompute: bool
+    precision: TransformerEngineFp8, block: Block, x: Tensor, direction: Tensor, *, recompute: Recompute
 ) -> list[Tensor]:
     """As `results`, by `backward`: of the two ways of recomputing one knows no other."""
     block.zero_grad()
@@ -121,7 +122,7 @@ def test_passes_without_gradient_are_in_fp8_too(precision: TransformerEngineFp8)
     plain = F.linear(x, linear.weight, linear.bias)
     with torch.no_grad():
         for _ in range(3):
-            y = precision.run_block(linear, x, recompute=True)
+            y = precision.run_block(linear, x, recompute="full")
     assert not y.requires_grad
     assert 0.01 < relative_error(y, plain) < FORWARD
 
@@ -129,8 +130,8 @@ def test_passes_without_gradient_are_in_fp8_too(precision: TransformerEngineFp8)
 def test_the_adapter_stays_in_bf16(current: TransformerEngineFp8) -> None:
     block, x = Block(current), random(5, 128)
     adapter = block.into.adapters["policy"]
-    base = current.run_block(block.into, x, recompute=False)
-    both = current.run_block(lambda x: adapted(block.into, x, "policy"), x, recompute=False)
+    base = current.run_block(block.into, x, recompute="none")
+    both = current.run_block(lambda x: adapted(block.into, x, "policy"), x, recompute="none")
     product = F.linear(F.linear(x, adapter.down), adapter.up)
     assert relative_error(both - base, product) < 0.01
 
@@ -138,7 +139,7 @@ def test_the_adapter_stays_in_bf16(current: TransformerEngineFp8) -> None:
 def test_parameters_are_all_that_is_exported(precision: TransformerEngineFp8) -> None:
     """After passes that give delayed scaling a state."""
     block = Block(precision)
-    passed(precision, block, random(8, 128), random(8, 128), recompute=True)
+    passed(precision, block, random(8, 128), random(8, 128), recompute="full")
     names = {"into.weight", "into.bias", "out.weight", "out.bias"}
     assert set(block.state_dict()) == names | {f"into.adapters.policy.{side}" for side in ("down", "up")}
     nn.Linear(256, 128).load_state_dict(block.out.state_dict())

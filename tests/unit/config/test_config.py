@@ -186,10 +186,14 @@ MISTAKES = {
         ["parallel.sequence (4)", "method.discriminator.num_heads (6)", "may be 1, 2"],
     ),
     "fp8 width": (["precision=fp8", "student.ffn_dim=100"], ["student.ffn_dim", "(100)", "multiple of 16"]),
-    "fp8 without recomputation": (["precision=fp8"], ["student.activation_checkpointing", "(False)", "must be true"]),
+    "fp8 without recomputation": (["precision=fp8"], ["student.activation_checkpointing", "(none)", "must be full"]),
     "fp8 discriminator without recomputation": (
         ["precision=fp8", "student.activation_checkpointing=true", "method.discriminator={name: latent}"],
-        ["method.discriminator.activation_checkpointing", "(False)", "must be true with precision fp8"],
+        [
+            "method.discriminator.activation_checkpointing",
+            "(none)",
+            "must be full or keep_attention with precision fp8",
+        ],
     ),
     "nvme with averages": (
         ["engine.offload_optimizer=nvme", "engine.nvme_path=/tmp"],

@@ -106,14 +106,14 @@ def test_it_begins_as_the_models_let_linears_begin(library):
 
 
 @pytest.mark.parametrize("scaling", ["current", "delayed"])
-@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("recompute", ["full", "keep_attention", "none"])
 def test_blocks_run_in_a_region_when_recomputed_too(library, scaling, recompute):
     precision = choose_precision("fp8", scaling, GPU)
     linear, x = precision.linear(32, 32), torch.randn(16, 32).requires_grad_()
     precision.run_block(linear, x, recompute=recompute).square().sum().backward()
-    again = recompute and scaling == "current"  # the stand-in of te.checkpoint does not recompute
+    again = recompute != "none" and scaling == "current"  # the stand-in of te.checkpoint does not recompute
     assert Linear.forward_regions == [scaling] * (2 if again else 1)
-    assert checkpointed == (["delayed"] if recompute and scaling == "delayed" else [])
+    assert checkpointed == (["delayed"] if recompute != "none" and scaling == "delayed" else [])
     assert x.grad is not None
 
 
@@ -121,7 +121,7 @@ def test_without_gradient_scales_follow_and_no_graph_is_kept(library):
     precision = choose_precision("fp8", "delayed", GPU)
     linear, x = precision.linear(32, 32), torch.randn(16, 32)
     with torch.no_grad():
-        y = precision.run_block(linear, x, recompute=True)
+        y = precision.run_block(linear, x, recompute="full")
         assert not torch.is_grad_enabled()
     assert not y.requires_grad
     assert checkpointed == []

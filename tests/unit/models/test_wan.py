@@ -1,8 +1,11 @@
 """Causal Wan: its passes agree with one another, sizes are data, and nothing in it waits for the device."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from afd_scale.config.models import StudentConfig
 from afd_scale.config.sampler import SamplerConfig
@@ -193,22 +196,39 @@ def test_without_gradient_the_clean_past_is_a_constant(window):
     assert_same_gradients(stopped, gradients(cut, cut(noisy, timestep, text(), clean=clean)), 1e-4)
 
 
+@pytest.mark.parametrize("recompute", ["full", "keep_attention"])
 @pytest.mark.parametrize("mode", ["block_causal", "teacher_forcing", "clean_past"])
-def test_activation_checkpointing_changes_no_gradient(mode):
+def test_activation_checkpointing_changes_no_gradient(mode, recompute):
     noisy, timestep = video(), chunkwise_timestep()
     options = {
         "block_causal": {},
         "teacher_forcing": {"clean": video(seed=2)},
         "clean_past": {"clean": video(seed=2), "clean_gradient": False},
     }[mode]
-    plain, recomputing = build(), build(activation_checkpointing=True)
-    calls = []
+    attention, calls = Counter(), []
+    plain, recomputing = build(), build(activation_checkpointing=recompute)
     recomputing.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     outputs = [model(noisy, timestep, text(), **options) for model in (plain, recomputing)]
     before = len(calls)
     assert torch.equal(*outputs)
-    assert_same_gradients(gradients(recomputing, outputs[1]), gradients(plain, outputs[0]), 1e-6)
+    with CountingAttention(attention):
+        found = gradients(recomputing, outputs[1])
+    assert_same_gradients(found, gradients(plain, outputs[0]), 1e-6)
     assert len(calls) == before + 1, "the block must run once more for its gradient"
+    assert bool(attention) == (recompute == "full"), "kept attention is not computed again"
+
+
+class CountingAttention(TorchDispatchMode):
+    """Forward calls of the attention kernel."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            self.calls["forward"] += 1
+        return function(*args, **(kwargs or {}))
 
 
 # What goes in and comes out.

@@ -11,11 +11,11 @@ from afd_scale.planning.activations import (
     Tokens,
     Trunk,
     forward_working,
-    key_value_bytes,
     saved_outside_blocks,
     training_activations,
 )
-from afd_scale.planning.memory import ADAM
+from afd_scale.planning.memory import ADAM, cache_bytes
+from afd_scale.planning.workload import workload
 from afd_scale.rollout.sampler import Noise, Sampler
 from tests.unit.planning.networks import adapter, build, draw, judged, make_config
 
@@ -100,6 +100,7 @@ def test_the_discriminators_update(shape, lora, checkpointing):
 def test_a_pass_without_gradient(lora):
     config = make_config("wide", lora=lora)
     network, inputs, frames = build(config, "student"), draw(config), config.data.latent_frames
+    network.fuse()
     del inputs["clean"]
 
     @torch.no_grad()
@@ -118,6 +119,7 @@ def test_a_pass_without_gradient(lora):
 def test_a_rollout_and_its_cache(shape, window, videos, lora):
     config = make_config(shape, lora=lora, window=window)
     network, inputs = build(config, "student"), draw(config, videos)
+    network.fuse()
     caches = []
 
     class Policy:
@@ -133,11 +135,13 @@ def test_a_rollout_and_its_cache(shape, window, videos, lora):
     peak = measured_peak(lambda: sampler.rollout(Policy(), inputs["text"], drawn))
 
     model = Trunk(config.student, 4)
-    cached = key_value_bytes(model, videos * (window or config.data.latent_frames) * TOKENS[shape])
+    cached = cache_bytes(config, load := workload(config, 1), videos)
     (cache,) = caches
-    assert cached == sum(x.nbytes for layer in cache.layers for x in (layer.k_BLND, layer.v_BLND))
-    chunk = Tokens(videos * TOKENS[shape], 0, videos, videos)
-    modelled = cached + forward_working(model, chunk) + saved_outside_blocks(model, chunk) + noise.nbytes
+    kept = [x for layer in cache.layers for x in (layer.k_BLND, layer.v_BLND, *layer.text_kv)]
+    assert cached == sum(x.nbytes for x in kept)
+    frames = videos * load.chunks_at_once
+    chunk = Tokens(frames * TOKENS[shape], 0, frames, videos)
+    modelled = cached + forward_working(model, chunk, cached=True) + saved_outside_blocks(model, chunk) + noise.nbytes
     assert modelled == pytest.approx(peak, rel=WITHIN)
 
 

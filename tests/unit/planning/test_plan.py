@@ -215,7 +215,7 @@ def test_traffic_worked_by_hand():
     sizes = network_sizes(config)
     traffic = step_traffic(config, load, sizes, gathered_rollout=False)
     whole = sizes["student"].total * 2 * 63 / 64
-    assert traffic["rollout"].gather == pytest.approx(2 * 34 * whole)
+    assert traffic["rollout"].gather == pytest.approx(2 * 28 * whole)
     once = step_traffic(config, load, sizes, gathered_rollout=True)
     assert once["rollout"].gather == pytest.approx(whole)
     assert once["velocities"].gather == pytest.approx(2 * whole)
