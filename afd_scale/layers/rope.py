@@ -44,8 +44,8 @@ class Rotation:
         Args:
             k_room: where the rotated keys are written, without gradient; None is anywhere.
         """
-        if q_BLND.is_cuda:
-            return _rotate_on_gpu(q_BLND, k_BLND, self.turns, k_room)
+        if q_BLND.device.type != "cpu":
+            return _rotate_at_once(q_BLND, k_BLND, self.turns, k_room)
         q_BLND, turned = _turn(q_BLND, self.turns), _turn(k_BLND, self.turns)
         return q_BLND, turned if k_room is None else k_room.copy_(turned)
 
@@ -56,7 +56,7 @@ def _turn(x_BLND: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns).flatten(-2).to(x_BLND.dtype)
 
 
-def _rotate_on_gpu(q: Tensor, k: Tensor, turns: Tensor, k_room: Tensor | None) -> tuple[Tensor, Tensor]:
+def _rotate_at_once(q: Tensor, k: Tensor, turns: Tensor, k_room: Tensor | None) -> tuple[Tensor, Tensor]:
     """One kernel, which reads and writes each number once."""
     if k_room is None:
         return _Rotate.apply(q, k, turns)

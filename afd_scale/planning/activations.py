@@ -107,10 +107,11 @@ def forward_working(trunk: Trunk, tokens: Tokens, cached: bool = False) -> int:
 
     Alive there: a block's input, the product that has q, k and v, normed q, attended, read, the residual, the
     feed-forward's input, the layer before's product; k once more in both layers where it is not in a cache; the hidden
-    layer before and after its GELU.
+    layer before and after its GELU. An adapter is merged in rollouts; where it is apart it makes q, k and v anew, of
+    which q and k go.
     """
     network = trunk.network
-    wide = 12 if cached else 14
+    wide = 12 if cached else (14 if trunk.weights_trained else 10)
     return tokens.own * (wide * network.dim + 2 * network.ffn_dim) * trunk.itemsize
 
 

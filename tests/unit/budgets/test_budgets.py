@@ -10,6 +10,8 @@ from tests.unit.budgets.workloads import (
     block_backward,
     block_forward,
     cached_pass,
+    compiled_rollout,
+    compiled_update,
     count_cached_pass,
     rollout,
     teacher_forcing,
@@ -38,6 +40,7 @@ def mixed_devices(tally: Tally) -> float:
 # By a budget's name: what is counted, and the passes of which each must stay within it.
 MEASURES: dict[str, tuple[Callable[[Tally], float], tuple[Callable[[], Tally], ...]]] = {
     "kernels/cached_pass/1.3b": (kernels, (lambda: cached_pass("wan-1.3b", lora=False),)),
+    "kernels/cached_pass/1.3b/first": (kernels, (lambda: cached_pass("wan-1.3b", first=True),)),
     "kernels/cached_pass/1.3b/lora": (kernels, (lambda: cached_pass("wan-1.3b", lora=True),)),
     "kernels/cached_pass/14b": (kernels, (lambda: cached_pass("wan-14b", lora=False),)),
     "kernels/cached_pass/14b/lora": (kernels, (lambda: cached_pass("wan-14b", lora=True),)),
@@ -57,7 +60,21 @@ MEASURES: dict[str, tuple[Callable[[Tally], float], tuple[Callable[[], Tally], .
 }
 
 
-@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.name)
+def test_compiled_parts_of_blocks() -> None:
+    """Breaks and recompilations, on small tensors of a CPU."""
+    allowed = {budget.name: budget.number for budget in BUDGETS if budget.name in COMPILED}
+    rollout, update = compiled_rollout(), compiled_update()
+    for made in (rollout, update):
+        assert made.graphs >= 2
+        assert made.num_breaks <= allowed["compile/breaks"], made.words()
+    assert rollout.recompilations <= allowed["compile/recompilations/rollout"], rollout.words()
+    assert update.recompilations <= allowed["compile/recompilations/update"], update.words()
+
+
+COMPILED = ("compile/breaks", "compile/recompilations/rollout", "compile/recompilations/update")
+
+
+@pytest.mark.parametrize("budget", [b for b in BUDGETS if b.name in MEASURES], ids=lambda budget: budget.name)
 def test_budget(budget: Budget) -> None:
     measure, passes = MEASURES[budget.name]
     for each in passes:
@@ -69,7 +86,7 @@ def test_budget(budget: Budget) -> None:
 
 def test_all_that_is_measured_has_a_budget() -> None:
     names = [budget.name for budget in BUDGETS]
-    assert sorted(names) == sorted(MEASURES)
+    assert sorted(names) == sorted([*MEASURES, *COMPILED])
 
 
 def test_more_layers_are_what_two_say() -> None:

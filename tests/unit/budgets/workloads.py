@@ -1,7 +1,7 @@
 """A student's passes at the sizes of a real run, counted: of one and of two layers, of which all others follow."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import CausalWan
 from afd_scale.rollout.sampler import Noise, Sampler
+from tests.unit.budgets.compilations import Compilations, count_compilations
 from tests.unit.budgets.counting import Counting, Tally
 from tests.unit.budgets.fake_cuda import WITH_GRADIENT, WITHOUT_GRADIENT, fake_gpu
 
@@ -45,6 +46,8 @@ class Student:
                 setattr(module, name, nn.Parameter(weight))
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(not lora or adapter_of(name) == ADAPTER)
+        if device == WITHOUT_GRADIENT:
+            self.network.fuse()  # as in a plain twin
         self.sampler = config.sampler
         self.options = {"adapter": ADAPTER} if lora else {}
         self.latents = torch.empty(1, FRAMES, config.student.latent_channels, HEIGHT, WIDTH, device=device)
@@ -57,13 +60,13 @@ class Student:
 
 
 @cache
-def cached_pass(architecture: str, lora: bool) -> Tally:
-    """One pass of a chunk in the middle of a rollout, all layers."""
-    one, two = (count_cached_pass(architecture, layers, lora) for layers in (1, 2))
+def cached_pass(architecture: str, lora: bool = False, first: bool = False) -> Tally:
+    """One pass of a chunk in the middle of a rollout, all layers; the chunk's first one, or a later one."""
+    one, two = (count_cached_pass(architecture, layers, lora, first) for layers in (1, 2))
     return one.more(two - one, times=ARCHITECTURES[architecture]["num_layers"] - 1)
 
 
-def count_cached_pass(architecture: str, layers: int, lora: bool) -> Tally:
+def count_cached_pass(architecture: str, layers: int, lora: bool = False, first: bool = False) -> Tally:
     """The same with so many layers."""
     with fake_gpu(WITHOUT_GRADIENT):
         student = Student(architecture, layers, WITHOUT_GRADIENT, lora=lora)
@@ -73,6 +76,9 @@ def count_cached_pass(architecture: str, layers: int, lora: bool) -> Tally:
         with Counting():  # answers what asks for values
             student.network(*chunk, cache=past, **student.options)
         past.advance()
+        if not first:
+            with Counting():
+                student.network(*chunk, cache=past, **student.options)
         with Counting() as tally:
             student.network(*chunk, cache=past, **student.options)
     return tally
@@ -138,3 +144,32 @@ def teacher_forcing(clean_gradient: bool) -> Tally:
             )
             velocity.square().mean().backward()
     return tally
+
+
+def compiled_student() -> CausalWan:
+    """A small student, really there, of three layers, whose window moves; each part of a block compiled."""
+    fields = {"architecture": "toy", "num_layers": 3}
+    config = PolicyConfig.model_validate(
+        {"student": fields, "sampler": {"family": "longlive", "timesteps": (1000, 500)}}
+    )
+    compile = partial(torch.compile, backend="aot_eager", dynamic=False)
+    return CausalWan(config.student, config.sampler, ModelOps(compile=compile))
+
+
+def compiled_rollout() -> Compilations:
+    """All chunks of a video."""
+    student = compiled_student()
+    noise = torch.randn(1, FRAMES, student.config.latent_channels, 4, 4)
+    with count_compilations() as made:
+        Sampler(student.sampler).rollout(student, torch.randn(1, 3, student.config.text_dim), Noise(noise, noise[None]))
+    return made
+
+
+def compiled_update() -> Compilations:
+    """Clean frames without gradient, a noised state with, and backward."""
+    student = compiled_student()
+    latents = torch.randn(1, FRAMES, student.config.latent_channels, 4, 4)
+    text, timestep = torch.randn(1, 3, student.config.text_dim), torch.full((1, FRAMES), 500.0)
+    with count_compilations() as made:
+        student(latents, timestep, text, clean=latents, clean_gradient=False).square().mean().backward()
+    return made

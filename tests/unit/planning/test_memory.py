@@ -124,7 +124,7 @@ def test_a_rollout_and_its_cache(shape, window, videos, lora):
 
     class Policy:
         def __call__(self, *arguments, **options):
-            return network(*arguments, **options, adapter=adapter(config))
+            return network(*arguments, **options)  # the adapter is merged
 
         def new_cache(self, frames):
             caches.append(network.new_cache(frames))
