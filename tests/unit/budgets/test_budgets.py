@@ -60,6 +60,7 @@ MEASURES: dict[str, tuple[Callable[[Tally], float], tuple[Callable[[], Tally], .
 }
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch asks, not we
 def test_compiled_parts_of_blocks() -> None:
     """Breaks and recompilations, on small tensors of a CPU."""
     allowed = {budget.name: budget.number for budget in BUDGETS if budget.name in COMPILED}

@@ -148,10 +148,8 @@ def teacher_forcing(clean_gradient: bool) -> Tally:
 
 def compiled_student() -> CausalWan:
     """A small student, really there, of three layers, whose window moves; each part of a block compiled."""
-    fields = {"architecture": "toy", "num_layers": 3}
-    config = PolicyConfig.model_validate(
-        {"student": fields, "sampler": {"family": "longlive", "timesteps": (1000, 500)}}
-    )
+    sampler = {"family": "longlive", "timesteps": (1000, 500)}
+    config = PolicyConfig.model_validate({"student": {"architecture": "toy", "num_layers": 3}, "sampler": sampler})
     compile = partial(torch.compile, backend="aot_eager", dynamic=False)
     return CausalWan(config.student, config.sampler, ModelOps(compile=compile))
 
