@@ -11,6 +11,7 @@ from afd_scale.layers.lora import Adapters
 from afd_scale.layers.ops import ModelOps
 from afd_scale.rollout.sampler import Noise, Sampler
 from tests.networks import make_policy
+from tests.unit.budgets.compilations import count_compilations
 
 FRAMES = 6
 FIELDS = {"dim": 32, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 8, "text_length": 5,
@@ -47,17 +48,22 @@ def make_network(compile, precision=None, lora=False, **fields):
     return network
 
 
-def results(network, lora):
-    """A velocity, a rollout, and gradients."""
-    options = {"adapter": "one"} if lora else {}
-    text, noise = randn(2, 3, 8, seed=1), randn(2, FRAMES, 3, 4, 6, seed=2)
-    timestep = torch.full((2, FRAMES), 500.0)
-    velocity = network(noise, timestep, text, clean=noise.flip(0), clean_gradient=False, **options)
+TEXT, NOISE = randn(2, 3, 8, seed=1), randn(2, FRAMES, 3, 4, 6, seed=2)
+
+
+def gradients(network, **options):
+    """A velocity, and gradients."""
+    velocity = network(NOISE, torch.full((2, FRAMES), 500.0), TEXT, **options)
     velocity.square().mean().backward()
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return [velocity.detach(), *(p.grad for p in network.parameters() if p.grad is not None)]
+
+
+def results(network, lora):
+    """The same with clean frames before it, and a rollout."""
+    options = {"adapter": "one"} if lora else {}
+    found = gradients(network, clean=NOISE.flip(0), clean_gradient=False, **options)
     network.fuse()
-    videos = Sampler(network.sampler).rollout(network, text, Noise(noise, noise[None]))
-    return [velocity.detach(), videos, *gradients]
+    return [*found, Sampler(network.sampler).rollout(network, TEXT, Noise(NOISE, NOISE[None]))]
 
 
 CASES = {
@@ -71,13 +77,20 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_compiled_blocks_give_the_same_bits(case):
     compile = partial(torch.compile, backend="aot_eager", dynamic=False)
-    plain, compiled = (results(make_network(each, **case), case.get("lora", False)) for each in (None, compile))
+    lora = case.get("lora", False)
+    plain = results(make_network(None, **case), lora)
+    with count_compilations() as made:
+        compiled = results(make_network(compile, **case), lora)
+    assert (made.graphs, made.num_breaks) == (8, 0), "two parts: without gradient, with, a chunk, two chunks"
     for ours, expected in zip(compiled, plain, strict=True):
         assert torch.equal(ours, expected)
 
 
 def test_fused_kernels_stay_within_a_few_units_in_the_last_place(inductor):
-    plain, compiled = (results(make_network(each), lora=False) for each in (None, inductor))
+    plain = gradients(make_network(None))
+    with count_compilations() as made:
+        compiled = gradients(make_network(inductor))
+    assert made.graphs == 2
     for ours, expected in zip(compiled, plain, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
