@@ -10,6 +10,7 @@ from afd_scale.layers.ops import Compile
 
 log = logging.getLogger(__name__)
 
+BACKEND = "inductor"
 KINDS_OF_PASS = 64  # lengths, gradient or not, adapters: torch gives a function up after 8 of them
 
 
@@ -23,11 +24,11 @@ def choose_compile(choice: Literal["auto"] | bool, device: torch.device) -> Comp
     """
     if choice is False or (choice == "auto" and device.type != "cuda"):
         return None
-    if device.type == "cpu":
+    if device.type == "cpu" and BACKEND == "inductor":
         _check_compiler()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS_OF_PASS)
     log.info("compile: the parts of each block before and after its attention")
-    return partial(torch.compile, dynamic=False)
+    return partial(torch.compile, backend=BACKEND, dynamic=False)
 
 
 def _check_compiler() -> None:

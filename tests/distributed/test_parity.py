@@ -1,6 +1,7 @@
 """The parity matrix: data x sequence ranks under ZeRO-3 against the same networks in plain torch, one process, float32.
 
-For each mesh, with and without activation checkpointing, window and LoRA: outputs, gradients, three steps of AFD. The
+For each mesh, with and without activation checkpointing, window and LoRA: outputs, gradients, three steps of AFD. With a
+window weights are gathered, and a plain twin runs; with both others attention is kept and blocks are compiled. The
 sharded ones are built by the code that builds a run; the plain ones start from their weights, and what they compute is
 recorded once and compared with every mesh. 9 tokens a frame do not divide among 2 ranks, so padding takes part.
 
@@ -39,7 +40,8 @@ LORA = {"rank": 3, "alpha": 6.0}
 def run_config(folder: Path, sequence: int, checkpointing: bool, window: bool, lora: bool) -> Any:
     from afd_scale.config import RunConfig
 
-    shared = {**SHAPE, "activation_checkpointing": checkpointing, "lora": LORA if lora else None}
+    recompute = ("keep_attention" if lora else "full") if checkpointing else "none"
+    shared = {**SHAPE, "activation_checkpointing": recompute, "lora": LORA if lora else None}
     windowed = {"window_frames": 2, "sink_frames": 1} if window else {}
     return RunConfig.model_validate({
         "student": {**shared, "weights": folder / "student"},
@@ -48,6 +50,7 @@ def run_config(folder: Path, sequence: int, checkpointing: bool, window: bool, l
         "evaluation": {"metrics": "none"},
         "parallel": {"sequence": sequence},
         "rollout": {"weights": "gathered" if window else "sharded"},
+        "compile": checkpointing and lora,
         "train": {"micro_batch": 1 if checkpointing and window else None},
         "method": {
             "name": "afd", "optimizer": OPTIMIZER, "discriminator_optimizer": OPTIMIZER, "rollouts_per_prompt": 2,
@@ -114,6 +117,9 @@ def make_batch(step: int, rows: slice) -> Any:
 
 
 def check_matrix(folder: Path, sequence: int) -> None:
+    from afd_scale.layers import choose_compile
+
+    choose_compile.BACKEND = "aot_eager"  # traces and splits as any other, and needs no compiler
     if not (folder / "student").exists():
         save_start(folder)
 
