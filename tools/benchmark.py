@@ -9,13 +9,14 @@
     data        reading shards of a 1.3B run: samples a second of one process, and what a job of 256 GPUs needs
 
 linear, rollout, update and step take their shapes from a config (`--config FILE section.key=value ...`; by default Wan
-1.3B's, on a CPU shrunk), and over it from `--shape`: `large` is 2 layers of Wan 1.3B's width and 312 tokens a chunk,
+1.3B's, on a CPU shrunk), and over it from `--shape`: `large` is 2 layers of Wan 1.3B's width and 216 tokens a chunk,
 where products dominate; `host-bound` is 12 layers of width 128, frame by frame with 60 tokens a frame and 512 rows of
 text, where what surrounds them does. They run with random weights, in plain torch on one device. MFU is the rate of
 what the model needs (recomputation not counted) over the best of a square matrix product of the same dtype, measured in
 turns. `bytes_moved` is what must be read and written at least. Peak memory is CUDA's; on a CPU there is no such figure.
-AdamW's moments have the weights' dtype. rollout counts frames a second too, and where codec.models is a folder, those with decoding. On a
-GPU, and on a CPU with --profile, `profile` has the ten largest kernels (on a CPU operators) of rollout, update or step.
+AdamW's moments have the weights' dtype. rollout counts frames a second too, with and without decoding where
+codec.models is a folder. On a GPU, and on a CPU with --profile, `profile` has the ten largest kernels (on a CPU
+operators) of rollout, update or step.
 
 `--against self-forcing --peer DIR` puts rollout or update beside Self-Forcing's own code, in a checkout of
 github.com/guandeh17/Self-Forcing that you bring, in this process and with the same weights and noise:
@@ -24,7 +25,8 @@ github.com/guandeh17/Self-Forcing that you bring, in this process and with the s
     sharded_ratio   of rollout: behind the sharded engine, its weights gathered, over the plain modules
     max_difference  of what comes out, over the largest value: latents, or velocity and each weight's gradient
 benchmarks/self_forcing.py says what of theirs is replaced; where it is more than data and sizes, `note` does too. Of
-update the gradient goes through the clean chunks, as theirs does. Nothing of theirs computes a step of AFD.
+update the gradient goes through the clean chunks, as theirs does. Nothing of theirs computes a step of AFD. With one
+thread of a CPU `seconds` are of its own time, so that other work on the cores does not count.
     tools/benchmark.py rollout --against self-forcing --peer DIR --shape host-bound --json
     tools/benchmark.py update --against self-forcing --peer DIR --shape large --repeats 3 --json
 
@@ -45,6 +47,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afd_scale.benchmarks.against import rollout_against, update_against
 from afd_scale.benchmarks.data import benchmark_data
 from afd_scale.benchmarks.networks import benchmark_linear, benchmark_rollout, benchmark_step, benchmark_update
 from afd_scale.benchmarks.timing import medians
@@ -76,8 +79,8 @@ _HOST_BOUND = ("dim=128", "ffn_dim=512", "num_heads=4", "num_layers=12", "text_d
                "freq_dim=64")  # fmt: skip
 NETWORK_SHAPES = {
     "large": (
-        *(f"{network}.num_layers=2" for network in _STUDENT_AND_JUDGE),
-        "data.latent_frames=6", "data.latent_height=16", "data.latent_width=26",
+        *(f"{network}.{size}" for network in _STUDENT_AND_JUDGE for size in ("architecture=wan-1.3b", "num_layers=2")),
+        "sampler.chunk_frames=3", "data.latent_frames=6", "data.latent_height=16", "data.latent_width=18",
     ),
     "host-bound": (
         *(f"{network}.{size}" for network in _STUDENT_AND_JUDGE for size in _HOST_BOUND), "sampler.chunk_frames=1",
@@ -86,8 +89,8 @@ NETWORK_SHAPES = {
 }  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> int:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def parse(arguments: list[str] | None, device: torch.device) -> argparse.Namespace:
+    """The command line; defaults follow the device."""
     parser = Parser(__doc__)
     parser.add_argument("name", choices=tuple(BENCHMARKS), metavar="NAME", help=f"one of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -113,6 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(option, type=_positive, default=value, help="default %(default)s")
     options = parser.parse_intermixed_args(arguments)
     options.repeats = options.repeats or (25 if options.name == "attention" else 5)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = parse(arguments, device)
     torch.set_num_threads(options.threads)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     try:
@@ -127,8 +136,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(result))
     else:
+        largest = result.pop("profile", [])
         for key, value in result.items():
             print(f"{key:24} {value:.3f}" if isinstance(value, float) else f"{key:24} {value}")
+        for each in largest:
+            print(f"{each['share']:24.1%} of the time in {each['calls']} calls of {each['name']}")
     return 0
 
 
@@ -234,18 +246,13 @@ def _chosen(options: argparse.Namespace) -> Benchmark:
     if options.peer is None:
         raise ValueError(f"--against ({options.against}) must come with --peer DIR, a checkout of "
                          "github.com/guandeh17/Self-Forcing")  # fmt: skip
-    # Not above: it brings DeepSpeed along, which logs to what is the standard output when it is imported.
-    with contextlib.redirect_stdout(sys.stderr):
-        from afd_scale.benchmarks.against import rollout_against, update_against
-
-    beside = {"rollout": rollout_against, "update": update_against}
-    if name not in beside:
-        raise ValueError(f"--against ({options.against}) must be given with {' or '.join(beside)}, not with {name}: "
+    if name not in BESIDE:
+        raise ValueError(f"--against ({options.against}) must be given with {' or '.join(BESIDE)}, not with {name}: "
                          "there is nothing of theirs to put beside it")  # fmt: skip
-    measure = _with_profile(beside[name], folder=options.peer)
+    measure = _with_profile(BESIDE[name], folder=options.peer)
 
     def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed and theirs print
             return measure(options, device)
 
     return run
@@ -264,6 +271,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "step": _with_profile(benchmark_step),
     "data": _data,
 }
+BESIDE = {"rollout": rollout_against, "update": update_against}
 PROFILED = ("rollout", "update", "step")
 
 

@@ -3,6 +3,7 @@ the same weights and the same noise in one process."""
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from afd_scale.benchmarks.floor import record
 from afd_scale.benchmarks.networks import described, pass_of, profiled, random_batch
-from afd_scale.benchmarks.self_forcing import FLEX_NOTE, SelfForcing, check, check_training
+from afd_scale.benchmarks.self_forcing import FLEX_NOTE, SelfForcing, check, check_checkout, check_training
 from afd_scale.benchmarks.timing import medians
 from afd_scale.config import RunConfig
+from afd_scale.engines.cast import Kind
 from afd_scale.engines.plain import Plain
-from afd_scale.engines.sharded import Sharded
 from afd_scale.flow.randomness import Randomness
 from afd_scale.models.build import build_network
 from afd_scale.parallel.launchers import launched_as
@@ -38,6 +39,7 @@ def rollout_against(
     """
     check(config)
     _check_floor(config)
+    check_checkout(folder)
     load = workload(config, 1)
     each = pass_of(config, load, kind="rollout")
     plain = build_policy(config, Plain(config, device), each.role)
@@ -56,11 +58,13 @@ def rollout_against(
     theirs = SelfForcing(folder, config, state, device).rollout(noise, text)
     ours = of(plain)
     difference = relative_difference(ours(), theirs())
+    from afd_scale.engines.sharded import Sharded  # which imports DeepSpeed, which logs
+
     with _one_rank() as ranks:
         kind = Sharded(_gathered(config), ranks, lambda role: state, cache_bytes(config, load, each.at_once))
         variants: dict[str, Run] = {"ours": ours, "theirs": theirs, "floor": record(ours, plain.network.parameters())}
         variants["sharded"] = of(build_policy(config, kind, each.role))
-        seconds = medians(lambda run: run(), variants, repeats, device)
+        seconds = _medians(variants, repeats, device)
     return {
         **_ratios(seconds), "sharded_ratio": seconds["sharded"] / seconds["ours"], "max_difference": difference,
         "seconds": seconds, "videos": each.at_once, "passes": sum(config.sampler.passes(load.frames)),
@@ -77,6 +81,7 @@ def update_against(
     """
     check_training(config)
     _check_floor(config)
+    check_checkout(folder)
     load = workload(config, 1)
     each = pass_of(config, load, kind="velocity", gradient=True)
     student = build_policy(config, Plain(config, device), each.role)
@@ -107,7 +112,7 @@ def update_against(
     for name, parameter in network.named_parameters():
         differences[name] = relative_difference(parameter.grad, other[name].grad)
     variants: dict[str, Run] = {"ours": ours, "theirs": theirs, "floor": record(ours, network.parameters())}
-    seconds = medians(lambda run: run(), variants, repeats, device)
+    seconds = _medians(variants, repeats, device)
     note = {"note": FLEX_NOTE} if device.type == "cpu" else {}
     worst = max(differences, key=lambda name: differences[name])
     return {**_ratios(seconds), "max_difference": differences[worst], "largest_in": worst, "seconds": seconds,
@@ -115,7 +120,7 @@ def update_against(
             **described(config)}  # fmt: skip
 
 
-def build_policy(config: RunConfig, kind: Plain | Sharded, name: str) -> Any:
+def build_policy(config: RunConfig, kind: Kind, name: str) -> Any:
     """The engine of one role alone, with a network of its own."""
     (role,) = (role for role in config.cast if role.name == name)
     network = kind.place(lambda: build_network(config, role.network, kind.ops(role.network, None)), kind.load(role))
@@ -143,6 +148,12 @@ def _check_floor(config: RunConfig) -> None:
     if config.attention in ("flex", "fa4"):
         raise ValueError(f"attention ({config.attention}) must be auto, sdpa or flash beside another's: the floor does "
                          "not see what a compiled kernel computes")  # fmt: skip
+
+
+def _medians(variants: Mapping[str, Run], repeats: int, device: torch.device) -> dict[str, float]:
+    """Of one thread of a CPU its own time: turns of seconds are too long for other work to slow all of them alike."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return medians(lambda run: run(), variants, repeats, device, time.process_time if alone else time.perf_counter)
 
 
 def _ratios(seconds: Mapping[str, float]) -> dict[str, float]:

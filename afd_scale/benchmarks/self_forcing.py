@@ -48,16 +48,23 @@ FLEX_NOTE = ("Self-Forcing's teacher-forcing pass runs flex_attention, which has
              "scaled_dot_product_attention with its mask, made dense, stands in")  # fmt: skip
 
 
+def check_checkout(folder: Path) -> None:
+    """Raises:
+    ValueError: the folder is no checkout of Self-Forcing.
+    """
+    for name in USED:
+        path = Path(*name.split(".")).with_suffix(".py")
+        if not (folder / path).is_file():
+            raise ValueError(f"--peer ({folder}) must be a checkout of Self-Forcing: {path} is not there")
+
+
 def load_modules(folder: Path) -> dict[str, Any]:
     """Self-Forcing's modules by name, imported from a checkout; nothing of them stays in `sys.modules`.
 
     Raises:
         ValueError: the folder is no checkout, or its modules want a package that is not installed.
     """
-    for name in USED:
-        path = Path(*name.split(".")).with_suffix(".py")
-        if not (folder / path).is_file():
-            raise ValueError(f"--peer ({folder}) must be a checkout of Self-Forcing: {path} is not there")
+    check_checkout(folder)
     with _importing(folder):
         try:
             return {name: importlib.import_module(name) for name in USED}
