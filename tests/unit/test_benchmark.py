@@ -101,7 +101,7 @@ def test_a_profile_names_the_largest_operators(benchmark, capsys):
         assert len(largest) == 10
         assert shares == sorted(shares, reverse=True)
         assert 0.5 < sum(shares) < 1
-        assert "aten::addmm" in [each["name"] for each in largest[:3]]
+        assert "aten::addmm" in [each["name"] for each in largest]
         assert all(each["calls"] > 0 for each in largest)
 
 
