@@ -125,7 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     try:
-        measured = _chosen(options)(options, device)
+        with contextlib.redirect_stdout(sys.stderr):  # what is imported on the way prints and logs
+            measured = _chosen(options)(options, device)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -138,7 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         largest = result.pop("profile", [])
         for key, value in result.items():
-            print(f"{key:24} {value:.3f}" if isinstance(value, float) else f"{key:24} {value}")
+            number = ".3f" if isinstance(value, float) and abs(value) >= 0.001 else ".3g"
+            print(f"{key:24} {value:{number}}" if isinstance(value, float) else f"{key:24} {value}")
         for each in largest:
             print(f"{each['share']:24.1%} of the time in {each['calls']} calls of {each['name']}")
     return 0
@@ -249,13 +251,7 @@ def _chosen(options: argparse.Namespace) -> Benchmark:
     if name not in BESIDE:
         raise ValueError(f"--against ({options.against}) must be given with {' or '.join(BESIDE)}, not with {name}: "
                          "there is nothing of theirs to put beside it")  # fmt: skip
-    measure = _with_profile(BESIDE[name], folder=options.peer)
-
-    def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed and theirs print
-            return measure(options, device)
-
-    return run
+    return _with_profile(BESIDE[name], folder=options.peer)
 
 
 def _data(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
