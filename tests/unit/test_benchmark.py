@@ -111,6 +111,7 @@ def test_frames_a_second_with_and_without_decoding(benchmark, capsys, tmp_path):
     assert "frames_per_second" not in plain, "the default config's VAE is not there"
     assert "profile" not in plain, "nobody asked"
     save_tiny_wan(tmp_path)
+    capsys.readouterr()  # what its imports log
     channels = [f"{network}.latent_channels={CHANNELS}" for network in ("student", "method.discriminator")]
     small = ["data.latent_height=8", "data.latent_width=8", *channels]
     decoded = measure(benchmark, capsys, "rollout", f"codec={{name: wan, models: {tmp_path}}}", *small)
