@@ -9,16 +9,33 @@
     data        reading shards of a 1.3B run: samples a second of one process, and what a job of 256 GPUs needs
 
 linear, rollout, update and step take their shapes from a config (`--config FILE section.key=value ...`; by default Wan
-1.3B's, on a CPU shrunk), with random weights, in plain torch on one device. MFU is the rate of what the model needs
-(recomputation not counted) over the best of a square matrix product of the same dtype, measured in turns. `bytes_moved`
-is what must be read and written at least. Peak memory is CUDA's; on a CPU there is no such figure. AdamW's moments have
-the weights' dtype.
+1.3B's, on a CPU shrunk), and over it from `--shape`: `large` is 2 layers of Wan 1.3B's width and 216 tokens a chunk,
+where products dominate; `host-bound` is 12 layers of width 128, frame by frame with 60 tokens a frame and 512 rows of
+text, where what surrounds them does. They run with random weights, in plain torch on one device. MFU is the rate of
+what the model needs (recomputation not counted) over the best of a square matrix product of the same dtype, measured in
+turns. `bytes_moved` is what must be read and written at least. Peak memory is CUDA's; on a CPU there is no such figure.
+AdamW's moments have the weights' dtype. rollout counts frames a second too, with and without decoding where
+codec.models is a folder. On a GPU, and on a CPU with --profile, `profile` has the ten largest kernels (on a CPU
+operators) of rollout, update or step.
+
+`--against self-forcing --peer DIR` puts rollout or update beside Self-Forcing's own code, in a checkout of
+github.com/guandeh17/Self-Forcing that you bring, in this process and with the same weights and noise:
+    ratio           our time over theirs
+    floor_ratio     our time over that of our matrix products and attention calls alone (benchmarks/floor.py)
+    sharded_ratio   of rollout: behind the sharded engine, its weights gathered, over the plain modules
+    max_difference  of what comes out, over the largest value: latents, or velocity and each weight's gradient
+benchmarks/self_forcing.py says what of theirs is replaced; where it is more than data and sizes, `note` does too. Of
+update the gradient goes through the clean chunks, as theirs does. Nothing of theirs computes a step of AFD. With one
+thread of a CPU `seconds` are of its own time, so that other work on the cores does not count.
+    tools/benchmark.py rollout --against self-forcing --peer DIR --shape host-bound --json
+    tools/benchmark.py update --against self-forcing --peer DIR --shape large --repeats 3 --json
 
 Variants take turns and their medians are compared, so that a machine that slows down for a while slows all of them.
 With --json the only line printed is one JSON object. Exit 2: bad input, one line says which.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -30,6 +47,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afd_scale.benchmarks.against import rollout_against, update_against
 from afd_scale.benchmarks.data import benchmark_data
 from afd_scale.benchmarks.networks import benchmark_linear, benchmark_rollout, benchmark_step, benchmark_update
 from afd_scale.benchmarks.timing import medians
@@ -49,16 +67,30 @@ SHAPES = {
 
 CONFIG = Path(__file__).parents[1] / "configs" / "wan_1_3b" / "self_forcing_full.yaml"
 ONE_DEVICE = ("parallel.sequence=1", "data.global_batch=1", "train.micro_batch=1", "method.rollouts_per_prompt=2")
+_STUDENT_AND_JUDGE = ("student", "method.discriminator")
 _SMALL_NETWORK = ("dim=128", "ffn_dim=512", "num_heads=4", "num_layers=2", "text_dim=32", "text_length=16",
                   "freq_dim=32")  # fmt: skip
 SMALL = (
-    *(f"{network}.{size}" for network in ("student", "method.discriminator") for size in _SMALL_NETWORK),
+    *(f"{network}.{size}" for network in _STUDENT_AND_JUDGE for size in _SMALL_NETWORK),
     "data.latent_frames=6", "data.latent_height=16", "data.latent_width=16",
 )  # fmt: skip
 
+_HOST_BOUND = ("dim=128", "ffn_dim=512", "num_heads=4", "num_layers=12", "text_dim=128", "text_length=512",
+               "freq_dim=64")  # fmt: skip
+NETWORK_SHAPES = {
+    "large": (
+        *(f"{network}.{size}" for network in _STUDENT_AND_JUDGE for size in ("architecture=wan-1.3b", "num_layers=2")),
+        "sampler.chunk_frames=3", "data.latent_frames=6", "data.latent_height=16", "data.latent_width=18",
+    ),
+    "host-bound": (
+        *(f"{network}.{size}" for network in _STUDENT_AND_JUDGE for size in _HOST_BOUND), "sampler.chunk_frames=1",
+        "data.latent_frames=7", "data.latent_height=12", "data.latent_width=20",
+    ),
+}  # fmt: skip
 
-def main(arguments: list[str] | None = None) -> int:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def parse(arguments: list[str] | None, device: torch.device) -> argparse.Namespace:
+    """The command line; defaults follow the device."""
     parser = Parser(__doc__)
     parser.add_argument("name", choices=tuple(BENCHMARKS), metavar="NAME", help=f"one of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -66,6 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
                         help="of attention, instead of the config's (default %(default)s)")  # fmt: skip
     parser.add_argument("--repeats", type=_positive, help="turns of each (default: 25 of attention, else 5)")
     parser.add_argument("--config", type=Path, help="run whose networks are measured")
+    parser.add_argument("--shape", choices=tuple(NETWORK_SHAPES), help="of a config's networks and videos")
+    parser.add_argument("--against", choices=("self-forcing",), help="whose code stands beside ours")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="checkout of that code")
+    parser.add_argument("--profile", action="store_true", help="on a CPU too, say what takes longest")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp8"), help="default fp32 on a CPU, else the config's")
     parser.add_argument("--samples", type=_positive, default=32, help="of data (default %(default)s)")
     parser.add_argument("--text-rows", type=_positive, default=512,
@@ -80,10 +116,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(option, type=_positive, default=value, help="default %(default)s")
     options = parser.parse_intermixed_args(arguments)
     options.repeats = options.repeats or (25 if options.name == "attention" else 5)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = parse(arguments, device)
     torch.set_num_threads(options.threads)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     try:
-        measured = BENCHMARKS[options.name](options, device)
+        with contextlib.redirect_stdout(sys.stderr):  # what is imported on the way prints and logs
+            measured = _chosen(options)(options, device)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -94,8 +137,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(result))
     else:
+        largest = result.pop("profile", [])
         for key, value in result.items():
-            print(f"{key:24} {value:.3f}" if isinstance(value, float) else f"{key:24} {value}")
+            number = ".3f" if isinstance(value, float) and abs(value) >= 0.001 else ".3g"
+            print(f"{key:24} {value:{number}}" if isinstance(value, float) else f"{key:24} {value}")
+        for each in largest:
+            print(f"{each['share']:24.1%} of the time in {each['calls']} calls of {each['name']}")
     return 0
 
 
@@ -150,20 +197,61 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
 
 
 def _refuse_config(options: argparse.Namespace, why: str) -> None:
-    for given in filter(None, (options.config, options.precision, *options.overrides)):
+    for given in filter(None, (options.config, options.precision, options.shape, *options.overrides)):
         raise ValueError(f"{options.name} ({given}) {why}")
 
 
-def _of_config(benchmark: Callable[[RunConfig, int, torch.device], dict[str, Any]]) -> Benchmark:
-    """A benchmark whose shapes are a config's."""
+def _of_config(benchmark: Callable[..., dict[str, Any]], **more: Any) -> Benchmark:
+    """A benchmark whose shapes are a config's.
+
+    Args:
+        more: that it takes besides config, repeats and device.
+    """
 
     def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-        shrunk = () if options.config or device.type == "cuda" else (*SMALL, "precision=fp32")
-        chosen = (f"attention={options.backend}", *((f"precision={options.precision}",) if options.precision else ()))
-        overrides = (*(() if options.config else ONE_DEVICE), *shrunk, *chosen, *options.overrides)
-        return benchmark(load_config(options.config or CONFIG, overrides), options.repeats, device)
+        return benchmark(_config(options, device), options.repeats, device, **more)
 
     return run
+
+
+def _with_profile(benchmark: Callable[..., dict[str, Any]], **more: Any) -> Benchmark:
+    """One that can say what takes longest."""
+
+    def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+        profile = options.profile or device.type == "cuda"
+        return _of_config(benchmark, profile=profile, **more)(options, device)
+
+    return run
+
+
+def _config(options: argparse.Namespace, device: torch.device) -> RunConfig:
+    on_cpu = not options.config and device.type == "cpu"
+    shape = NETWORK_SHAPES[options.shape] if options.shape else SMALL if on_cpu else ()
+    chosen = (f"attention={options.backend}", *((f"precision={options.precision}",) if options.precision else ()))
+    overrides = (*(() if options.config else ONE_DEVICE), *shape, *(("precision=fp32",) if on_cpu else ()), *chosen)
+    return load_config(options.config or CONFIG, (*overrides, *options.overrides))
+
+
+def _chosen(options: argparse.Namespace) -> Benchmark:
+    """What the options ask for.
+
+    Raises:
+        ValueError: an option is not for it.
+    """
+    name = options.name
+    if options.profile and name not in PROFILED:
+        raise ValueError(f"--profile must be given with {', '.join(PROFILED)}, not with {name}")
+    if options.against is None:
+        if options.peer is not None:
+            raise ValueError(f"--peer ({options.peer}) must come with --against: it says whose code that is")
+        return BENCHMARKS[name]
+    if options.peer is None:
+        raise ValueError(f"--against ({options.against}) must come with --peer DIR, a checkout of "
+                         "github.com/guandeh17/Self-Forcing")  # fmt: skip
+    if name not in BESIDE:
+        raise ValueError(f"--against ({options.against}) must be given with {' or '.join(BESIDE)}, not with {name}: "
+                         "there is nothing of theirs to put beside it")  # fmt: skip
+    return _with_profile(BESIDE[name], folder=options.peer)
 
 
 def _data(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -174,11 +262,13 @@ def _data(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 BENCHMARKS: Mapping[str, Benchmark] = {
     "attention": benchmark_attention,
     "linear": _of_config(benchmark_linear),
-    "rollout": _of_config(benchmark_rollout),
-    "update": _of_config(benchmark_update),
-    "step": _of_config(benchmark_step),
+    "rollout": _with_profile(benchmark_rollout),
+    "update": _with_profile(benchmark_update),
+    "step": _with_profile(benchmark_step),
     "data": _data,
 }
+BESIDE = {"rollout": rollout_against, "update": update_against}
+PROFILED = ("rollout", "update", "step")
 
 
 def _positive(text: str) -> int:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from afd_scale.benchmarks.timing import rates
+from afd_scale.benchmarks.profiles import largest
+from afd_scale.benchmarks.timing import medians, rates
+from afd_scale.codecs.wan import WanCodec
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass
 from afd_scale.config.judges import JudgeConfig
@@ -49,13 +52,17 @@ def benchmark_linear(config: RunConfig, repeats: int, device: torch.device) -> d
     moved = {name: dtype.itemsize * (tokens * (i + o) + i * o + o) for name, (i, o) in shapes.items()}
     measured = rates(variants, flops, dtype, repeats, device)
     return {**measured, **_speedups(measured), "tokens": tokens, "bytes_moved": moved, "shapes": shapes,
-            **_described(config)}  # fmt: skip
+            **described(config)}  # fmt: skip
 
 
-def benchmark_rollout(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
-    """The cached rollout of one micro-batch."""
+def benchmark_rollout(config: RunConfig, repeats: int, device: torch.device, profile: bool) -> dict[str, Any]:
+    """The cached rollout of one micro-batch, and where the config's VAE is there, decoding it.
+
+    Args:
+        profile: say which kernels or operators take longest (`profiles.largest`); so below.
+    """
     load = workload(config, 1)
-    each = _pass(config, load, kind="rollout")
+    each = pass_of(config, load, kind="rollout")
     policy = build_engines(config, device)[each.role]
     batch, sampler, videos = random_batch(config, each.at_once, device), Sampler(config.sampler), each.at_once
     prompts, shape = batch.teacher.prompts, tuple(batch.teacher.latents.shape[1:])
@@ -63,16 +70,37 @@ def benchmark_rollout(config: RunConfig, repeats: int, device: torch.device) -> 
     flops = videos * video_flops(config, load, each).total
     weights = sum(p.nbytes for p in policy.network.parameters())
     cache, passes = cache_bytes(config, load, videos), config.sampler.calls(load.frames)
-    variants = {"rollout": lambda: sampler.rollout(policy, prompts.embeddings, noise)}
-    measured = rates(variants, {"rollout": flops}, parameter_dtype(config.precision), repeats, device)
+    run = partial(sampler.rollout, policy, prompts.embeddings, noise)
+    measured = rates({"rollout": run}, {"rollout": flops}, parameter_dtype(config.precision), repeats, device)
+    seconds = measured["seconds"]["rollout"]
     return {**measured, "videos": videos, "passes": passes, "weight_bytes": weights, "kv_cache_bytes": cache,
-            "bytes_moved": passes * (weights + cache // 2), **_described(config)}  # fmt: skip
+            "bytes_moved": passes * (weights + cache // 2), "latent_frames_per_second": videos * load.frames / seconds,
+            **_decoded(config, noise.initial, seconds, repeats, device), **profiled(run, device, profile),
+            **described(config)}  # fmt: skip
 
 
-def benchmark_update(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
+def _decoded(
+    config: RunConfig, latents: Tensor, seconds: float, repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Frames a second of videos whose rollout takes so long, without and with decoding; none without a VAE."""
+    if config.codec.name != "wan" or config.codec.models is None or not Path(config.codec.models).is_dir():
+        return {}
+    codec = WanCodec(config.codec.models, device=device)
+    frames = len(latents) * codec.frames(latents.shape[1])
+
+    @torch.no_grad()
+    def decode(_: object) -> None:
+        for video in latents:
+            codec.decode(video[None])
+
+    decoding = medians(decode, {"decode": None}, repeats, device)["decode"]
+    return {"frames_per_second": frames / seconds, "frames_per_second_decoded": frames / (seconds + decoding)}
+
+
+def benchmark_update(config: RunConfig, repeats: int, device: torch.device, profile: bool) -> dict[str, Any]:
     """Forward and backward of the student's teacher-forcing pass on one micro-batch."""
     load = workload(config, 1)
-    each = _pass(config, load, kind="velocity", gradient=True)
+    each = pass_of(config, load, kind="velocity", gradient=True)
     states, videos = each.states, each.at_once
     batch = random_batch(config, videos, device).teacher
     noisy = torch.randn_like(batch.latents.repeat_interleave(states, dim=0))
@@ -91,15 +119,18 @@ def benchmark_update(config: RunConfig, repeats: int, device: torch.device) -> d
 
     flops = videos * video_flops(config, load, each, recompute=False).total
     planned = training_activations(Trunk(config.student, itemsize(config)), tokens_of(load, each, videos))
-    weights = sum(p.nbytes for p in student.network.parameters()) + sum(p.nbytes for p in student.trained)
-    planned += len(variants) * weights  # networks that take turns stand side by side
+    weight_bytes = sum(p.nbytes for p in student.network.parameters())
+    planned += len(variants) * (
+        weight_bytes + sum(p.nbytes for p in student.trained)
+    )  # networks that take turns stand side by side
     dtype = parameter_dtype(config.precision)
     measured = rates(variants, dict.fromkeys(variants, flops), dtype, repeats, device)
-    return {**measured, **_speedups(measured), "videos": videos, "states": states, "planned_peak_bytes": planned,
-            **_described(config)}  # fmt: skip
+    return {**measured, **_speedups(measured), "videos": videos, "states": states, "weight_bytes": weight_bytes,
+            "planned_peak_bytes": planned, **profiled(variants["update"], device, profile),
+            **described(config)}  # fmt: skip
 
 
-def benchmark_step(config: RunConfig, repeats: int, device: torch.device) -> dict[str, Any]:
+def benchmark_step(config: RunConfig, repeats: int, device: torch.device, profile: bool) -> dict[str, Any]:
     """A method's whole step."""
     load = workload(config, 1)
     for role in config.cast:
@@ -111,12 +142,18 @@ def benchmark_step(config: RunConfig, repeats: int, device: torch.device) -> dic
     flops = sum(phase.total for phase in step_flops(config, load, recompute=False).values())
     dtype = parameter_dtype(config.precision)
     last = config.train.steps  # where updates that take turns come together
-    measured = rates({"step": lambda: method.train_step(batch, last)}, {"step": flops}, dtype, repeats, device)
+    step = partial(method.train_step, batch, last)
+    measured = rates({"step": step}, {"step": flops}, dtype, repeats, device)
     return {**measured, "prompts": load.prompts, "videos": load.videos, "videos_at_once": load.together,
-            "weight_bytes": _weight_bytes(config), **_described(config)}  # fmt: skip
+            "weight_bytes": _weight_bytes(config), **profiled(step, device, profile), **described(config)}  # fmt: skip
 
 
-def _pass(config: RunConfig, load: Workload, kind: str, gradient: bool = False) -> Pass:
+def profiled(run: Callable[[], Any], device: torch.device, asked: bool) -> dict[str, Any]:
+    """What takes longest in it, if asked for."""
+    return {"profile": largest(run, device)} if asked else {}
+
+
+def pass_of(config: RunConfig, load: Workload, kind: str, gradient: bool = False) -> Pass:
     """The method's first pass of a kind."""
     for each in load.passes:
         if each.kind == kind and each.gradient == gradient:
@@ -164,7 +201,8 @@ def _speedups(measured: dict[str, Any]) -> dict[str, Any]:
     return {"speedup_over_bf16": ratios} if ratios else {}
 
 
-def _described(config: RunConfig) -> dict[str, Any]:
+def described(config: RunConfig) -> dict[str, Any]:
+    """What was measured."""
     student, data = config.student, config.data
     return {
         "precision": config.precision,

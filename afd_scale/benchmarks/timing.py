@@ -10,25 +10,27 @@ from torch import Tensor
 
 
 def medians(
-    run: Callable[[Any], None], variants: Mapping[str, Any], repeats: int, device: torch.device
-) -> dict[str, float]:
+    run: Callable[[Any], None], variants: Mapping[str, Any], repeats: int, device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:  # fmt: skip
     """Median seconds to run each variant; they take turns, after one turn that does not count."""
-    return {name: statistics.median(s) for name, s in _turns(run, variants, repeats, device).items()}
+    return {name: statistics.median(s) for name, s in _turns(run, variants, repeats, device, clock).items()}
 
 
 def _turns(
-    run: Callable[[Any], None], variants: Mapping[str, Any], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
+    run: Callable[[Any], None], variants: Mapping[str, Any], repeats: int, device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:  # fmt: skip
     """Seconds of each variant's turns."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
         for name, variant in variants.items():
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             run(variant)
             _wait(device)
             if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

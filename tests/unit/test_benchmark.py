@@ -10,6 +10,7 @@ from afd_scale.config import load_config
 from afd_scale.planning.flops import video_flops
 from afd_scale.planning.workload import workload
 from tests.tools import load_tool
+from tests.wan_models import CHANNELS, save_tiny_wan
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 TINY = ["--chunks", "3", "--tokens-per-chunk", "4", "--heads", "1", "--head-dim", "8", "--repeats", "2",
@@ -89,6 +90,33 @@ def test_networks_with_adapters_and_in_bf16(benchmark, capsys):
     assert result["shape"]["lora_rank"] == 4
     whole = measure(benchmark, capsys, *bf16)
     assert result["weight_bytes"] < whole["weight_bytes"]
+
+
+def test_a_profile_names_the_largest_operators(benchmark, capsys):
+    for name in ("rollout", "update"):
+        largest = measure(benchmark, capsys, name, "--profile", "data.latent_height=8", "data.latent_width=8")[
+            "profile"
+        ]
+        shares = [each["share"] for each in largest]
+        assert len(largest) == 10
+        assert shares == sorted(shares, reverse=True)
+        assert 0.5 < sum(shares) < 1
+        assert "aten::addmm" in [each["name"] for each in largest]
+        assert all(each["calls"] > 0 for each in largest)
+
+
+def test_frames_a_second_with_and_without_decoding(benchmark, capsys, tmp_path):
+    plain = measure(benchmark, capsys, "rollout")
+    assert plain["latent_frames_per_second"] == pytest.approx(6 / plain["seconds"]["rollout"])
+    assert "frames_per_second" not in plain, "the default config's VAE is not there"
+    assert "profile" not in plain, "nobody asked"
+    save_tiny_wan(tmp_path)
+    capsys.readouterr()  # what its imports log
+    channels = [f"{network}.latent_channels={CHANNELS}" for network in ("student", "method.discriminator")]
+    small = ["data.latent_height=8", "data.latent_width=8", *channels]
+    decoded = measure(benchmark, capsys, "rollout", f"codec={{name: wan, models: {tmp_path}}}", *small)
+    assert decoded["frames_per_second"] == pytest.approx(decoded["latent_frames_per_second"] * (1 + 4 * 5) / 6)
+    assert 0 < decoded["frames_per_second_decoded"] < decoded["frames_per_second"]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engines",
         "planning",
         "data",
+        "codecs",
+        "parallel",
     },
     "evaluation": {"types", "progress", "config", "files", "mp4", "vision", "codecs", "data", "torchvision_ops"},
     "generation": {

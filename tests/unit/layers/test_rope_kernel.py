@@ -1,4 +1,4 @@
-"""RoPE's Triton kernel on a CPU, by Triton's interpreter; skipped where there is no Triton, as in torch's CPU builds."""
+"""RoPE's Triton kernel on a CPU, by Triton's interpreter; skipped without Triton, which torch's CPU builds lack."""
 
 import os
 import subprocess
