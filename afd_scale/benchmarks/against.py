@@ -19,6 +19,8 @@ from afd_scale.config import RunConfig
 from afd_scale.engines.cast import Kind
 from afd_scale.engines.plain import Plain
 from afd_scale.flow.randomness import Randomness
+from afd_scale.layers.lora import Adapters
+from afd_scale.layers.network import Network
 from afd_scale.models.build import build_network
 from afd_scale.parallel.launchers import launched_as
 from afd_scale.parallel.ranks import Ranks, start_ranks
@@ -50,7 +52,7 @@ def rollout_against(
 
     def of(policy: Any) -> Callable[[], Tensor]:
         def run() -> Tensor:
-            with policy.resident():
+            with policy.resident(sampling=True):
                 return sampler.rollout(policy, text, noise)
 
         return run
@@ -67,7 +69,7 @@ def rollout_against(
         seconds = _medians(variants, repeats, device)
     return {
         **_ratios(seconds), "sharded_ratio": seconds["sharded"] / seconds["ours"], "max_difference": difference,
-        "seconds": seconds, "videos": each.at_once, "passes": sum(config.sampler.passes(load.frames)),
+        "seconds": seconds, "videos": each.at_once, "passes": config.sampler.calls(load.frames),
         **profiled(ours, device, profile), **described(config),
     }  # fmt: skip
 
@@ -123,8 +125,11 @@ def update_against(
 def build_policy(config: RunConfig, kind: Kind, name: str) -> Any:
     """The engine of one role alone, with a network of its own."""
     (role,) = (role for role in config.cast if role.name == name)
-    network = kind.place(lambda: build_network(config, role.network, kind.ops(role.network, None)), kind.load(role))
-    return kind.engine(role, network)
+
+    def build(adapters: Adapters | None) -> Network:
+        return build_network(config, role.network, kind.ops(role.network, adapters))
+
+    return kind.engine(role, kind.place(build, None, kind.load(role)))
 
 
 @torch.no_grad()
