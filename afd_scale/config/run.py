@@ -112,8 +112,9 @@ class EngineConfig(Section):
 
     timeout_minutes: PositiveInt = 60
     """Of a collective: loading and evaluation make some ranks wait."""
-    parameter_persistence: NonNegativeInt = 0
-    """Parameters with fewer elements stay whole on every rank (stage3_param_persistence_threshold)."""
+    parameter_persistence: NonNegativeInt | None = None
+    """Parameters with fewer elements stay whole on every rank (stage3_param_persistence_threshold), where all of a
+    network is trained. None is 0, and from 64 ranks on 100,000: gathers of small ones take longer than they are worth."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where optimizer states live between steps (ZeRO-Offload)."""
     offload_parameters: Literal["none", "cpu"] = "none"

@@ -48,3 +48,15 @@ def test_a_frozen_network_keeps_no_whole_copies() -> None:
     key = "stage3_param_persistence_threshold"
     assert deepspeed_config(config)["zero_optimization"][key] == 1000
     assert deepspeed_config(config, frozen=True)["zero_optimization"][key] == 0
+
+
+def test_many_ranks_gather_one_by_one_and_keep_small_parameters_where_all_is_trained() -> None:
+    def settings(ranks: int, persistence: int | None = None, **options: bool) -> tuple[bool, int]:
+        config = run_config(engine={"parameter_persistence": persistence})
+        zero = deepspeed_config(config, ranks=ranks, **options)["zero_optimization"]
+        return zero["stage3_allgather_sequential"], zero["stage3_param_persistence_threshold"]
+
+    assert settings(63) == (False, 0)
+    assert settings(64) == (True, 100_000)
+    assert settings(64, edited=True) == settings(64, frozen=True) == (True, 0), "their shards are edited"
+    assert settings(64, persistence=0) == (True, 0)
