@@ -2,11 +2,11 @@
 
     python tests/unit/budgets/host_cost.py --ranks 64 [--lora] [section.key=value ...]
 
-A fake process group stands for the other ranks, and gathers and reductions return at once and move nothing (torch's fake
-ones would copy for each rank), so what is left is Python and the launches of small tensors. Values are meaningless. A
-process has one process group, so each call of this script measures one number of ranks, and prints one JSON line:
-milliseconds of CPU time a block, the least of several passes, their ratios to the same network without DeepSpeed, and
-how many collectives a block launched, whose own time is not in it.
+A fake process group stands for the other ranks, and gathers and reductions return at once and move nothing (torch's
+fake ones would copy for each rank), so what is left is Python and the launches of small tensors. Values are
+meaningless. A process has one process group, so each call of this script measures one number of ranks, and prints one
+JSON line: milliseconds of CPU time a block, the least of several passes, their ratios to the same network without
+DeepSpeed, and how many collectives a block launched, whose own time is not in it.
 
     plain_forward, plain_training        the modules alone; a training pass recomputes each block and goes backward
     sharded_forward, sharded_training    gathered block by block

@@ -37,10 +37,29 @@ def test_merge_leaves_its_arguments_alone() -> None:
     assert (under, over) == ({"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": {"e": 4}})
 
 
-@pytest.mark.parametrize("zero", [{"stage": 2}, 3])
-def test_another_stage_is_refused(zero: object) -> None:
-    with pytest.raises(ValidationError, match=r"engine.deepspeed.zero_optimization .* must be a section that leaves"):
+@pytest.mark.parametrize(
+    ("zero", "message"),
+    [
+        (3, r"zero_optimization \(3\) must be a section of keys"),
+        ({"stage": 2}, r"zero_optimization\.stage \(2\) must be 3: policies are averaged"),
+        ({"zero_hpz_partition_size": 8}, r"zero_hpz_partition_size \(8\) must be 1: .* secondary copies"),
+        ({"zero_quantized_weights": True}, r"zero_quantized_weights \(True\) must be false: .* 8 bits"),
+        (
+            {"zero_quantized_nontrainable_weights": True},
+            r"zero_quantized_nontrainable_weights \(True\) must be false: .* 8-bit integers",
+        ),
+        ({"zero_quantized_gradients": True}, r"zero_quantized_gradients \(True\) must be false: .* 4 bits"),
+    ],
+)
+def test_raw_keys_that_break_the_work_on_shards_are_refused(zero: object, message: str) -> None:
+    with pytest.raises(ValidationError, match=message) as caught:
         run_config(engine={"deepspeed": {"zero_optimization": zero}})
+    assert "engine.deepspeed.zero_optimization" in str(caught.value)
+
+
+def test_raw_keys_may_say_what_is_so_anyway() -> None:
+    off = {"stage": 3, "zero_hpz_partition_size": 1, "zero_quantized_weights": False, "zero_quantized_gradients": False}
+    assert run_config(engine={"deepspeed": {"zero_optimization": off}})
 
 
 def test_a_frozen_network_keeps_no_whole_copies() -> None:
