@@ -81,7 +81,7 @@ def test_shipped_configs_have_the_layout_that_is_found(name: str) -> None:
     assert search.as_configured.seconds == pytest.approx(search.best.seconds, rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "gpus"), [("wan_14b/afd", 8), ("wan_14b/afd_full", 256), ("wan_1_3b/paper_afd", 64)])
+@pytest.mark.parametrize(("name", "gpus"), [("wan_14b/afd", 8), ("wan_14b/afd_full", 256), ("wan_1_3b/paper_gan", 64)])
 def test_there_is_a_layout_for_other_numbers_of_gpus(name: str, gpus: int) -> None:
     search = search_layouts(load_config(CONFIGS / f"{name}.yaml"), gpus, GPUS["h100"])
     assert search.best is not None
