@@ -115,7 +115,7 @@ class EngineConfig(Section):
     """Of a collective: loading and evaluation make some ranks wait."""
     parameter_persistence: NonNegativeInt | None = None
     """Parameters with fewer elements stay whole on every rank (stage3_param_persistence_threshold), where all of a
-    network is trained. None is 0, and from 64 ranks on 100,000, as each parameter is then gathered by itself."""
+    network is trained. None is 0, and from 64 ranks on 50,000, as each parameter is then gathered by itself."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where optimizer states live between steps (ZeRO-Offload)."""
     offload_parameters: Literal["none", "cpu"] = "none"

@@ -8,7 +8,7 @@ from afd_scale.config import RunConfig
 # of them and each rank: 8 ms a block of Wan at 64 ranks, 20 at 256, twice that with adapters. Gathered one by one they
 # take 4 at any number of ranks, and a collective each; fewer ranks are better off with one collective.
 MANY_RANKS = 64
-SMALL = 100_000  # elements; of a Wan block all but its matrices, 0.1 % of it, and more than half of its collectives
+SMALL = 50_000  # elements; of a Wan block all but its matrices, 0.1 % of it, and more than half of its collectives
 
 
 def deepspeed_config(

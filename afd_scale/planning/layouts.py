@@ -1,6 +1,6 @@
 """The fastest way to lay a run out on so many GPUs: every choice of how work is shared, none of what is computed."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from itertools import product
@@ -20,7 +20,8 @@ from afd_scale.planning.parameters import network_sizes
 from afd_scale.planning.plan import Plan, Seconds, make_plan
 from afd_scale.planning.workload import valid_degrees, workload
 
-CHECKPOINTING = (True, False)  # that activation_checkpointing may be
+# That activation_checkpointing may be, by the kind of network.
+CHECKPOINTING: Mapping[type, tuple[Any, ...]] = {WanConfig: (True, False), VlmDiscriminatorConfig: (True, False)}
 WEIGHTS = ("gathered", "sharded")  # that rollout.weights may be; auto is one of them
 SAME_TIME = 1.001  # layouts within this factor of the fastest are as fast
 SAME_WORK = 1.02  # and of those, within this factor of the least work, equally safe
@@ -143,18 +144,17 @@ def _best(layouts: Sequence[Layout]) -> Layout | None:
 
 def _candidates(config: RunConfig, gpus: int) -> Iterator[tuple[Choices, RunConfig]]:
     """Every valid choice, and the config with it."""
-    recomputing = [f"{section}.activation_checkpointing" for section in _recomputing_sections(config)]
-    chosen_weights = any(is_resident(config, each) for each in _passes(config))
-    options = [WEIGHTS] * chosen_weights + [CHECKPOINTING] * len(recomputing)
-    names = ["rollout.weights"] * chosen_weights + recomputing
+    options = _recomputation(config)
+    if any(is_resident(config, each) for each in _passes(config)):
+        options = {"rollout.weights": WEIGHTS, **options}
     for degree in valid_degrees(config, gpus) if gpus > 0 else ():
         shared = with_choices(config, {"parallel.sequence": degree})
         try:
             micro_batches = _micro_batches(shared, gpus)
         except ConfigError:  # the batch does not divide
             continue
-        for values in product(*options):
-            others = dict(zip(names, values, strict=True))
+        for values in product(*options.values()):
+            others = dict(zip(options, values, strict=True))
             try:
                 changed = with_choices(shared, others)
             except ConfigError:  # a rule forbids it
@@ -169,16 +169,16 @@ def _passes(config: RunConfig) -> Sequence[Pass]:
     return config.method.passes(Load(prompts=1))
 
 
-def _recomputing_sections(config: RunConfig) -> list[str]:
-    """Of networks that a gradient passes through, and whose blocks may be recomputed for it."""
+def _recomputation(config: RunConfig) -> dict[str, tuple[Any, ...]]:
+    """Values by field, of networks that a gradient passes through and whose blocks may be recomputed for it."""
     differentiated = {each.role: each for each in _passes(config) if each.gradient}
-    return [
-        role.section
-        for role in config.cast
+    return {
+        f"{role.section}.activation_checkpointing": values
+        for role, (kind, values) in product(config.cast, CHECKPOINTING.items())
         if role.name in differentiated
-        and isinstance(role.network, WanConfig | VlmDiscriminatorConfig)
+        and isinstance(role.network, kind)
         and not (differentiated[role.name].trains and has_frozen_trunk(role.network))
-    ]
+    }
 
 
 def _micro_batches(config: RunConfig, gpus: int) -> list[int | None]:

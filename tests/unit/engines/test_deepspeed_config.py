@@ -76,6 +76,6 @@ def test_many_ranks_gather_one_by_one_and_keep_small_parameters_where_all_is_tra
         return zero["stage3_allgather_sequential"], zero["stage3_param_persistence_threshold"]
 
     assert settings(63) == (False, 0)
-    assert settings(64) == (True, 100_000)
+    assert settings(64) == (True, 50_000)
     assert settings(64, edited=True) == settings(64, frozen=True) == (True, 0), "their shards are edited"
     assert settings(64, persistence=0) == (True, 0)
