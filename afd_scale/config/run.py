@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from afd_scale.config.cast import Load, Role, check_cast
+from afd_scale.config.engine_rules import check_raw_keys
 from afd_scale.config.judges import (
     ConvDiscriminatorConfig,
     HttpJudgeConfig,
@@ -112,8 +113,9 @@ class EngineConfig(Section):
 
     timeout_minutes: PositiveInt = 60
     """Of a collective: loading and evaluation make some ranks wait."""
-    parameter_persistence: NonNegativeInt = 0
-    """Parameters with fewer elements stay whole on every rank (stage3_param_persistence_threshold)."""
+    parameter_persistence: NonNegativeInt | None = None
+    """Parameters with fewer elements stay whole on every rank (stage3_param_persistence_threshold), where all of a
+    network is trained. None is 0, and from 64 ranks on 50,000, as each parameter is then gathered by itself."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where optimizer states live between steps (ZeRO-Offload)."""
     offload_parameters: Literal["none", "cpu"] = "none"
@@ -273,14 +275,7 @@ class RunConfig(Section):
                 if value is not None:
                     raise ValueError(f"evaluation.{name} ({value}) must be absent where nothing is measured or shown")
         self._check_alarms()
-        zero = self.engine.deepspeed.get("zero_optimization", {})
-        if not isinstance(zero, dict) or zero.get("stage", 3) != 3:
-            raise ValueError(f"engine.deepspeed.zero_optimization ({zero}) must be a section that leaves stage at 3: "
-                             "policies are averaged and saved shard by shard")  # fmt: skip
-        if "stage3_param_persistence_threshold" in zero:
-            raise ValueError("engine.deepspeed.zero_optimization.stage3_param_persistence_threshold "
-                             f"({zero['stage3_param_persistence_threshold']}) must be given as "
-                             "engine.parameter_persistence: networks whose shards are edited need 0")  # fmt: skip
+        check_raw_keys(self.engine.deepspeed)
         for role in self.cast:
             if role.of is None:
                 self._check_network(role)

@@ -56,7 +56,8 @@ def build_sharded(config: RunConfig, build: Callable[[], Network], state: State)
     """
     # No dtype argument: DeepSpeed 0.19 takes bf16 for any that is given where the accelerator has no fp16. It follows
     # the configuration when none is.
-    sharding = deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config), mem_efficient_linear=False)
+    settings = deepspeed_config(config, ranks=dist.get_world_size())
+    sharding = deepspeed.zero.Init(config_dict_or_path=settings, mem_efficient_linear=False)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices), sharding:
         torch.manual_seed(config.seed)
@@ -181,10 +182,11 @@ class TrainedNetwork(ShardedNetwork):
             trained, lr=optimizer.learning_rate, betas=optimizer.betas,
             eps=optimizer.epsilon, weight_decay=optimizer.weight_decay, fused=True,
         )  # fmt: skip
+        norm, ranks = optimizer.gradient_norm, dist.get_world_size()
         partly = any(not p.requires_grad for p in network.parameters())
         engine, *_ = deepspeed.initialize(
             model=network, optimizer=torch_optimizer,
-            config=deepspeed_config(config, gradient_norm=optimizer.gradient_norm, edited=partly),
+            config=deepspeed_config(config, ranks=ranks, gradient_norm=norm, edited=partly),
         )  # fmt: skip
         super().__init__(engine, **options)
         self.sequence_group = sequence_group
@@ -336,7 +338,8 @@ def freeze(config: RunConfig, network: Network) -> Any:
     """The engine of a network without optimizer, sharded like the trained ones."""
     network.requires_grad_(False)
     network.eval()
-    engine, *_ = deepspeed.initialize(model=network, config=deepspeed_config(config, frozen=True))
+    settings = deepspeed_config(config, ranks=dist.get_world_size(), frozen=True)
+    engine, *_ = deepspeed.initialize(model=network, config=settings)
     return engine
 
 

@@ -12,6 +12,7 @@ from afd_scale.config.cast import Pass
 from afd_scale.planning.communication import Traffic, step_traffic
 from afd_scale.planning.flops import Flops, step_flops
 from afd_scale.planning.gpus import COMPUTE_FRACTION, Gpu
+from afd_scale.planning.host import host_seconds
 from afd_scale.planning.memory import Memory, cache_bytes, itemsize, rank_memory
 from afd_scale.planning.parameters import NetworkSize, network_sizes
 from afd_scale.planning.samples import Samples, decoding_seconds, plan_samples
@@ -29,20 +30,22 @@ class Seconds:
         reading: of weights and KV cache from the GPU's memory, the floor of small passes.
         zero: of ZeRO's collectives.
         ulysses: of Ulysses' all-to-all, which do not overlap.
+        host: of the Python that launches it all, beside it.
         decoding: of videos for who judges their pixels, before the rest.
-        overlaps: ZeRO's collectives run beside the two first; weights are fetched ahead.
+        overlaps: ZeRO's collectives run beside compute and reading; weights are fetched ahead.
     """
 
     compute: float
     reading: float
     zero: float
     ulysses: float
+    host: float = 0.0
     decoding: float = 0.0
     overlaps: bool = True
 
     @property
     def total(self) -> float:
-        busy = max(self.compute, self.reading)
+        busy = max(self.compute, self.reading, self.host)
         return (max(busy, self.zero) if self.overlaps else busy + self.zero) + self.ulysses + self.decoding
 
 
@@ -74,14 +77,16 @@ class Plan:
         return sum(seconds.total for seconds in self.seconds.values())
 
 
-def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
+def make_plan(config: RunConfig, gpus: int, gpu: Gpu, networks: Mapping[str, NetworkSize] | None = None) -> Plan:
     """The plan of a config; where its sequence degree does not divide the GPUs, that of the next smaller one.
 
+    Args:
+        networks: its sizes by role, where they are known.
     Raises:
         ConfigError: the batch does not divide among the data ranks.
     """
     config, notes = _with_possible_degree(config, gpus)
-    load, networks = workload(config, gpus), network_sizes(config)
+    load, networks = workload(config, gpus), networks or network_sizes(config)
     memory = rank_memory(config, load, networks, gpu.usable_bytes)
     flops, traffic = step_flops(config, load), step_traffic(config, load, networks, memory.gathered_rollout)
     # Roles that take turns in one network, as adapters do, make DeepSpeed lose the trace of its modules.
@@ -95,6 +100,7 @@ def make_plan(config: RunConfig, gpus: int, gpu: Gpu) -> Plan:
             reading=_bytes_read(config, load, networks, passes) / (gpu.memory_gb_per_second * 1e9),
             zero=(traffic[phase].gather + traffic[phase].reduce) / gpu.gather_rate(gpus),
             ulysses=traffic[phase].exchange / gpu.exchange_rate(load.sequence),
+            host=host_seconds(config, load, passes, memory.gathered_rollout),
             decoding=decoding_seconds(config, decoded[phase], gpu, passes[0].frames),
             overlaps=not any(each.kind in ("velocity", "bidirectional") and each.role in shared for each in passes),
         )

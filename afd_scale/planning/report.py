@@ -1,9 +1,12 @@
 """A plan in words."""
 
 from afd_scale.planning.gpus import GIB
+from afd_scale.planning.layouts import Layout, Search
 from afd_scale.planning.parameters import NetworkSize
 from afd_scale.planning.plan import SEARCH, Plan, Suggestion
 from afd_scale.planning.workload import valid_degrees
+
+SHOWN = 6  # layouts of a kind
 
 
 def report(plan: Plan, remedies: dict[str, Suggestion | None]) -> str:
@@ -15,6 +18,41 @@ def report(plan: Plan, remedies: dict[str, Suggestion | None]) -> str:
     assumed = ["Assumed", *(f"  {line}" for line in plan.gpu.assumptions())]
     sections = (_headline(plan, remedies), _networks(plan), _memory(plan), _step(plan), assumed)
     return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def report_search(search: Search) -> str:
+    """Lines for a terminal: the best layout to paste, and why."""
+    plan, best, tried = search.layouts[0].plan, search.best, len(search.layouts)
+    fitting = sum(layout.plan.fits for layout in search.layouts)
+    where, usable = f"{plan.config.name} on {plan.load.gpus} {plan.gpu.name}", _gib(plan.gpu.usable_bytes)
+    lines = [f"{where}: {tried} layouts, of which {fitting} fit into {usable}"]
+    if best is None:
+        smallest = search.smallest
+        lines += [f"  the smallest takes {_gib(smallest.plan.memory.peak)}: {' '.join(smallest.overrides)}",
+                  "  without --best, with these overrides, the plan says how many GPUs would do"]  # fmt: skip
+        return "\n".join(lines)
+    lines += [f"  fastest: {best.seconds:.1f} s a step, {_gib(best.plan.memory.peak)} at its peak", "",
+              f"  {' '.join(best.overrides)}", "", "Why; seconds of each part as if nothing overlapped"]  # fmt: skip
+    lines += [_layout("it", best, best)]
+    if search.as_configured is None:
+        lines += ["  the config as it is: its parallel.sequence or batch does not divide on these GPUs"]
+    else:
+        lines += [_layout("the config as it is", search.as_configured, best)]
+    lines += _first("Runners-up: the fastest micro-batch with other choices", search.runners_up(), best)
+    lines += _first("Faster, but too large with any micro-batch; the smallest of each", search.too_large(), best)
+    return "\n".join([*lines, "", "Assumed", *(f"  {line}" for line in plan.gpu.assumptions())])
+
+
+def _first(title: str, layouts: list[Layout], best: Layout) -> list[str]:
+    return ["", title, *(_layout(" ".join(each.overrides), each, best) for each in layouts[:SHOWN])] if layouts else []
+
+
+def _layout(name: str, layout: Layout, best: Layout) -> str:
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in layout.parts.items() if seconds >= 0.05)
+    more = layout.seconds / best.seconds - 1
+    fits = "" if layout.plan.fits else ", does not fit"
+    return (f"  {name}\n    {layout.seconds:.1f} s ({more:+.1%}), {_gib(layout.plan.memory.peak)}{fits}: {parts}"
+            )  # fmt: skip
 
 
 def _headline(plan: Plan, remedies: dict[str, Suggestion | None]) -> list[str]:
@@ -73,14 +111,14 @@ def _parts(name: str, parts: dict[str, int]) -> list[str]:
 def _step(plan: Plan) -> list[str]:
     columns = (
         "PFLOP", "gathered GB", "reduced GB", "exchanged GB",
-        "compute s", "reading s", "ZeRO s", "Ulysses s", "total s",
+        "compute s", "reading s", "host s", "ZeRO s", "Ulysses s", "total s",
     )  # fmt: skip
     lines = ["A step of a rank      " + "".join(f"{column:>13}" for column in columns)]
     for name, seconds in plan.seconds.items():
         traffic = plan.traffic[name]
         values = (
             plan.flops[name].total / 1e15, traffic.gather / 1e9, traffic.reduce / 1e9, traffic.exchange / 1e9,
-            seconds.compute, seconds.reading, seconds.zero, seconds.ulysses, seconds.total,
+            seconds.compute, seconds.reading, seconds.host, seconds.zero, seconds.ulysses, seconds.total,
         )  # fmt: skip
         lines.append(f"  {name:20}" + "".join(f"{value:13.2f}" for value in values))
     decoding = sum(seconds.decoding for seconds in plan.seconds.values())

@@ -51,6 +51,9 @@ def run_config(folder: Path, sequence: int, checkpointing: bool, window: bool, l
         "parallel": {"sequence": sequence},
         "rollout": {"weights": "gathered" if window else "sharded"},
         "compile": checkpointing and lora,
+        # What is generated for many ranks, which there are not here.
+        "engine": {"parameter_persistence": 50, "deepspeed": {"zero_optimization": {
+            "stage3_allgather_sequential": True}}} if checkpointing else {},
         "train": {"micro_batch": 1 if checkpointing and window else None},
         "method": {
             "name": "afd", "optimizer": OPTIMIZER, "discriminator_optimizer": OPTIMIZER, "rollouts_per_prompt": 2,

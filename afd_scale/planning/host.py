@@ -1,0 +1,52 @@
+"""Time of a rank's Python: it launches what the GPU runs, beside it, and is the floor of many small passes."""
+
+from collections.abc import Sequence
+
+from afd_scale.config import RunConfig
+from afd_scale.config.cast import NetworkConfig, Pass
+from afd_scale.config.judges import VlmDiscriminatorConfig
+from afd_scale.config.models import WanConfig
+from afd_scale.planning.flops import has_frozen_trunk
+from afd_scale.planning.memory import is_resident
+from afd_scale.planning.vlm import shown_video, stacks
+from afd_scale.planning.workload import Workload
+
+# A block's forward pass, by itself and behind DeepSpeed's hooks; measured by tests/unit/budgets/host_cost.py on a CPU,
+# 4 to 7 ms with hooks. A recomputation and a backward pass take about as much each.
+BLOCK_SECONDS, HOOKED_SECONDS = 0.7e-3, 4e-3
+
+
+def host_seconds(config: RunConfig, load: Workload, passes: Sequence[Pass], gathered_rollout: bool) -> float:
+    """Of a phase on one rank; of what does not run in every step, its share.
+
+    Args:
+        gathered_rollout: policies' passes without gradient run on whole weights, without hooks.
+    """
+
+    def of_pass(each: Pass) -> float:
+        bare = gathered_rollout and is_resident(config, each) and config.precision != "fp8"
+        network = config.role(each.role).network
+        runs = each.runs * _times_through(config, load, each, network) * _blocks(config, each, network)
+        return runs / each.every * (BLOCK_SECONDS if bare else HOOKED_SECONDS)
+
+    return sum(map(of_pass, passes))
+
+
+def _times_through(config: RunConfig, load: Workload, each: Pass, network: NetworkConfig) -> int:
+    """How often a micro-batch runs through the blocks, forward or backward."""
+    if each.kind == "rollout":
+        return config.sampler.calls(load.frames)
+    clean_past = each.kind == "velocity" and not (each.gradient and each.context_gradient)
+    times = 1 + clean_past
+    if each.gradient and not (each.trains and has_frozen_trunk(network)):
+        recomputes = isinstance(network, WanConfig | VlmDiscriminatorConfig) and network.activation_checkpointing
+        times += 1 if recomputes in (False, "none") else 2
+    return times
+
+
+def _blocks(config: RunConfig, each: Pass, network: NetworkConfig) -> int:
+    if isinstance(network, WanConfig):
+        return network.layers_run
+    if isinstance(network, VlmDiscriminatorConfig):
+        return sum(stack.layers for stack in stacks(network, shown_video(config, each.frames)))
+    return 0  # few layers
