@@ -88,21 +88,22 @@ class LayerCache:
     _room: Tensor | None = None
 
     def room(self, k_BLND: Tensor) -> Tensor | None:
-        if self.ring.places is None:
-            self._room = self._slots(self._buffers(k_BLND)[0], k_BLND.shape[1])
+        """Without copying them; a pass that is replayed finds its places when it runs."""
+        self._room = None if self.ring.places is not None else self._slots(self._buffers(k_BLND)[0], k_BLND.shape[1])
         return self._room
 
     def extend(self, k_BLND: Tensor, v_BLND: Tensor) -> Pair:
         ring, tokens = self.ring, k_BLND.shape[1]
-        for buffer, new in zip(self._buffers(k_BLND), (k_BLND, v_BLND), strict=True):
-            if ring.places is not None:
-                buffer.index_copy_(1, ring.places, new)
-            elif new is not self._room:  # where rotated keys already are
-                self._slots(buffer, tokens).copy_(new)
-        self._room = None
-        visible = (ring.filled + ring.ahead) * tokens // ring.chunks
         keys, values = self._buffers(k_BLND)
-        return keys[:, :visible], values[:, :visible]
+        if ring.places is None:
+            if k_BLND is not self._room:
+                self._slots(keys, tokens).copy_(k_BLND)
+            self._slots(values, tokens).copy_(v_BLND)
+        else:
+            keys.index_copy_(1, ring.places, k_BLND)
+            values.index_copy_(1, ring.places, v_BLND)
+        visible = (ring.filled + ring.ahead) * tokens // ring.chunks
+        return keys.narrow(1, 0, visible), values.narrow(1, 0, visible)
 
     def text(self, project: Callable[[], Pair]) -> Pair:
         if self.text_kv is None:
@@ -121,8 +122,7 @@ class LayerCache:
         return self.k_BLND, self.v_BLND
 
     def _slots(self, buffer: Tensor, tokens: int) -> Tensor:
-        start = self.ring.slot * tokens // self.ring.chunks
-        return buffer[:, start : start + tokens]
+        return buffer.narrow(1, self.ring.slot * tokens // self.ring.chunks, tokens)
 
 
 @dataclass

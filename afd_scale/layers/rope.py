@@ -52,8 +52,8 @@ class Rotation:
 
 def _turn(x_BLND: Tensor, turns: Tensor) -> Tensor:
     wide = x_BLND.to(torch.promote_types(x_BLND.dtype, torch.float32))
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x_BLND.dtype)
+    pairs = torch.view_as_complex(wide.reshape(*x_BLND.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns).view(x_BLND.shape).to(x_BLND.dtype)
 
 
 def _rotate_at_once(q: Tensor, k: Tensor, turns: Tensor, k_room: Tensor | None) -> tuple[Tensor, Tensor]:

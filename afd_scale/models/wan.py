@@ -39,11 +39,11 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, eps: float):
         super().__init__()
-        self.eps = eps
+        self.shape, self.eps = (width,), eps
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return torch.rms_norm(x, self.shape, self.weight, self.eps)
 
 
 class PatchEmbedding(nn.Module):
@@ -97,18 +97,19 @@ class Attention(nn.Module):
         """Let q, k and v be one product where there is no gradient; their weights become parts of one tensor."""
         linears = [x for x in (self.q, self.k, self.v) if type(x) is nn.Linear]  # others have kernels of their own
         if len(linears) == 3:
-            self.fused = tuple(side_by_side([getattr(x, name) for x in linears]) for name in ("weight", "bias"))
+            weights, biases = (side_by_side([getattr(x, name) for x in linears]) for name in ("weight", "bias"))
+            self.fused = weights.unflatten(0, (3, -1)).transpose(1, 2), biases.view(3, 1, -1)
 
     def _products(self, x_BLE: Tensor) -> Sequence[Tensor]:
         """A batched product and not a wide one: q and k leave it contiguous, as norms want them."""
         assert self.fused is not None
-        weights, biases = self.fused
-        x = x_BLE.flatten(0, 1).expand(3, -1, -1)
-        weights_3EE = weights.unflatten(0, (3, -1)).transpose(1, 2)
-        return torch.baddbmm(biases.view(3, 1, -1), x, weights_3EE).unflatten(1, x_BLE.shape[:2]).unbind()
+        weights_3EE, biases_31E = self.fused
+        x_3LE = x_BLE.reshape(1, -1, x_BLE.shape[2]).expand(3, -1, -1)
+        return torch.baddbmm(biases_31E, x_3LE, weights_3EE).view(3, *x_BLE.shape).unbind()
 
     def _heads(self, x_BLE: Tensor) -> Tensor:
-        return x_BLE.unflatten(-1, (self.num_heads, -1))
+        videos, tokens, _ = x_BLE.shape
+        return x_BLE.reshape(videos, tokens, self.num_heads, -1)
 
 
 class FeedForward(nn.ModuleList):
@@ -152,7 +153,7 @@ class Block(nn.Module):
             text_BTE: None where the past has its keys and values.
         """
         modulated = time_BF6E if time_is_added else add_time(self.modulation, time_BF6E)
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulated.unbind(2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = apart(modulated)
         q, k, v = self.before_attention(x_BLE, shift1, scale1, adapter)
         attended, k, v = self.ops.attention(q, k, v, rotation, layout, past)
 
@@ -194,7 +195,7 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x_BLE: Tensor, time_BFE: Tensor) -> Tensor:
-        shift, scale = add_time(self.modulation, time_BFE[:, :, None]).unbind(2)
+        shift, scale = apart(add_time(self.modulation, time_BFE[:, :, None]))
         return self.head(modulate(self.norm(x_BLE), shift, scale))
 
 
@@ -414,23 +415,33 @@ def velocity_from_x0(noisy: Tensor, x0: Tensor, timestep: Tensor) -> Tensor:
     return (noisy - x0) / sigma[..., None, None, None]
 
 
-def modulate(x_BLE: Tensor, shift_BFE: Tensor, scale_BFE: Tensor) -> Tensor:
+def modulate(x_BLE: Tensor, shift_BF1E: Tensor, scale_BF1E: Tensor) -> Tensor:
     """x scale + shift, with one shift and scale for all tokens of a latent frame."""
-    frames = x_BLE.unflatten(1, (shift_BFE.shape[1], -1))
-    return torch.addcmul(shift_BFE[:, :, None], frames, scale_BFE[:, :, None]).flatten(1, 2)
+    return torch.addcmul(shift_BF1E, frame_by_frame(x_BLE, shift_BF1E), scale_BF1E).view(x_BLE.shape)
 
 
-def add_gated(x_BLE: Tensor, y_BLE: Tensor, gate_BFE: Tensor) -> Tensor:
+def add_gated(x_BLE: Tensor, y_BLE: Tensor, gate_BF1E: Tensor) -> Tensor:
     """x + gate y, with one gate for all tokens of a latent frame."""
-    x, y = (each.unflatten(1, (gate_BFE.shape[1], -1)) for each in (x_BLE, y_BLE))
-    return torch.addcmul(x, y, gate_BFE[:, :, None]).flatten(1, 2)
+    x, y = frame_by_frame(x_BLE, gate_BF1E), frame_by_frame(y_BLE, gate_BF1E)
+    return torch.addcmul(x, y, gate_BF1E).view(x_BLE.shape)
 
 
-def add_time(modulation: Tensor, time_BF6E: Tensor) -> Tensor:
+def frame_by_frame(x_BLE: Tensor, of_frames_BF1E: Tensor) -> Tensor:
+    """(B, F, L / F, E)."""
+    videos, _, width = x_BLE.shape
+    return x_BLE.reshape(videos, of_frames_BF1E.shape[1], -1, width)
+
+
+def add_time(modulation: Tensor, time_BFXE: Tensor) -> Tensor:
     """Shift, scale and gate, twice over or once, of each latent frame; scales are about one: 1 is added to them."""
-    modulated = modulation + time_BF6E
+    modulated = modulation + time_BFXE
     modulated[..., 1::3, :] += 1
     return modulated
+
+
+def apart(modulated_BFXE: Tensor) -> tuple[Tensor, ...]:
+    """(B, F, 1, E) each, for all tokens of a frame."""
+    return modulated_BFXE.unsqueeze(3).unbind(2)
 
 
 def side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:

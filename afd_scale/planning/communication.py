@@ -68,8 +68,9 @@ def _pass_traffic(config: RunConfig, load: Workload, each: Pass, size: NetworkSi
     if seen.past:  # the clean context is a pass of its own
         gathers += 1
     exchanged = exchanges * seen.own + seen.past
+    gathered = size.whole(config.role(each.role)) if once else each.runs * gathers * size.total
     return (1 / each.every) * Traffic(
-        gather=(1 if once else each.runs * gathers) * _received(load, size.total * itemsize(config)),
+        gather=_received(load, gathered * itemsize(config)),
         reduce=each.runs * _received(load, size.trained * reduced_itemsize(config)) if each.trains else 0.0,
         exchange=_exchange(config, load, network, exchanged) if isinstance(network, WanConfig) else 0.0,
     )

@@ -180,7 +180,8 @@ def _shards(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) -> t
 
 def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gathered: bool) -> dict[str, int]:
     """What a pass holds besides the shards."""
-    parts = {"gathered weights": size.total * itemsize(config) if gathered else _gathered(config, size)}
+    whole = size.whole(config.role(each.role)) + size.unit  # of a twin, and the unit that is being gathered
+    parts = {"gathered weights": whole * itemsize(config) if gathered else _gathered(config, size)}
     if each.trains:
         parts["whole gradients"] = size.unit_trained * itemsize(config)
     latents = each.held

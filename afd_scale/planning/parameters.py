@@ -39,6 +39,10 @@ class NetworkSize:
     def total(self) -> int:
         return self.base + self.num_adapters * self.adapter
 
+    def whole(self, role: Role) -> int:
+        """What a rank gathers once to keep a policy whole: no adapter of others."""
+        return self.base + (self.adapter if role.adapter else 0)
+
 
 def network_sizes(config: RunConfig) -> dict[str, NetworkSize]:
     """Of the network behind each role; roles that are adapters of one base share it."""

@@ -52,7 +52,7 @@ def attend(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, layout: AttentionLayo
 
 def attend_all(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Tensor:
     """Softmax attention of every query to every key; (B, L, N, D) of the queries."""
-    q, k, v = _heads_first(q_BLND, k_BLND, v_BLND)
+    q, k, v = q_BLND.transpose(1, 2), k_BLND.transpose(1, 2), v_BLND.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 

@@ -26,6 +26,7 @@ _BESIDE = "an adapter that is apart: two kernels beside each linear, q, k and v 
 _BYTES = "1.5 ms at 3.35 TB/s, beside 6.6 TFLOP of products: norms, gates and RoPE read and write bf16, and once"
 _SYNC = "the host runs ahead of the GPU only as long as it asks it nothing"
 _MIXED = "a CPU tensor among a GPU's is a copy, or an error that only a GPU shows"
+_GATHERS = "DeepSpeed's hooks, and no slicing of parameters x ranks: small ones stay whole, others come one by one"
 _BREAKS = "a break ends the kernel that was being fused, and costs Python on both sides"
 
 BUDGETS = (
@@ -44,6 +45,12 @@ BUDGETS = (
     Budget("mixed_devices/cached_pass", 0, "operators", _MIXED),
     Budget("mixed_devices/rollout", 0, "operators", _MIXED),
     Budget("mixed_devices/teacher_forcing", 0, "operators", _MIXED),
+    Budget("python/64_ranks/forward", 4.0, "x plain modules", _GATHERS),
+    Budget("python/64_ranks/training", 4.0, "x plain modules", _GATHERS),
+    Budget("python/64_ranks/resident", 1.4, "x plain modules", "a twin has no hooks"),
+    Budget("python/256_ranks/forward", 5.0, "x plain modules", _GATHERS),
+    Budget("python/256_ranks/training", 8.5, "x plain modules", f"{_GATHERS}; a reduce-scatter slices still"),
+    Budget("python/256_ranks/resident", 1.4, "x plain modules", "a twin has no hooks"),
     Budget("compile/breaks", 0, "graph breaks", _BREAKS),
     Budget("compile/recompilations/rollout", 2, "graphs", "the two parts of a block, of one chunk and of two at once"),
     Budget("compile/recompilations/update", 2, "graphs", "the two parts of a block, without gradient and with"),

@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +71,20 @@ def measure(ranks: int, lora: bool, overrides: list[str]) -> tuple[Measured, Mea
     # Ranks compare the order of their modules while a trace is recorded; there is nobody to compare with.
     coordinator.assert_ints_same_as_other_ranks = lambda *arguments, **options: None
     config = config_of(ranks, lora, overrides)
-    adapters = Adapters(("student", "old_policy"), 16, 1.0) if lora else None
-    adapter = "student" if lora else None
+    names, adapter = ("student", "old_policy") if lora else (), "student" if lora else None
 
-    def build() -> CausalWan:
+    def build(*names: str | None) -> CausalWan:
+        adapters = Adapters(tuple(filter(None, names)), 16, 1.0) if any(names) else None
         return CausalWan(config.student, config.sampler, ModelOps(adapters=adapters))
 
-    network = build_sharded(config, build, None)
+    network = build_sharded(config, partial(build, *names), None)
     if lora:
         train_part(network, adapter)
     residency = Residency("gathered", 0, ranks, lambda here: here)
     sharded = TrainedNetwork(
-        config, network, config.method.optimizer, adapter=adapter, residency=residency, twin=build
+        config, network, config.method.optimizer, adapter=adapter, residency=residency, build=build
     )  # fmt: skip
-    plain = build()
+    plain = build(*names)
     if lora:
         train_part(plain, adapter)
     inputs = torch.randn(1, FRAMES, 16, 4, 4), torch.full((1, FRAMES), 500.0), torch.randn(1, ROWS, 32)

@@ -1,6 +1,11 @@
 """No pass of a student asks more of a GPU than budgets.py allows."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +22,7 @@ from tests.unit.budgets.workloads import (
     teacher_forcing,
 )
 
+HOST_COST = Path(__file__).with_name("host_cost.py")
 TRAINING = tuple(lambda gradient=gradient: teacher_forcing(clean_gradient=gradient) for gradient in (False, True))
 SERVING = tuple(lambda lora=lora: cached_pass("wan-1.3b", lora=lora) for lora in (False, True))
 
@@ -72,6 +78,24 @@ def test_compiled_parts_of_blocks() -> None:
     assert update.recompilations <= allowed["compile/recompilations/update"], update.words()
 
 
+MEASURED_AS = {"forward": "sharded_forward", "training": "sharded_training", "resident": "resident_forward"}
+
+
+@pytest.mark.parametrize("ranks", [64, 256])
+def test_pythons_time_behind_zero3(ranks: int) -> None:
+    """CPU time of a process by itself: what is imported here would be in it."""
+    command = [sys.executable, str(HOST_COST), "--ranks", str(ranks)]
+    environment = {**os.environ, "PYTHONPATH": str(HOST_COST.parents[3]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured = json.loads(done.stdout.splitlines()[-1])
+    for budget in BUDGETS:
+        if budget.name.startswith(f"python/{ranks}_ranks/"):
+            ratio = measured["ratios"][MEASURED_AS[budget.name.rpartition("/")[2]]]
+            assert ratio <= budget.number, f"{budget.name}: {ratio:.2f} {budget.unit}; {budget.reason}\n{measured}"
+
+
+HOOKS = tuple(f"python/{ranks}_ranks/{what}" for ranks in (64, 256) for what in MEASURED_AS)
 COMPILED = ("compile/breaks", "compile/recompilations/rollout", "compile/recompilations/update")
 
 
@@ -87,7 +111,7 @@ def test_budget(budget: Budget) -> None:
 
 def test_all_that_is_measured_has_a_budget() -> None:
     names = [budget.name for budget in BUDGETS]
-    assert sorted(names) == sorted([*MEASURES, *COMPILED])
+    assert sorted(names) == sorted([*MEASURES, *COMPILED, *HOOKS])
 
 
 def test_more_layers_are_what_two_say() -> None:

@@ -67,6 +67,67 @@ def test_a_short_video_takes_no_more_than_it_has():
     assert cache.layers[0].k_BLND.shape[1] == 4 * TOKENS
 
 
+def test_a_pass_may_begin_the_next_chunk_while_there_is_a_free_slot():
+    cache, ring = KVCache(1, frames=10, chunk_frames=2, window_frames=6, sink_frames=2), []
+    (layer,) = cache.layers
+    for first in range(0, 10, 2):
+        ring.append(cache.has_room_ahead)
+        layout = cache.begin_pass(4 if ring[-1] else 2)
+        seen = [segment.keys for segment in layout.segments]
+        if ring[-1]:
+            assert seen == [((0, first + 2),), ((0, first + 4),)], "each chunk sees what is before it, and itself"
+            current = torch.cat([keys_of(first, 2), keys_of(first + 2, 2)], dim=1)
+            keys, _ = layer.extend(current, current)
+            assert tokens_in(keys) == list(range((first + 4) * TOKENS))
+        else:
+            assert seen == [((0, min(first + 2, 6)),)]
+            layer.extend(keys_of(first, 2), keys_of(first, 2))
+        if first + 2 < 10:
+            cache.advance()
+            keys, _ = layer.extend(keys_of(first + 2, 2), keys_of(first + 2, 2))
+            assert tokens_in(keys)[-2 * TOKENS :] == list(range((first + 2) * TOKENS, (first + 4) * TOKENS))
+    assert ring == [True, True, False, False, False], "the window is full, or the video ends"
+
+
+def test_keys_that_were_rotated_into_their_room_are_not_copied():
+    cache = KVCache(1, frames=4, chunk_frames=2)
+    (layer,) = cache.layers
+    for first in (0, 2):
+        room = layer.room(keys_of(first, 2))
+        room.copy_(keys_of(first, 2))
+        keys, _ = layer.extend(room, keys_of(first, 2))
+        assert keys.data_ptr() == layer.k_BLND.data_ptr()
+        assert tokens_in(keys) == list(range((first + 2) * TOKENS))
+        if first == 0:
+            cache.advance()
+
+
+def test_the_text_is_projected_once_a_rollout_into_the_same_buffers():
+    first, second = (KVCache(2, frames=4, chunk_frames=2) for _ in range(2))
+    texts = []
+
+    def project(value):
+        texts.append(value)
+        return torch.full((1, 5, HEADS, WIDTH), value), torch.full((1, 5, HEADS, WIDTH), -value)
+
+    assert not first.has_text
+    for _ in range(3):
+        for layer in first.layers:
+            k, v = layer.text(lambda: project(1.0))
+            assert (k == 1).all()
+            assert (v == -1).all()
+    assert texts == [1.0, 1.0], "once a layer"
+    assert first.has_text
+    pointers = [layer.text_kv[0].data_ptr() for layer in first.layers]
+    second.adopt(first.layers)
+    assert not second.has_text, "it is another rollout's"
+    for layer in second.layers:
+        k, _ = layer.text(lambda: project(2.0))
+        assert (k == 2).all()
+    assert [layer.text_kv[0].data_ptr() for layer in second.layers] == pointers
+    assert all(layer.ring is second.ring for layer in second.layers)
+
+
 def test_a_clean_past_stands_before_the_current_tokens_and_is_not_changed():
     k, v = keys_of(0, 4), keys_of(0, 4) + 0.5
     past = CleanPast(k.clone(), v.clone())
