@@ -346,7 +346,9 @@ class Sharded:
 
     def __init__(self, config: RunConfig, ranks: Ranks, load: Callable[[Role], State], cache_bytes: int):
         self.config, self.ranks, self.load, self.counter = config, ranks, load, GatherCounter()
-        self.precision = choose_precision(config.precision, config.fp8_scaling, ranks.device)
+        self.precision = choose_precision(
+            config.precision, config.fp8_scaling, ranks.device, keep_blocks=config.fp8_keep_blocks
+        )
         self.attention = cache(self._attention)
         self.builders: dict[Network, Callable[[], Network]] = {}
         self.residency = Residency(config.rollout.weights, cache_bytes, ranks.local_size, ranks.any)

@@ -5,6 +5,7 @@ small trained weights beside frozen ones, and a subclass in `afd_scale.parallel`
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +30,12 @@ class ModelOps:
 
     def __init__(self, precision: Precision | None = None, attend: Attend = attend, adapters: Adapters | None = None):
         self.precision, self.attend, self.adapters = precision or Precision(), attend, adapters
+
+    def of_block(self, index: int, num_blocks: int) -> "ModelOps":
+        """For one block of a network, whose linears may stay out of FP8."""
+        ops = copy(self)
+        ops.precision = self.precision.of_block(index, num_blocks)
+        return ops
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         """A linear layer with bias: q, k, v, o and feed-forward of a block."""

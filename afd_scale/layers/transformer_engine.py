@@ -30,7 +30,8 @@ class TransformerEngineFp8(Precision):
         ValueError: the library or the GPU cannot do it.
     """
 
-    def __init__(self, scaling: str):
+    def __init__(self, scaling: str, keep_blocks: int = 0):
+        super().__init__(keep_blocks)
         try:
             import transformer_engine.pytorch as te
             from transformer_engine.common.recipe import DelayedScaling, Float8CurrentScaling

@@ -169,7 +169,8 @@ class WanTrunk(Network):
         )
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.num_layers))
+        of_block = (ops.of_block(index, config.num_layers) for index in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, each) for each in of_block)
 
     @property
     def dtype(self) -> torch.dtype:
