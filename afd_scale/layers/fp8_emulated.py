@@ -104,9 +104,9 @@ def rounded(matrix: Tensor, format: torch.dtype, tile: tuple[int | None, int | N
     tiles = padded.unflatten(1, (-1, width)).unflatten(0, (-1, height))  # (down, height, across, width)
     largest = tiles.abs().amax((1, 3), keepdim=True)
     # Without a bound the scale of zeros, and of the tiniest magnitudes, would be infinite.
-    scale = (torch.finfo(format).max / largest).clamp(max=torch.finfo(torch.float32).max)
+    scale = (torch.full_like(largest, torch.finfo(format).max) / largest).clamp(max=torch.finfo(torch.float32).max)
     if powers:
-        scale = torch.ldexp(torch.ones_like(scale), torch.frexp(scale).exponent - 1)
+        scale = scale / (2 * torch.frexp(scale).mantissa)
     again = _from_fp8((tiles * scale).to(format)) / scale
     return again.flatten(2).flatten(0, 1)[:rows, :columns]
 
