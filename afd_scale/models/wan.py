@@ -169,8 +169,7 @@ class WanTrunk(Network):
         )
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        of_block = (ops.of_block(index, config.num_layers) for index in range(config.num_layers))
-        self.blocks = nn.ModuleList(Block(config, each) for each in of_block)
+        self.blocks = nn.ModuleList(Block(config, each) for each in ops.of_blocks(config.num_layers))
 
     @property
     def dtype(self) -> torch.dtype:
