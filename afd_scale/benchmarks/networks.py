@@ -43,7 +43,7 @@ def benchmark_linear(config: RunConfig, repeats: int, device: torch.device) -> d
     variants: dict[str, Callable[[], Tensor]] = {}
     flops: dict[str, float] = {}
     for suffix, each in _beside_bf16(config).items():
-        precision = choose_precision(each.precision, each.fp8_scaling, device)
+        precision = choose_precision(each.precision, each.fp8_scaling, device, keep_blocks=each.fp8_keep_blocks)
         for name, (inputs, outputs) in shapes.items():
             linear = precision.linear(inputs, outputs).to(device, dtype)
             x = torch.randn(tokens, inputs, device=device, dtype=dtype)

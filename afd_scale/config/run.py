@@ -190,8 +190,13 @@ class RunConfig(Section):
     precision: Literal["fp32", "bf16", "fp8"] = "fp32"
     """Of parameters and activations; optimizer states are float32. `fp8` is bf16 with q, k, v, o and feed-forward
     products in FP8: Transformer Engine's on a GPU, emulated on a CPU."""
-    fp8_scaling: Literal["current", "delayed"] = "current"
-    """From where FP8 takes a tensor's scale: its own maximum, or those of the steps before."""
+    fp8_scaling: Literal["current", "delayed", "row", "block", "mxfp8", "nvfp4"] = "current"
+    """What shares a scale in FP8. One for a tensor: `current` from its own maximum, `delayed` from those of the steps
+    before. One for each `row` of values that are summed over, for each `block` of 128 of them (of weights 128 x 128),
+    or of 32 (`mxfp8`, Blackwell). `nvfp4` is no FP8 but 4 bits, a scale for each 16 values (Blackwell). On a GPU all
+    but `row` are Transformer Engine's recipes; on a CPU all but `delayed` and `nvfp4` are emulated."""
+    fp8_keep_blocks: NonNegativeInt = 0
+    """First and last blocks, so many each, whose linears stay in bf16."""
     attention: Literal["auto", "sdpa", "flash", "flex", "fa4"] = "auto"
     """Kernels of self-attention; `auto` takes the fastest one that is there, and logs what it chose."""
     compile: Literal["auto"] | bool = "auto"
@@ -335,10 +340,14 @@ class RunConfig(Section):
                              f"rank of a sequence attends with equally many heads; it may be {valid}")  # fmt: skip
         if self.precision != "fp8":
             return
+        multiple = 32 if self.fp8_scaling in ("mxfp8", "nvfp4") else 16
         for field in ("dim", "ffn_dim"):
-            if getattr(network, field) % 16:
-                raise ValueError(f"{name}.{field} ({getattr(network, field)}) must be a multiple of 16 with "
-                                 "precision fp8: the tensor cores take rows of 16 bytes")  # fmt: skip
+            if getattr(network, field) % multiple:
+                raise ValueError(f"{name}.{field} ({getattr(network, field)}) must be a multiple of {multiple} with "
+                                 f"fp8_scaling {self.fp8_scaling}: the tensor cores take such rows")  # fmt: skip
+        if 2 * self.fp8_keep_blocks >= network.num_layers:
+            raise ValueError(f"fp8_keep_blocks ({self.fp8_keep_blocks}) must be less than half of {name}.num_layers "
+                             f"({network.num_layers}): else nothing of it is in FP8, take precision bf16")  # fmt: skip
         if network.activation_checkpointing == "none":
             raise ValueError(f"{name}.activation_checkpointing (none) must be full or keep_attention with precision "
                              "fp8: quantised weights would stay whole on every rank until the backward pass"

@@ -102,7 +102,9 @@ class Plain:
     def __init__(self, config: RunConfig, device: torch.device, load: Callable[[Role], State] | None = None):
         self.config, self.device = config, device
         self.load = load or (lambda role: None)
-        self.precision = choose_precision(config.precision, config.fp8_scaling, device)
+        self.precision = choose_precision(
+            config.precision, config.fp8_scaling, device, keep_blocks=config.fp8_keep_blocks
+        )
         self.dtype = parameter_dtype(config.precision)
 
     def ops(self, network: NetworkConfig, adapters: Adapters | None) -> ModelOps:

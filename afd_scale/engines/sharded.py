@@ -356,7 +356,9 @@ class Sharded:
 
     def __init__(self, config: RunConfig, ranks: Ranks, load: Callable[[Role], State], cache_bytes: int):
         self.config, self.ranks, self.load, self.counter = config, ranks, load, GatherCounter()
-        self.precision = choose_precision(config.precision, config.fp8_scaling, ranks.device)
+        self.precision = choose_precision(
+            config.precision, config.fp8_scaling, ranks.device, keep_blocks=config.fp8_keep_blocks
+        )
         self.compile = choose_compile(config.compile, ranks.device)
         self.capture = choose_capture(config.rollout.graphs, ranks.device, ranks.sequence_group is not None)
         self.attention = cache(self._attention)

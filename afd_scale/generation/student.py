@@ -44,7 +44,7 @@ def load_student(
     """Read a run, checkpoint, export or weights file; every rank holds all of the network.
 
     Args:
-        precision: fp32, bf16 or fp8.
+        precision: fp32, bf16 or fp8; in FP8 stays out of it what the student's run kept.
         attention: of `choose_backend`.
         architecture, family: presets for a source that does not state its own.
     Raises:
@@ -57,8 +57,10 @@ def load_student(
         raise ValueError(f"sequence ({ranks.sequence}) must divide the student's {config.num_heads} heads: each "
                          "rank of a video attends with equally many")  # fmt: skip
     backend = choose_backend(attention, device=ranks.device, dtype=dtype, head_dim=config.dim // config.num_heads)
-    ops = ops_over(ranks.sequence_group, precision=choose_precision(precision, "current", ranks.device),
-                   attend=backend.attend, compile=choose_compile("auto", ranks.device))  # fmt: skip
+    run = run_of(source)
+    made_by = choose_precision(precision, "current", ranks.device, keep_blocks=run.fp8_keep_blocks if run else 0)
+    compile = choose_compile("auto", ranks.device)
+    ops = ops_over(ranks.sequence_group, precision=made_by, attend=backend.attend, compile=compile)
     with torch.device("meta"):
         network = CausalWan(config, policy.sampler, ops)
     network.load_state_dict(read.state.converted(lambda _, weight: weight.to(ranks.device, dtype)), assign=True)
@@ -66,7 +68,7 @@ def load_student(
     network.fuse()
     capture = choose_capture("auto", ranks.device, ranks.sequence_group is not None) if precision != "fp8" else None
     calls = None if capture is None else CapturedPasses(network, capture)
-    return Student(policy, PlainNetwork(network, calls=calls), run_of(source))
+    return Student(policy, PlainNetwork(network, calls=calls), run)
 
 
 def run_of(path: Path) -> RunConfig | None:

@@ -4,7 +4,8 @@ A model never knows which it was given: `precision` makes linears and runs block
 small trained weights beside frozen ones, and a subclass in `afd_scale.parallel` shares the tokens among ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,13 @@ class ModelOps:
     ):  # fmt: skip
         self.precision, self.attend, self.adapters = precision or Precision(), attend, adapters
         self.compile = compile
+
+    def of_blocks(self, num_blocks: int) -> Iterator["ModelOps"]:
+        """For each block of a network, first to last: `precision` may leave the linears of some alone."""
+        for index in range(num_blocks):
+            ops = copy(self)
+            ops.precision = self.precision.of_block(index, num_blocks)
+            yield ops
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         """A linear layer with bias: q, k, v, o and feed-forward of a block."""

@@ -12,7 +12,19 @@ Recompute = Literal["full", "keep_attention", "none"]
 
 
 class Precision:
-    """What makes the linears of a block (q, k, v, o, feed-forward) and runs it; here in the parameters' own dtype."""
+    """What makes the linears of a block (q, k, v, o, feed-forward) and runs it; here in the parameters' own dtype.
+
+    Args:
+        keep_blocks: first and last blocks of a network, so many each, whose linears stay in the parameters' own dtype.
+    """
+
+    def __init__(self, keep_blocks: int = 0):
+        self.keep_blocks = keep_blocks
+
+    def of_block(self, index: int, num_blocks: int) -> "Precision":
+        """Of one block of a network: itself, or plain where the block is kept."""
+        kept = min(index, num_blocks - 1 - index) < self.keep_blocks
+        return Precision() if kept else self
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         """A linear layer with bias whose parameters are named `weight` and `bias`."""

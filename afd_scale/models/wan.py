@@ -212,7 +212,7 @@ class WanTrunk(Network):
         )
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, each) for each in ops.of_blocks(config.num_layers))
         self.modulations: Tensor | None = None  # see `fuse`
         self._rotations = lru_cache(maxsize=64)(Rotation)  # a rollout turns by the same angles in each of its steps
 

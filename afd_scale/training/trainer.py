@@ -322,7 +322,7 @@ def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -
         raise ConfigError(f"requires ({config.requires}) must not lead back to itself")
     if _complete_summary(config) is None and config.requires is not None:
         with _input_errors():
-            choose_precision(config.precision, config.fp8_scaling, ranks.device)
+            choose_precision(config.precision, config.fp8_scaling, ranks.device, keep_blocks=config.fp8_keep_blocks)
         if not is_to_be_made(config.data):
             ensure_dataset(config.data)
             check_dataset(config)

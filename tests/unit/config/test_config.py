@@ -186,6 +186,15 @@ MISTAKES = {
         ["parallel.sequence (4)", "method.discriminator.num_heads (6)", "may be 1, 2"],
     ),
     "fp8 width": (["precision=fp8", "student.ffn_dim=100"], ["student.ffn_dim", "(100)", "multiple of 16"]),
+    "mxfp8 width": (
+        ["precision=fp8", "fp8_scaling=mxfp8", "student.dim=112"],
+        ["student.dim", "(112)", "multiple of 32 with fp8_scaling mxfp8"],
+    ),
+    "fp8 scaling": (["fp8_scaling=tensor"], ["fp8_scaling", "(tensor)", "'block'"]),
+    "fp8 with all blocks kept": (
+        ["precision=fp8", "student.activation_checkpointing=true", "fp8_keep_blocks=2"],
+        ["fp8_keep_blocks", "(2)", "less than half of student.num_layers (3)"],
+    ),
     "fp8 without recomputation": (["precision=fp8"], ["student.activation_checkpointing", "(none)", "must be full"]),
     "fp8 discriminator without recomputation": (
         ["precision=fp8", "student.activation_checkpointing=true", "method.discriminator={name: latent}"],

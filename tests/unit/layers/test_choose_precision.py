@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from afd_scale.layers.choose_precision import choose_precision
-from afd_scale.layers.fp8_emulated import EmulatedFp8Linear
+from afd_scale.layers.fp8_emulated import TILINGS, EmulatedFp8Linear
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -26,9 +26,18 @@ def test_fp8_on_a_cpu_is_emulated_and_says_so(caplog):
     assert "emulated FP8, a numerical stand-in, no faster" in caplog.text
 
 
-def test_delayed_scaling_on_a_cpu_is_refused():
-    with pytest.raises(ValueError, match=r"^fp8_scaling \(delayed\) must be current on a CPU: [^\n]*$"):
-        choose_precision("fp8", "delayed", CPU)
+@pytest.mark.parametrize("scaling", ["delayed", "nvfp4"])
+def test_what_is_not_emulated_is_refused_on_a_cpu(scaling):
+    with pytest.raises(ValueError, match=rf"^fp8_scaling \({scaling}\) must be one of current, row, block, mxfp8 on"):
+        choose_precision("fp8", scaling, CPU)
+
+
+@pytest.mark.parametrize("scaling", TILINGS)
+def test_scaling_and_kept_blocks_reach_the_emulation(scaling):
+    precision = choose_precision("fp8", scaling, CPU, keep_blocks=1)
+    first, second = (precision.of_block(index, 3).linear(2, 3) for index in range(2))
+    assert type(first) is nn.Linear
+    assert second.tiling == TILINGS[scaling]
 
 
 def test_fp8_on_a_gpu_without_transformer_engine_is_refused(monkeypatch):

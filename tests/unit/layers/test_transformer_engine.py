@@ -17,6 +17,7 @@ GPU = torch.device("cuda", 0)
 class Linear(nn.Linear):
     """As te.Linear 2.20: particular about rows and where it runs, with a state of its own."""
 
+    multiple = 16
     region: object = None
     forward_regions: list[object] = []
 
@@ -26,7 +27,7 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x):
-        assert x.shape[:-1].numel() % 16 == 0
+        assert x.shape[:-1].numel() % Linear.multiple == 0
         Linear.forward_regions.append(Linear.region)
         return super().forward(x)
 
@@ -55,16 +56,23 @@ left_with_gradients: list[bool] = []
 checkpointed: list[object] = []
 
 
+RECIPES = {
+    "current": "Float8CurrentScaling",
+    "delayed": "DelayedScaling",
+    "block": "Float8BlockScaling",
+    "mxfp8": "MXFP8BlockScaling",
+    "nvfp4": "NVFP4BlockScaling",
+}
+CHECKS = ["is_fp8_available", "is_fp8_block_scaling_available", "is_mxfp8_available", "is_nvfp4_available"]
+
+
 @pytest.fixture
 def library(monkeypatch):
-    pytorch = SimpleNamespace(
-        Linear=Linear, autocast=autocast, checkpoint=checkpoint, is_fp8_available=lambda return_reason: (True, "")
-    )
+    able = dict.fromkeys(CHECKS, lambda return_reason: (True, ""))
+    pytorch = SimpleNamespace(Linear=Linear, autocast=autocast, checkpoint=checkpoint, **able)
     modules = {"": {}, ".pytorch": vars(pytorch), ".common": {}}
-    modules[".common.recipe"] = {
-        "DelayedScaling": lambda reduce_amax: "delayed",
-        "Float8CurrentScaling": lambda: "current",
-    }
+    modules[".common.recipe"] = {name: lambda scaling=scaling, **options: scaling for scaling, name in RECIPES.items()}
+    modules[".common.recipe"]["DelayedScaling"] = lambda reduce_amax: "delayed"
     for name, members in modules.items():
         module = ModuleType("transformer_engine" + name)
         vars(module).update(members)
@@ -77,8 +85,10 @@ def library(monkeypatch):
 
 
 @pytest.mark.parametrize("leading", [(16,), (1,), (3, 5), (2, 8), (1, 17)])
-def test_any_number_of_rows(library, leading):
-    linear = choose_precision("fp8", "current", GPU).linear(32, 48)
+@pytest.mark.parametrize(("scaling", "multiple"), [("current", 16), ("block", 16), ("mxfp8", 32), ("nvfp4", 32)])
+def test_any_number_of_rows(library, monkeypatch, leading, scaling, multiple):
+    monkeypatch.setattr(Linear, "multiple", multiple)
+    linear = choose_precision("fp8", scaling, GPU).linear(32, 48)
     x = torch.randn(*leading, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     expected = nn.functional.linear(x, linear.weight, linear.bias)
     y = linear(x)
@@ -105,13 +115,13 @@ def test_it_begins_as_the_models_let_linears_begin(library):
     assert not linear.bias.any()
 
 
-@pytest.mark.parametrize("scaling", ["current", "delayed"])
+@pytest.mark.parametrize("scaling", RECIPES)
 @pytest.mark.parametrize("recompute", ["full", "keep_attention", "none"])
 def test_blocks_run_in_a_region_when_recomputed_too(library, scaling, recompute):
     precision = choose_precision("fp8", scaling, GPU)
     linear, x = precision.linear(32, 32), torch.randn(16, 32).requires_grad_()
     precision.run_block(linear, x, recompute=recompute).square().sum().backward()
-    again = recompute != "none" and scaling == "current"  # the stand-in of te.checkpoint does not recompute
+    again = recompute != "none" and scaling != "delayed"  # the stand-in of te.checkpoint does not recompute
     assert Linear.forward_regions == [scaling] * (2 if again else 1)
     assert checkpointed == (["delayed"] if recompute != "none" and scaling == "delayed" else [])
     assert x.grad is not None
@@ -132,6 +142,34 @@ def test_a_gpu_without_fp8_is_refused(library, monkeypatch):
     monkeypatch.setattr(library, "is_fp8_available", lambda return_reason: (False, "compute capability 8.9 or higher"))
     with pytest.raises(ValueError, match=r"^precision \(fp8\) must be bf16 on this GPU: compute capability 8.9"):
         choose_precision("fp8", "current", GPU)
+
+
+@pytest.mark.parametrize(("scaling", "check"), [
+    ("block", "is_fp8_block_scaling_available"), ("mxfp8", "is_mxfp8_available"), ("nvfp4", "is_nvfp4_available"),
+])  # fmt: skip
+def test_a_recipe_that_the_gpu_cannot_is_refused(library, monkeypatch, scaling, check):
+    monkeypatch.setattr(library, check, lambda return_reason: (False, "compute capability 10.0 or higher"))
+    with pytest.raises(ValueError, match=rf"^fp8_scaling \({scaling}\) must be one that this GPU can, [^\n]*: comp"):
+        choose_precision("fp8", scaling, GPU)
+    choose_precision("fp8", "current", GPU)
+
+
+@pytest.mark.parametrize("scaling", ["block", "mxfp8", "nvfp4"])
+def test_a_recipe_that_the_library_does_not_have_is_refused(library, monkeypatch, scaling):
+    monkeypatch.delattr(sys.modules["transformer_engine.common.recipe"], RECIPES[scaling])
+    with pytest.raises(ValueError, match=rf"^fp8_scaling \({scaling}\) must be known to [^\n]*{RECIPES[scaling]}"):
+        choose_precision("fp8", scaling, GPU)
+
+
+def test_it_has_no_scale_for_each_row(library):
+    with pytest.raises(ValueError, match=r"^fp8_scaling \(row\) must be one of current, [^\n]* on a GPU"):
+        choose_precision("fp8", "row", GPU)
+
+
+def test_kept_blocks_have_plain_linears(library):
+    precision = choose_precision("fp8", "block", GPU, keep_blocks=1)
+    kinds = [type(precision.of_block(index, 4).linear(32, 32)) is nn.Linear for index in range(4)]
+    assert kinds == [True, False, False, True]
 
 
 def test_a_library_that_cannot_start_is_refused(library, monkeypatch):

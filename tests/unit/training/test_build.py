@@ -11,6 +11,7 @@ from afd_scale.engines import sharded
 from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain, PlainAverage, PlainNetwork, PlainTrained
 from afd_scale.layers.fp8_emulated import EmulatedFp8Linear
+from afd_scale.layers.lora import FOLDER
 
 SMALL = {"dim": 32, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "activation_checkpointing": True}
 
@@ -43,6 +44,25 @@ def test_linears_of_blocks_and_no_others_are_in_fp8(whole_networks, precision, k
         in_blocks = [type_ for name, type_ in linears.items() if name.startswith("blocks.")]
         assert in_blocks == [kind] * (2 * 10), "q, k, v, o of self- and cross-attention, two of the feed-forward"
         assert not {type_ for name, type_ in linears.items() if not name.startswith("blocks.")} & {EmulatedFp8Linear}
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 2}])
+def test_first_and_last_blocks_may_stay_out_of_fp8(lora):
+    """Of students with adapters too, which their kept linears have all the same."""
+    student = SMALL | {"num_layers": 5, "lora": lora}
+    judge = {"name": "latent", **SMALL, "num_layers": 3}
+    config = config_of(
+        precision="fp8", fp8_keep_blocks=1, student=student, method={"name": "afd", "discriminator": judge}
+    )
+    student, discriminator = (
+        build_cast(config, Plain(config, torch.device("cpu")))[role].network for role in ("student", "discriminator")
+    )
+    for network, in_fp8 in ((student, [1, 2, 3]), (discriminator, [1])):
+        for index, block in enumerate(network.blocks):
+            linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
+            kind = EmulatedFp8Linear if index in in_fp8 else nn.Linear
+            assert [type(linear) for linear in linears] == [kind] * 10
+            assert all(hasattr(linear, FOLDER) == (lora is not None and network is student) for linear in linears)
 
 
 def plain(config, state=None):
