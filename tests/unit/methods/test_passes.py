@@ -99,7 +99,7 @@ def test_afd_runs_what_it_declares(fields, micro_batch, extra):
     afd = build(AFD | fields, sampler=SAMPLER, micro_batch=micro_batch)
     if "fixed" in afd.engines:  # nobody is asked over the net
         afd.engines["fixed"].network.forward = lambda videos: videos.latents.flatten(1).mean(1)
-    check(afd, batch_with(extra), micro_batch, sum(afd.sampler.config.passes(SHAPE[0])))
+    check(afd, batch_with(extra), micro_batch, afd.sampler.config.calls(SHAPE[0]))
 
 
 @pytest.mark.parametrize("micro_batch", [None, 1, 3])
@@ -107,7 +107,7 @@ def test_afd_runs_what_it_declares(fields, micro_batch, extra):
 def test_gan_runs_what_it_declares(fields, micro_batch):
     gan = build(GAN | fields, sampler=SAMPLER | {"timesteps": [500], "first_chunk_timesteps": None},
                 micro_batch=micro_batch)  # fmt: skip
-    check(gan, batch_with(0), micro_batch, sum(gan.sampler.config.passes(SHAPE[0])))
+    check(gan, batch_with(0), micro_batch, gan.sampler.config.calls(SHAPE[0]))
 
 
 @pytest.mark.parametrize(("micro_batch", "extra"), [(None, 0), (2, 1)])
@@ -124,7 +124,7 @@ def test_gan_runs_what_it_declares(fields, micro_batch):
 def test_dmd_runs_what_it_declares(fields, micro_batch, extra):
     dmd = build(DMD | fields, sampler=SAMPLER | {"timesteps": [500], "first_chunk_timesteps": None},
                 micro_batch=micro_batch)  # fmt: skip
-    check(dmd, batch_with(extra), micro_batch, sum(dmd.sampler.config.passes(SHAPE[0])))
+    check(dmd, batch_with(extra), micro_batch, dmd.sampler.config.calls(SHAPE[0]))
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
