@@ -188,6 +188,17 @@ def test_offloaded_states_leave_the_gpu():
     assert on.host == {}
 
 
+def test_graphs_take_memory_of_their_own():
+    config = load_config(FULL_1_3B, ["parallel.sequence=1", "train.micro_batch=3", "rollout.weights=gathered"])
+    parts = memory_of(config, 8).phases["rollout"].parts  # 16 rollouts: five times three, and one
+    assert parts["graphs"] == parts["activations"] + parts["KV cache"] // 3
+    for overrides in ({"graphs": False}, {"weights": "sharded"}):
+        without = config.model_copy(update={"rollout": config.rollout.model_copy(update=overrides)})
+        assert "graphs" not in memory_of(without, 8).phases["rollout"].parts
+    shared = load_config(FULL_1_3B, ["parallel.sequence=2", "rollout.weights=gathered"])
+    assert "graphs" not in memory_of(shared, 8).phases["rollout"].parts
+
+
 def test_auto_gathers_where_the_weights_fit():
     config = load_node()
     roomy, tight = (memory_of(config, 64, gib * GIB) for gib in (70, 40))
