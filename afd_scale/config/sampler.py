@@ -1,5 +1,6 @@
 """How a causal student generates."""
 
+from collections import Counter
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -48,10 +49,21 @@ class SamplerConfig(Section):
         return [len(self.timesteps_of(chunk)) + (chunk + 1 < chunks) for chunk in range(chunks)]
 
     def calls(self, frames: int) -> int:
-        """Of the network in a rollout: a clean pass and the next chunk's first step are one while no slot of the cache
-        is used again."""
-        chunks, slots = frames // self.chunk_frames, self.cached_frames(frames) // self.chunk_frames
-        return sum(self.passes(frames)) - (min(chunks, slots) - 1)
+        """Of the network in a rollout."""
+        return self.kinds_of_calls(frames).total()
+
+    def kinds_of_calls(self, frames: int) -> Counter[tuple[int, int]]:
+        """Calls of the network in a rollout, by the chunks that they run and those that they see, these included.
+
+        A clean pass and the next chunk's first step are one while no slot of the cache is used again.
+        """
+        slots = self.cached_frames(frames) // self.chunk_frames
+        kinds: Counter[tuple[int, int]] = Counter()
+        for chunk, passes in enumerate(self.passes(frames)):
+            begun, goes_on, seen = 0 < chunk < slots, chunk + 1 < slots, min(chunk + 1, slots)
+            kinds[1, seen] += passes - begun - goes_on
+            kinds[2, seen + 1] += goes_on
+        return +kinds
 
     @model_validator(mode="before")
     @classmethod

@@ -6,14 +6,17 @@ from afd_scale.config import RunConfig
 from afd_scale.config.cast import NetworkConfig, Pass
 from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.config.models import WanConfig
+from afd_scale.config.sampler import SamplerConfig
 from afd_scale.planning.flops import has_frozen_trunk
-from afd_scale.planning.memory import is_resident
+from afd_scale.planning.memory import is_captured, is_resident
 from afd_scale.planning.vlm import shown_video, stacks
 from afd_scale.planning.workload import Workload
 
 # A block's forward pass, by itself and behind DeepSpeed's hooks; measured by tests/unit/budgets/host_cost.py on a CPU,
 # 4 to 7 ms with hooks. A recomputation and a backward pass take about as much each.
 BLOCK_SECONDS, HOOKED_SECONDS = 0.7e-3, 4e-3
+GRAPH_SECONDS = 0.1e-3  # assumed: a whole captured pass, which is copies of its inputs and one launch
+CAPTURE_PASSES = 3  # until a kind of pass is replayed: as it is, to warm up, while it is captured
 
 
 def host_seconds(config: RunConfig, load: Workload, passes: Sequence[Pass], gathered_rollout: bool) -> float:
@@ -26,10 +29,29 @@ def host_seconds(config: RunConfig, load: Workload, passes: Sequence[Pass], gath
     def of_pass(each: Pass) -> float:
         bare = gathered_rollout and is_resident(config, each) and config.precision != "fp8"
         network = config.role(each.role).network
-        runs = each.runs * _times_through(config, load, each, network) * _blocks(config, each, network)
-        return runs / each.every * (BLOCK_SECONDS if bare else HOOKED_SECONDS)
+        block = BLOCK_SECONDS if bare else HOOKED_SECONDS
+        if is_captured(config, load, each, gathered_rollout):
+            launched, replayed = captured_passes(config.sampler, load.frames, each)
+        else:
+            launched, replayed = each.runs * _times_through(config, load, each, network), 0
+        return (launched * _blocks(config, each, network) * block + replayed * GRAPH_SECONDS) / each.every
 
     return sum(map(of_pass, passes))
+
+
+def captured_passes(sampler: SamplerConfig, frames: int, rollouts: Pass) -> tuple[int, int]:
+    """Of all rollouts of a phase, which captures its passes anew: those that Python goes through, those replayed.
+
+    The first pass of a rollout, which reads the text, runs as it is; another number of videos is another kind of pass.
+    """
+    kinds = sampler.kinds_of_calls(frames)
+    kinds[next(iter(kinds))] -= 1
+    launched, replayed = rollouts.runs, 0
+    for runs in (rollouts.videos // rollouts.at_once, rollouts.runs - rollouts.videos // rollouts.at_once):
+        for met in (runs * count for count in kinds.values()):
+            launched += CAPTURE_PASSES if met > 1 else met
+            replayed += max(0, met - 1)
+    return launched, replayed
 
 
 def _times_through(config: RunConfig, load: Workload, each: Pass, network: NetworkConfig) -> int:

@@ -123,6 +123,12 @@ def is_resident(config: RunConfig, each: Pass) -> bool:
     return not each.gradient and isinstance(config.role(each.role).network, StudentConfig)
 
 
+def is_captured(config: RunConfig, load: Workload, each: Pass, gathered: bool) -> bool:
+    """Whether the passes of a rollout run as graphs, as `afd_scale.engines.captured` decides on a GPU."""
+    whole = gathered and is_resident(config, each) and config.precision != "fp8"
+    return whole and each.kind == "rollout" and load.sequence == 1 and config.rollout.graphs is not False
+
+
 def itemsize(config: RunConfig) -> int:
     """Bytes of a parameter, a gradient and an activation."""
     return 4 if config.precision == "fp32" else 2
@@ -197,6 +203,8 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
     if isinstance(network, WanConfig):  # others, of convolutions, are too small to matter
         through = each.gradient and not (each.trains and has_frozen_trunk(network))
         parts |= _activations(load, each, Trunk(network, itemsize(config), load.sequence), through)
+        if is_captured(config, load, each, gathered):  # in a pool of their own; buffers of a last, smaller micro-batch
+            parts["graphs"] = parts["activations"] + cache_bytes(config, load, each.videos % each.at_once)
     elif isinstance(network, VlmDiscriminatorConfig):
         both, own = stacks(network, shown_video(config, each.frames)), -(-videos // load.sequence)
         parts["activations"] = activation_bytes(network, both, own, itemsize(config), each.gradient)

@@ -7,6 +7,7 @@ Shape suffixes: B batch, L tokens, N heads, D head width. The operator takes (B,
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ TILE = 128
 
 def load() -> Attend:
     """Raises ImportError where torch came without Triton."""
-    import triton  # noqa: F401
+    if find_spec("triton") is None:
+        raise ImportError("Triton is not installed")
     from torch.nn.attention.flex_attention import flex_attention
 
     # A layout has its shapes, so nothing is dynamic. Without `fullgraph`, layouts beyond the 8 that torch keeps

@@ -5,9 +5,11 @@ import logging
 import pytest
 import torch
 
+from afd_scale.config.cast import Pass
 from afd_scale.engines.captured import CapturedPasses, choose_capture, run_again
 from afd_scale.layers.lora import Adapters
 from afd_scale.layers.ops import ModelOps
+from afd_scale.planning.host import captured_passes
 from afd_scale.rollout.sampler import Noise, Sampler
 from tests.networks import make_policy
 
@@ -75,6 +77,21 @@ def test_replayed_passes_generate_the_same_videos(fields, kinds, replays):
     assert buffers(captured) == addresses
     more_videos = roll_out(network, captured, 30, videos=3)
     torch.testing.assert_close(more_videos, roll_out(network, network, 30, videos=3), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [*(fields for fields, _, _ in CASES.values()), {"first_chunk_timesteps": (1000,)}])
+def test_the_planner_counts_the_passes_of_python(fields):
+    network, capture = make_network(**fields), Counting()
+    captured, ran = CapturedPasses(network, capture), []
+    network.register_forward_hook(lambda *_: ran.append(1))
+    for videos in (2, 2, 2, 1):  # seven rollouts, two at once
+        roll_out(network, captured, 10, videos)
+    rollouts = Pass("rollout", "old_policy", "rollout", videos=7, at_once=2)
+    launched, replayed = captured_passes(network.sampler, FRAMES, rollouts)
+    assert capture.replayed == replayed
+    # In place of a graph each replay runs the network, which capturing does once: warming up is a GPU's.
+    assert len(ran) - replayed == launched - capture.captured
+    assert capture.captured > 3
 
 
 def buffers(captured):

@@ -9,7 +9,7 @@ import pytest
 
 from afd_scale.config import load_config
 from afd_scale.planning.gpus import GPUS
-from afd_scale.planning.host import BLOCK_SECONDS, HOOKED_SECONDS
+from afd_scale.planning.host import BLOCK_SECONDS, GRAPH_SECONDS, HOOKED_SECONDS
 from afd_scale.planning.layouts import SAME_TIME, search_layouts
 from afd_scale.planning.plan import make_plan
 from tests.tools import call_tool
@@ -30,7 +30,8 @@ def test_the_best_is_the_least_of_all_plans() -> None:
     found = json.loads(call_tool("plan", *arguments, "--best").stdout)
     plans = {}
     sizes = (*range(1, 7), "null")  # at most two prompts of a data rank, each with one video and two rollouts
-    for values in product((1, 2), sizes, ("sharded", "gathered"), ("true", "false"), ("true", "false")):
+    kinds = ("full", "keep_attention", "none")
+    for values in product((1, 2), sizes, ("sharded", "gathered"), kinds, kinds):
         overrides = [f"{name}={value}" for name, value in zip(FIELDS, values, strict=True)]
         done = call_tool("plan", *arguments, *overrides)
         if done.returncode == 0:
@@ -92,11 +93,11 @@ def test_there_is_a_layout_for_other_numbers_of_gpus(name: str, gpus: int) -> No
 
 
 def test_a_rule_of_the_config_leaves_layouts_out() -> None:
-    overrides = ["precision=fp8", "student.activation_checkpointing=true",
-                 "method.discriminator.activation_checkpointing=true"]  # fmt: skip
+    overrides = ["precision=fp8", "student.activation_checkpointing=full",
+                 "method.discriminator.activation_checkpointing=full"]  # fmt: skip
     config = load_config(CONFIGS / "wan_1_3b" / "self_forcing_full.yaml", overrides)
-    for layout in search_layouts(config, 8, GPUS["h100"]).layouts:
-        assert layout.choices["student.activation_checkpointing"] != "none"
+    layouts = search_layouts(config, 8, GPUS["h100"]).layouts
+    assert {layout.choices["student.activation_checkpointing"] for layout in layouts} == {"full", "keep_attention"}
 
 
 def test_the_report_can_be_pasted_and_says_why() -> None:
@@ -122,17 +123,23 @@ def test_bad_input_is_one_line(gpus: str, message: str) -> None:
 
 def test_time_of_python_worked_by_hand() -> None:
     full = CONFIGS / "wan_1_3b" / "self_forcing_full.yaml"
-    layout = ["parallel.sequence=1", "train.micro_batch=8", "student.activation_checkpointing=true",
-              "method.discriminator.activation_checkpointing=true"]  # fmt: skip
+    layout = ["parallel.sequence=1", "train.micro_batch=8", "student.activation_checkpointing=full",
+              "method.discriminator.activation_checkpointing=full"]  # fmt: skip
 
     def host(*overrides: str) -> dict[str, float]:
         plan = make_plan(load_config(full, [*layout, *overrides]), 8, GPUS["h200"])  # 16 rollouts a rank: two at a time
         return {phase: seconds.host for phase, seconds in plan.seconds.items()}
 
     sharded, gathered = host("rollout.weights=sharded"), host("rollout.weights=gathered")
-    # 34 passes of a rollout through 30 blocks; context, states and twice again for the backward pass of the student's.
-    assert sharded["rollout"] == pytest.approx(2 * 34 * 30 * HOOKED_SECONDS)
-    assert gathered["rollout"] == pytest.approx(2 * 34 * 30 * BLOCK_SECONDS)
+    # 28 passes of a rollout through 30 blocks; context, states and twice again for the backward pass of the student's.
+    assert sharded["rollout"] == pytest.approx(2 * 28 * 30 * HOOKED_SECONDS)
+    # 13 kinds of passes, of 7 chunks alone and 6 with the next one; all are met again, and the first pass is of none.
+    launched, replayed = 2 + 3 * 13, 2 * 27 - 13
+    assert gathered["rollout"] == pytest.approx(launched * 30 * BLOCK_SECONDS + replayed * GRAPH_SECONDS)
+    assert host("rollout={weights: gathered, graphs: false}")["rollout"] == pytest.approx(2 * 28 * 30 * BLOCK_SECONDS)
+    shared = host("rollout.weights=gathered", "parallel.sequence=2", "train.micro_batch=16")  # again two rollouts
+    assert shared["rollout"] == pytest.approx(2 * 28 * 30 * BLOCK_SECONDS), "no graphs where ranks exchange tokens"
     assert sharded["student"] == gathered["student"] == pytest.approx(2 * 4 * 30 * HOOKED_SECONDS)
-    assert host("student.activation_checkpointing=false")["student"] == pytest.approx(2 * 3 * 30 * HOOKED_SECONDS)
+    assert host("student.activation_checkpointing=keep_attention")["student"] == sharded["student"]
+    assert host("student.activation_checkpointing=none")["student"] == pytest.approx(2 * 3 * 30 * HOOKED_SECONDS)
     assert host("precision=fp8", "rollout.weights=gathered")["rollout"] == sharded["rollout"], "hooks stay on"

@@ -188,6 +188,17 @@ def test_offloaded_states_leave_the_gpu():
     assert on.host == {}
 
 
+def test_graphs_take_memory_of_their_own():
+    config = load_config(FULL_1_3B, ["parallel.sequence=1", "train.micro_batch=3", "rollout.weights=gathered"])
+    parts = memory_of(config, 8).phases["rollout"].parts  # 16 rollouts: five times three, and one
+    assert parts["graphs"] == parts["activations"] + parts["KV cache"] // 3
+    for overrides in ({"graphs": False}, {"weights": "sharded"}):
+        without = config.model_copy(update={"rollout": config.rollout.model_copy(update=overrides)})
+        assert "graphs" not in memory_of(without, 8).phases["rollout"].parts
+    shared = load_config(FULL_1_3B, ["parallel.sequence=2", "rollout.weights=gathered"])
+    assert "graphs" not in memory_of(shared, 8).phases["rollout"].parts
+
+
 def test_auto_gathers_where_the_weights_fit():
     config = load_node()
     roomy, tight = (memory_of(config, 64, gib * GIB) for gib in (70, 40))
@@ -217,7 +228,9 @@ def test_only_roles_that_take_turns_in_a_network_lose_its_trace():
 
 
 def test_traffic_worked_by_hand():
-    config = load_config(FULL_1_3B, ["parallel.sequence=4", "train.micro_batch=4"])
+    layout = ["parallel.sequence=4", "train.micro_batch=4", "student.activation_checkpointing=full",
+              "method.discriminator.activation_checkpointing=full"]  # fmt: skip
+    config = load_config(FULL_1_3B, layout)
     load = workload(config, 64)  # 16 data ranks: 2 prompts, 8 videos, in 2 micro-batches; 390 tokens a frame
     sizes = network_sizes(config)
     traffic = step_traffic(config, load, sizes, gathered_rollout=False)
@@ -231,13 +244,15 @@ def test_traffic_worked_by_hand():
     assert traffic["student"].gather == once["student"].gather == pytest.approx(2 * 3 * whole)
     assert traffic["student"].reduce == pytest.approx(2 * 2 * whole)  # gradients in float32
     raw = "engine.deepspeed={communication_data_type: bf16}"
-    in_bf16 = load_config(FULL_1_3B, ["parallel.sequence=4", "train.micro_batch=4", raw])
+    in_bf16 = load_config(FULL_1_3B, [*layout, raw])
     assert step_traffic(in_bf16, load, sizes, False)["student"].reduce == pytest.approx(2 * whole)
     video = 4 * (21 * 390) * 1536 * 2 * 30 * 3 / 4  # q, k, v, o of a video in all blocks, three quarters from elsewhere
     assert traffic["velocities"].exchange == pytest.approx(8 * (2 + 2) * video)
     assert traffic["student"].exchange == pytest.approx(8 * 4 * video)
     assert traffic["rollout"].exchange == pytest.approx(8 * 34 / 7 * video)
     assert traffic["discriminator"].exchange == pytest.approx((3 * 10 + 8) * video)
+    stored = load_config(FULL_1_3B, [*layout, "student.activation_checkpointing=none"])
+    assert step_traffic(stored, load, sizes, False)["student"].exchange == pytest.approx(8 * 3 * video)
     alone = load_config(FULL_1_3B, ["parallel.sequence=1"])
     traffic = step_traffic(alone, workload(alone, 1), network_sizes(alone), gathered_rollout=False)
     assert all(phase.total == 0 for phase in traffic.values())
