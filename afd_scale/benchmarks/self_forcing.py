@@ -121,6 +121,9 @@ def check_training(config: RunConfig) -> None:
         raise ValueError(f"tokens of a video ({frames * frame_tokens(config)}) must be no multiple of 64 beside "
                          "Self-Forcing: it cuts the padding off its attention's output, and where there is none, "
                          "all of it")  # fmt: skip
+    if config.student.activation_checkpointing == "keep_attention":
+        raise ValueError("student.activation_checkpointing (keep_attention) must be full or none beside Self-Forcing: "
+                         "it recomputes whole blocks")  # fmt: skip
     if window is not None:
         raise ValueError(f"sampler.window_frames ({window}) must be null beside Self-Forcing: its teacher-forcing mask "
                          "has no window")  # fmt: skip
@@ -160,7 +163,7 @@ class SelfForcing:
         frames = config.data.latent_frames
         self.generator.seq_len = max(self.generator.seq_len, frames * self.frame_tokens)
         self.model.num_frame_per_block = sampler.chunk_frames
-        self.model.gradient_checkpointing = config.student.activation_checkpointing
+        self.model.gradient_checkpointing = config.student.activation_checkpointing != "none"
         for block in self.model.blocks:  # 1560 tokens a frame are written into it
             block.self_attn.max_attention_size = (sampler.window_frames or frames) * self.frame_tokens
 

@@ -132,7 +132,8 @@ class RolloutConfig(Section):
     weights: Literal["sharded", "gathered", "auto"] = "auto"
     """`sharded` gathers each block's weights in every pass, `gathered` all of them once for the rollouts of a step and
     once for the old policy's and the reference's velocities; `auto` gathers where they fit into the memory that is
-    free, and logs what it chose."""
+    free, and logs what it chose. Where they are gathered, a policy that samples has its adapter merged: in bf16 that
+    rounds, by chance, and the samples are others."""
     graphs: Literal["auto"] | bool = "auto"
     """Capture the passes of a rollout as CUDA graphs, where weights are whole and ranks share no video; `auto` does so
     on a GPU."""
@@ -280,6 +281,7 @@ class RunConfig(Section):
                 if value is not None:
                     raise ValueError(f"evaluation.{name} ({value}) must be absent where nothing is measured or shown")
         self._check_alarms()
+        self._check_graphs()
         check_raw_keys(self.engine.deepspeed)
         for role in self.cast:
             if role.of is None:
@@ -287,6 +289,16 @@ class RunConfig(Section):
         if self.engine.offload_optimizer == "nvme":
             self._check_nvme()
         return self
+
+    def _check_graphs(self) -> None:
+        for field, value, forbids in (
+            ("parallel.sequence", self.parallel.sequence, self.parallel.sequence > 1),
+            ("precision", self.precision, self.precision == "fp8"),
+            ("rollout.weights", self.rollout.weights, self.rollout.weights == "sharded"),
+        ):
+            if self.rollout.graphs is True and forbids:
+                raise ValueError(f"rollout.graphs (true) must be auto or false with {field} {value}: graphs are of "
+                                 "passes on whole weights that exchange nothing")  # fmt: skip
 
     def _check_alarms(self) -> None:
         """An alarm that nothing can raise stops no run."""
@@ -338,6 +350,11 @@ class RunConfig(Section):
             valid = ", ".join(str(degree) for degree in self.sequence_degrees())
             raise ValueError(f"parallel.sequence ({sequence}) must divide {name}.num_heads ({network.num_heads}): each "
                              f"rank of a sequence attends with equally many heads; it may be {valid}")  # fmt: skip
+        if network.activation_checkpointing == "keep_attention":
+            for field, value in (("attention", self.attention), ("fp8_scaling", self.fp8_scaling)):
+                if value in ("flex", "fa4", "delayed"):
+                    raise ValueError(f"{name}.activation_checkpointing (keep_attention) must be full or none with "
+                                     f"{field} {value}, whose attention cannot be kept")  # fmt: skip
         if self.precision != "fp8":
             return
         multiple = 32 if self.fp8_scaling in ("mxfp8", "nvfp4") else 16

@@ -1,6 +1,5 @@
 """How a causal student generates."""
 
-from collections import Counter
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -50,20 +49,20 @@ class SamplerConfig(Section):
 
     def calls(self, frames: int) -> int:
         """Of the network in a rollout."""
-        return self.kinds_of_calls(frames).total()
+        return len(self.order_of_calls(frames))
 
-    def kinds_of_calls(self, frames: int) -> Counter[tuple[int, int]]:
-        """Calls of the network in a rollout, by the chunks that they run and those that they see, these included.
+    def order_of_calls(self, frames: int) -> list[tuple[int, int, int]]:
+        """Calls of the network in a rollout: their chunk, the chunks that they run, and those that they see, these
+        included.
 
         A clean pass and the next chunk's first step are one while no slot of the cache is used again.
         """
         slots = self.cached_frames(frames) // self.chunk_frames
-        kinds: Counter[tuple[int, int]] = Counter()
+        calls = []
         for chunk, passes in enumerate(self.passes(frames)):
             begun, goes_on, seen = 0 < chunk < slots, chunk + 1 < slots, min(chunk + 1, slots)
-            kinds[1, seen] += passes - begun - goes_on
-            kinds[2, seen + 1] += goes_on
-        return +kinds
+            calls += [(chunk, 1, seen)] * (passes - begun - goes_on) + [(chunk, 2, seen + 1)] * goes_on
+        return calls
 
     @model_validator(mode="before")
     @classmethod

@@ -5,11 +5,11 @@ What differs between passes of the same length is in buffers that a captured pas
 of RoPE and the places in the cache. The number of keys that are seen is part of the graph, so each visible length has
 one of its own; in a full window all chunks share it.
 
-A kind of pass is captured when it is met for the second time. Buffers and graphs last as long as the object.
+A kind of pass is captured when a second chunk meets it: of another rollout, or of the same one where the window is
+full. Buffers and graphs last as long as the object.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Run = Callable[[], Tensor]
 Capture = Callable[[Run], tuple[Tensor, Callable[[], object]]]  # to the output's buffer, and what fills it anew
+NewCapture = Callable[[], Capture]
 
 
 @dataclass
@@ -51,12 +52,13 @@ class CapturedPasses:
 
     Args:
         network: whole, without hooks; its weights stay where they are.
-        capture: makes a function of no arguments one that is replayed.
+        new_capture: makes what makes a function of no arguments one that is replayed.
     """
 
-    def __init__(self, network: Any, capture: Capture):
-        self.network, self.capture = network, capture
-        self.met: Counter[Any] = Counter()
+    def __init__(self, network: Any, new_capture: NewCapture):
+        self.network, self.capture = network, new_capture()
+        self.rollouts = 0
+        self.met: dict[Any, tuple[int, int]] = {}  # the rollout and chunk that met a kind of pass first
         self.passes: dict[Any, CapturedPass] = {}
         self.buffers: dict[Any, list[LayerCache]] = {}
         self.works = True
@@ -69,17 +71,19 @@ class CapturedPasses:
     def __call__(
         self, noisy: Tensor, timestep: Tensor, text: Tensor, *, cache: KVCache | None = None, **options: Any
     ) -> Tensor:  # fmt: skip
-        """As `CausalWan.forward`; rollouts of as many videos and frames share their buffers, one at a time."""
+        """As `CausalWan.forward`; rollouts of videos of one shape share their buffers, one at a time."""
         if cache is None or not self.works:
             return self._run(noisy, timestep, text, cache=cache, **options)
         if not cache.has_text:
-            cache.adopt(self.buffers.setdefault((len(noisy), cache.frames), cache.layers))
+            videos = (len(noisy), *noisy.shape[2:], noisy.dtype, cache.frames)
+            cache.adopt(self.buffers.setdefault(videos, cache.layers))
+            self.rollouts += 1
             return self._run(noisy, timestep, text, cache=cache, **options)
         frames = noisy.shape[1]
         cache.begin_pass(frames)
         kind = (tuple(noisy.shape), noisy.dtype, cache.frames, cache.visible_frames, *options.items())
-        self.met[kind] += 1
-        if kind not in self.passes and self.met[kind] > 1:
+        here = (self.rollouts, cache.chunk)
+        if kind not in self.passes and self.met.setdefault(kind, here) != here:
             self._try_to_capture(kind, noisy, timestep, cache, options)
         captured = self.passes.get(kind)
         if captured is None:
@@ -105,8 +109,8 @@ class CapturedPasses:
         run = partial(self._run, noisy, timestep, None, cache=still, **options)
         try:
             self.passes[kind] = CapturedPass(noisy, timestep, places, rotation, *self.capture(run))
-        except Exception as error:  # of CUDA, of a kernel: whatever it is, passes run without
-            self.works = False
+        except RuntimeError as error:  # of CUDA, of a kernel, of memory: passes run without
+            self.works, self.passes = False, {}
             log.warning("rollout.graphs: passes run one kernel at a time: %s", " ".join(str(error).split())[:300])
 
     def _rotation(self, noisy: Tensor, cache: KVCache) -> Rotation:
@@ -118,7 +122,7 @@ class CapturedPasses:
         return torch.arange(start, start + len(like), device=like.device)
 
 
-def choose_capture(choice: Literal["auto"] | bool, device: torch.device, shares_tokens: bool) -> Capture | None:
+def choose_capture(choice: Literal["auto"] | bool, device: torch.device, shares_tokens: bool) -> NewCapture | None:
     """CUDA graphs, or None; says why not.
 
     Args:
@@ -134,20 +138,30 @@ def choose_capture(choice: Literal["auto"] | bool, device: torch.device, shares_
     if shares_tokens:
         log.info("rollout.graphs: none, ranks of a sequence exchange tokens inside of a pass")
         return None
-    return partial(capture_cuda_graph, torch.cuda.graph_pool_handle())
+    return CudaGraphs
 
 
-def capture_cuda_graph(pool: Any, run: Run) -> tuple[Tensor, Callable[[], object]]:
-    """A CUDA graph of what a function launches; graphs of a pool never run at the same time, and share its memory."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()  # kernels are chosen and compiled, workspaces allocated
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        output = run()
-    return output, graph.replay
+class CudaGraphs:
+    """Makes graphs that never run at the same time, and share their memory and the stream that they are captured on."""
+
+    def __init__(self) -> None:
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+    def __call__(self, run: Run) -> tuple[Tensor, Callable[[], object]]:
+        """A CUDA graph of what a function launches."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            run()  # kernels are chosen and compiled, workspaces allocated
+        current.wait_stream(self.stream)
+        graph = torch.cuda.CUDAGraph()
+        # A capture that fails half-way leaves its stream on; other threads may go on, the one that pins batches does.
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
+            output = run()
+        return output, graph.replay
 
 
 def run_again(run: Run) -> tuple[Tensor, Callable[[], object]]:

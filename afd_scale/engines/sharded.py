@@ -24,7 +24,7 @@ from torch import Tensor
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import NetworkConfig, Role
 from afd_scale.config.models import OptimizerConfig, StudentConfig, WanConfig
-from afd_scale.engines.captured import Capture, choose_capture
+from afd_scale.engines.captured import NewCapture, choose_capture
 from afd_scale.engines.cast import Build, State
 from afd_scale.engines.deepspeed_config import deepspeed_config
 from afd_scale.engines.resharding import SavedShards, save_shards
@@ -87,7 +87,7 @@ class ShardedNetwork:
     def __init__(
         self, engine: Any, adapter: str | None = None, residency: Residency | None = None,
         micro_batch: int | None = None, build: Callable[[str | None], Network] | None = None,
-        capture: Capture | None = None, sharing: dist.ProcessGroup | None = None,
+        capture: NewCapture | None = None, sharing: dist.ProcessGroup | None = None,
     ):  # fmt: skip
         self.sharing = sharing
         self.engine, self.adapter, self.residency, self.micro_batch = engine, adapter, residency, micro_batch
@@ -131,7 +131,7 @@ class ShardedNetwork:
             with kept_whole(self._all, self.network.units()):
                 yield
         else:
-            twin = self._twin(merged=sampling and self.adapter is not None)
+            twin = self._twin(sampling)
             with twin.filled(self.network, torch.device(get_accelerator().current_device_name())):
                 self._calls = twin
                 try:
@@ -140,12 +140,12 @@ class ShardedNetwork:
                     self._calls = self.engine
         self.release()
 
-    def _twin(self, merged: bool) -> Twin:
-        if merged not in self._twins:
+    def _twin(self, sampling: bool) -> Twin:
+        if sampling not in self._twins:
             assert self._build is not None
-            network = partial(self._build, None if merged else self.adapter)
-            self._twins[merged] = Twin(network, self.adapter, merged, self._all[0].dtype, self._capture)
-        return self._twins[merged]
+            network = partial(self._build, None if sampling else self.adapter)
+            self._twins[sampling] = Twin(network, self.adapter, sampling, self._all[0].dtype, self._capture)
+        return self._twins[sampling]
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole float32 weight of each parameter, the adapter merged; on all ranks together."""

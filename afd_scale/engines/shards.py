@@ -77,8 +77,10 @@ class Residency:
 def gathered(parameters: Sequence[Any]) -> Iterator[None]:
     """Make parameters whole, in one collective, to be read; on all ranks together. None of them is whole now."""
     parameters[0].all_gather_coalesced(parameters).wait()
-    yield
-    parameters[0].partition(param_list=list(parameters), has_been_updated=False)
+    try:
+        yield
+    finally:
+        parameters[0].partition(param_list=list(parameters), has_been_updated=False)
 
 
 @contextmanager

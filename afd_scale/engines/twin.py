@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afd_scale.engines.captured import Capture, CapturedPasses
+from afd_scale.engines.captured import CapturedPasses, NewCapture
 from afd_scale.engines.shards import gathered
 from afd_scale.layers.lora import FOLDER, adapter_of
 from afd_scale.layers.network import Network
@@ -30,21 +30,22 @@ class Twin:
     Args:
         build: makes the network, with no adapter but this policy's, and without that where it is merged.
         adapter: of the policy; None is the base.
-        merged: whether the adapter is merged.
+        sampling: its adapter is merged, and its products are fused. Predictions that are compared with the student's
+            come from the same kernels as those.
         capture: replays its cached passes; None runs them as they are.
     """
 
     def __init__(
-        self, build: Callable[[], Network], adapter: str | None, merged: bool, dtype: torch.dtype,
-        capture: Capture | None = None,
+        self, build: Callable[[], Network], adapter: str | None, sampling: bool, dtype: torch.dtype,
+        capture: NewCapture | None = None,
     ):  # fmt: skip
         with torch.device("meta"):
             self.network: Any = build().to(dtype)
-        self.adapter, self.merged, self.capture = adapter, merged, capture
+        self.adapter, self.sampling, self.capture = adapter, sampling, capture
         self.calls: Any = self.network
 
     def __call__(self, *arguments: Any, adapter: str | None = None, **options: Any) -> Tensor:
-        prediction: Tensor = self.calls(*arguments, adapter=None if self.merged else adapter, **options)
+        prediction: Tensor = self.calls(*arguments, adapter=None if self.sampling else adapter, **options)
         return prediction
 
     def new_cache(self, frames: int) -> Any:
@@ -57,8 +58,7 @@ class Twin:
         Args:
             source: the sharded network, none of whose parameters is whole now.
         """
-        self.network.to_empty(device=device)
-        self.network.requires_grad_(False).fuse()
+        self._allocate(device)
         ours = dict(self.network.named_parameters())
         wanted = {name: p for name, p in source.named_parameters() if adapter_of(name) in (None, self.adapter)}
         for names in _by_unit(source, wanted):
@@ -73,10 +73,23 @@ class Twin:
             self.calls = self.network
             self.network.to_empty(device="meta")
 
+    def _allocate(self, device: torch.device) -> None:
+        """Unit by unit, so that what one lets go of when it is fused is what the next one takes."""
+        for unit in self.network.units():
+            unit.to_empty(device=device)
+            if self.sampling:
+                unit.fuse()
+        for module in self.network.modules():
+            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+                module.to_empty(device=device, recurse=False)
+        self.network.requires_grad_(False)
+        if self.sampling:
+            self.network.fuse()
+
     def _weight(self, source: Network, name: str, parameter: Tensor, dtype: torch.dtype) -> Tensor:
         path, _, kind = name.rpartition(".")
         adapters = getattr(source.get_submodule(path), FOLDER, None)
-        if not self.merged or adapters is None or kind != "weight":
+        if not self.sampling or self.adapter is None or adapters is None or kind != "weight":
             return parameter.data
         adapter = adapters[self.adapter]
         both = torch.addmm(

@@ -13,7 +13,6 @@ from afd_scale.engines.captured import CapturedPasses, choose_capture
 from afd_scale.engines.plain import PlainNetwork
 from afd_scale.evaluation.runs import run_folder
 from afd_scale.layers.attention import choose_backend
-from afd_scale.layers.choose_compile import choose_compile
 from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.models.wan import CausalWan
 from afd_scale.parallel.ranks import Ranks
@@ -59,8 +58,7 @@ def load_student(
     backend = choose_backend(attention, device=ranks.device, dtype=dtype, head_dim=config.dim // config.num_heads)
     run = run_of(source)
     made_by = choose_precision(precision, "current", ranks.device, keep_blocks=run.fp8_keep_blocks if run else 0)
-    compile = choose_compile("auto", ranks.device)
-    ops = ops_over(ranks.sequence_group, precision=made_by, attend=backend.attend, compile=compile)
+    ops = ops_over(ranks.sequence_group, precision=made_by, attend=backend.attend)
     with torch.device("meta"):
         network = CausalWan(config, policy.sampler, ops)
     network.load_state_dict(read.state.converted(lambda _, weight: weight.to(ranks.device, dtype)), assign=True)

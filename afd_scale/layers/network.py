@@ -16,8 +16,8 @@ class Network(nn.Module):
     def fuse(self) -> None:
         """Arrange whole weights for passes without gradient: fewer and larger products, the same numbers.
 
-        Parameters may become parts of larger tensors; editing them in place stays possible. Moving or converting the
-        network undoes it.
+        Parameters may become parts of larger tensors; editing them in place stays possible. Moving, converting or
+        loading the network undoes it; a deep copy must be fused anew.
         """
 
     def starts_anew(self, parameter: str) -> bool:

@@ -42,8 +42,8 @@ class Precision:
 
 
 def _is_attention(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    """Any library's kernel is an operator with this word in its name, or flash-attn's own."""
-    namespace, name = operator.name().split("::")
+    """Kernels that are operators have this word in their name, or are flash-attn's own; flex and fa4 are none."""
+    namespace, _, name = operator.name().partition("::")
     kept = "attention" in name or "flash_attn" in namespace
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 

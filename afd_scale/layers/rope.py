@@ -1,9 +1,14 @@
 """3D rotary position embedding of Wan 2.1: head_dim / 2 complex pairs split over (frame, row, column)."""
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from afd_scale.layers.compiler import has_c_compiler
 
 BASE = 10000.0
 
@@ -74,6 +79,7 @@ class _Rotate(torch.autograd.Function):
         return _rotated(q, k, turns)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor, Tensor, None]:
         (turns,) = ctx.saved_tensors
         return *_rotated(grad_q, grad_k, turns.conj().resolve_conj()), None
@@ -85,10 +91,16 @@ def _rotated(q: Tensor, k: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     return q_out, k_out
 
 
+@cache
+def _has_triton() -> bool:
+    """Triton, and the C compiler with which it makes a kernel's launcher."""
+    return find_spec("triton") is not None and has_c_compiler()
+
+
 @torch.library.custom_op("afd_scale::rotate", mutates_args=("q_out", "k_out"))
 def rotate(q: Tensor, k: Tensor, turns: Tensor, q_out: Tensor, k_out: Tensor) -> None:
     """Rotate queries and keys into given tensors; (B, L, N, D) each, in any strides whose last is 1."""
-    if q.dtype == torch.float64 or not q.is_cuda:
+    if q.dtype == torch.float64 or not q.is_cuda or not _has_triton():
         q_out.copy_(_turn(q, turns))
         k_out.copy_(_turn(k, turns))
         return

@@ -18,7 +18,7 @@ def _rotate(  # type: ignore[no-untyped-def]
     q, k, turns, q_out, k_out, tokens, heads, q_b, q_l, q_n, k_b, k_l, k_n, qo_b, qo_l, qo_n, ko_b, ko_l, ko_n,
     PAIRS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     row = tl.program_id(1)
     video, head = (row // heads).to(tl.int64), row % heads
     both = tl.arange(0, 2 * WIDTH)

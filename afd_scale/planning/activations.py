@@ -1,4 +1,4 @@
-"""Bytes of tensors that live while a Wan trunk runs, one rank, derived line by line from models/wan.py.
+"""Bytes of tensors that live while a Wan trunk runs, one rank, derived line by line from models/wan_block.py.
 
 What autograd saves in a block, T tokens of width E, feed-forward H:
 

@@ -16,7 +16,7 @@ from afd_scale.planning.workload import Workload
 # 4 to 7 ms with hooks. A recomputation and a backward pass take about as much each.
 BLOCK_SECONDS, HOOKED_SECONDS = 0.7e-3, 4e-3
 GRAPH_SECONDS = 0.1e-3  # assumed: a whole captured pass, which is copies of its inputs and one launch
-CAPTURE_PASSES = 3  # until a kind of pass is replayed: as it is, to warm up, while it is captured
+CAPTURE_PASSES = 2  # of a kind of pass, before its first replay: to warm up, and while it is captured
 
 
 def host_seconds(config: RunConfig, load: Workload, passes: Sequence[Pass], gathered_rollout: bool) -> float:
@@ -44,13 +44,19 @@ def captured_passes(sampler: SamplerConfig, frames: int, rollouts: Pass) -> tupl
 
     The first pass of a rollout, which reads the text, runs as it is; another number of videos is another kind of pass.
     """
-    kinds = sampler.kinds_of_calls(frames)
-    kinds[next(iter(kinds))] -= 1
-    launched, replayed = rollouts.runs, 0
-    for runs in (rollouts.videos // rollouts.at_once, rollouts.runs - rollouts.videos // rollouts.at_once):
-        for met in (runs * count for count in kinds.values()):
-            launched += CAPTURE_PASSES if met > 1 else met
-            replayed += max(0, met - 1)
+    launched = replayed = 0
+    met: dict[tuple[int, ...], tuple[int, int]] = {}  # the rollout and chunk that met a kind of pass first
+    captured = set()
+    for run in range(rollouts.runs):
+        is_last_and_smaller = run == rollouts.videos // rollouts.at_once
+        for number, (chunk, *kind) in enumerate(sampler.order_of_calls(frames)):
+            key = (*kind, is_last_and_smaller)
+            if number == 0 or met.setdefault(key, (run, chunk)) == (run, chunk):
+                launched += 1
+                continue
+            launched += CAPTURE_PASSES * (key not in captured)
+            captured.add(key)
+            replayed += 1
     return launched, replayed
 
 

@@ -185,6 +185,18 @@ MISTAKES = {
         ["parallel.sequence=4", "method.discriminator={name: latent, dim: 96, num_heads: 6}"],
         ["parallel.sequence (4)", "method.discriminator.num_heads (6)", "may be 1, 2"],
     ),
+    "graphs where ranks share videos": (
+        ["rollout.graphs=true", "parallel.sequence=2"],
+        ["rollout.graphs", "(true)", "auto or false with parallel.sequence 2"],
+    ),
+    "graphs of sharded passes": (
+        ["rollout.graphs=true", "rollout.weights=sharded"],
+        ["rollout.graphs", "(true)", "with rollout.weights sharded"],
+    ),
+    "attention that cannot be kept": (
+        ["attention=flex", "student.activation_checkpointing=keep_attention"],
+        ["student.activation_checkpointing", "(keep_attention)", "full or none with attention flex"],
+    ),
     "fp8 width": (["precision=fp8", "student.ffn_dim=100"], ["student.ffn_dim", "(100)", "multiple of 16"]),
     "mxfp8 width": (
         ["precision=fp8", "fp8_scaling=mxfp8", "student.dim=112"],

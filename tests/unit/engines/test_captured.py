@@ -30,9 +30,9 @@ def make_network(adapters=None, **fields):
     return network
 
 
-def roll_out(network, calls, seed, videos=2):
+def roll_out(network, calls, seed, videos=2, rows=4):
     text = randn(videos, 3, 8, seed=seed)
-    noise = Noise(randn(videos, FRAMES, 3, 4, 6, seed=seed + 1), randn(2, videos, FRAMES, 3, 4, 6, seed=seed + 2))
+    noise = Noise(randn(videos, FRAMES, 3, rows, 6, seed=seed + 1), randn(2, videos, FRAMES, 3, rows, 6, seed=seed + 2))
     return Sampler(network.sampler).rollout(calls, text, noise)
 
 
@@ -53,36 +53,52 @@ class Counting:
         return output, count
 
 
-# Six chunks of three steps. Passes of one chunk: each chunk's second and third step, and where there is no room ahead
-# its clean pass and the next one's first step too. A kind runs as it is when it is first met.
+# Six chunks of three steps are 18 passes where each chunk begins in the pass that ends the one before. Of each rollout
+# passes captured, and replayed: a kind is captured when a second chunk meets it.
 CASES = {
-    "no window": ({}, 6, 6),
-    # Of the last four chunks, which see a full window, all passes but the third's first are one kind.
-    "a window": ({"window_frames": 6, "sink_frames": 2}, 3, 2 + (3 + 4 + 4 + 3 - 1)),
+    # In the first rollout each chunk sees another length. In the second all but the first pass are met again: of one
+    # chunk six lengths, of two five.
+    "no window": ({}, (0, 0), (6 + 5, 17)),
+    # Once the window is full, the last three chunks are of the third one's kind: 3 steps each and 2 clean passes.
+    "a window": ({"window_frames": 6, "sink_frames": 2}, (1, 3 * 3 + 2), (2 + 2, 2 + 1 + 2 + 1 + 3 + 3 * 3 + 2)),
 }
 
 
-@pytest.mark.parametrize(("fields", "kinds", "replays"), CASES.values(), ids=CASES)
-def test_replayed_passes_generate_the_same_videos(fields, kinds, replays):
+@pytest.mark.parametrize(("fields", "first", "second"), CASES.values(), ids=CASES)
+def test_replayed_passes_generate_the_same_videos(fields, first, second):
     network, capture = make_network(**fields), Counting()
-    captured = CapturedPasses(network, capture)
-    for seed in (10, 20):  # another text and other noise, in the same buffers
+    captured = CapturedPasses(network, lambda: capture)
+    for seed, expected in ((10, first), (20, second)):  # another text and other noise, in the same buffers
+        before = capture.captured, capture.replayed
         torch.testing.assert_close(
             roll_out(network, captured, seed), roll_out(network, network, seed), rtol=1e-5, atol=1e-5
         )
+        assert (capture.captured - before[0], capture.replayed - before[1]) == expected
         if seed == 10:
-            assert (capture.captured, capture.replayed) == (kinds, replays)
             addresses = buffers(captured)
-    assert capture.captured > kinds or fields, "joint passes are met again in the second rollout"
     assert buffers(captured) == addresses
-    more_videos = roll_out(network, captured, 30, videos=3)
-    torch.testing.assert_close(more_videos, roll_out(network, network, 30, videos=3), rtol=1e-5, atol=1e-5)
+    for options in ({"videos": 3}, {"rows": 8}):
+        others = [roll_out(network, calls, 30, **options) for calls in (captured, network)]
+        torch.testing.assert_close(*others, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [*(fields for fields, _, _ in CASES.values()), {"first_chunk_timesteps": (1000,)}])
+def test_what_a_replay_gave_stays():
+    network = make_network()
+    captured, text = CapturedPasses(network, Counting), randn(1, 3, 8)
+    given = {}
+    for rollout in range(3):
+        cache = captured.new_cache(FRAMES)
+        for step in range(3):
+            chunk = randn(1, 2, 3, 4, 6, seed=step)
+            given[rollout, step] = captured(chunk, torch.full((1, 2), 500.0), text, cache=cache)
+    for step in range(3):
+        torch.testing.assert_close(given[2, step], given[0, step], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [*(fields for fields, *_ in CASES.values()), {"first_chunk_timesteps": (1000,)}])
 def test_the_planner_counts_the_passes_of_python(fields):
     network, capture = make_network(**fields), Counting()
-    captured, ran = CapturedPasses(network, capture), []
+    captured, ran = CapturedPasses(network, lambda: capture), []
     network.register_forward_hook(lambda *_: ran.append(1))
     for videos in (2, 2, 2, 1):  # seven rollouts, two at once
         roll_out(network, captured, 10, videos)
@@ -101,7 +117,7 @@ def buffers(captured):
 
 def test_each_adapter_has_passes_of_its_own():
     network = make_network(Adapters(("one", "other"), 2, 1.0))
-    captured = CapturedPasses(network, Counting())
+    captured = CapturedPasses(network, Counting)
 
     class Policy:
         def __init__(self, calls, adapter):
@@ -123,7 +139,7 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_why(caplog):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     network = make_network()
-    captured = CapturedPasses(network, capture)
+    captured = CapturedPasses(network, lambda: capture)
     with caplog.at_level(logging.WARNING):
         videos = [roll_out(network, captured, 10) for _ in range(2)]
     assert all(torch.equal(video, roll_out(network, network, 10)) for video in videos)

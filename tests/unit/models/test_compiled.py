@@ -95,6 +95,15 @@ def test_fused_kernels_stay_within_a_few_units_in_the_last_place(inductor):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_fused_kernels_predict_the_same_bits_with_gradient_and_without(inductor):
+    """In bf16, or policies that are equal would seem to be apart."""
+    network = make_network(inductor, num_layers=1).bfloat16()
+    arguments = NOISE, torch.full((2, FRAMES), 500.0), TEXT
+    with torch.no_grad():
+        without = network(*arguments)
+    assert torch.equal(network(*arguments).detach(), without)
+
+
 def test_a_cpu_compiles_only_when_it_is_asked_to():
     assert choose_compile("auto", torch.device("cpu")) is None
     assert choose_compile(False, torch.device("cuda")) is None

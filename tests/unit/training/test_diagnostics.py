@@ -55,7 +55,7 @@ class Brightness:
         self.shown.append(videos)
         return videos.latents.flatten(1).mean(dim=1)
 
-    def resident(self) -> Any:
+    def resident(self, sampling: bool = False) -> Any:
         return torch.no_grad()
 
 
