@@ -133,8 +133,9 @@ def test_time_of_python_worked_by_hand() -> None:
     sharded, gathered = host("rollout.weights=sharded"), host("rollout.weights=gathered")
     # 28 passes of a rollout through 30 blocks; context, states and twice again for the backward pass of the student's.
     assert sharded["rollout"] == pytest.approx(2 * 28 * 30 * HOOKED_SECONDS)
-    # 13 kinds of passes, of 7 chunks alone and 6 with the next one; all are met again, and the first pass is of none.
-    launched, replayed = 2 + 3 * 13, 2 * 27 - 13
+    # The second rollout meets 13 kinds of passes again, of 7 chunks alone and 6 with the next one, and replays all but
+    # its first pass.
+    launched, replayed = 28 + 1 + 2 * 13, 27
     assert gathered["rollout"] == pytest.approx(launched * 30 * BLOCK_SECONDS + replayed * GRAPH_SECONDS)
     assert host("rollout={weights: gathered, graphs: false}")["rollout"] == pytest.approx(2 * 28 * 30 * BLOCK_SECONDS)
     shared = host("rollout.weights=gathered", "parallel.sequence=2", "train.micro_batch=16")  # again two rollouts
