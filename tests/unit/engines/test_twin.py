@@ -2,7 +2,36 @@
 
 import torch
 
-from afd_scale.engines.twin import round_to_bfloat16
+from afd_scale.engines.twin import Twin, round_to_bfloat16
+from afd_scale.layers.lora import Adapters
+from afd_scale.layers.ops import ModelOps
+from tests.networks import make_policy
+
+FIELDS = {"dim": 64, "ffn_dim": 128, "num_heads": 2, "num_layers": 1, "freq_dim": 16, "text_dim": 8, "text_length": 5,
+          "latent_channels": 3, "prediction": "velocity"}  # fmt: skip
+
+
+def make_network(names):
+    adapters = Adapters(names, 4, 0.5) if names else None
+    return make_policy(FIELDS, ModelOps(adapters=adapters)).bfloat16()
+
+
+def test_a_young_adapter_is_in_the_merged_weights():
+    source, name = make_network(("one", "other")), "blocks.0.ffn.0.weight"
+    linear = source.blocks[0].ffn[0]
+    adapter = linear.adapters["one"]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        linear.weight.fill_(1.0)
+        adapter.down.fill_(2**-6)
+        adapter.up.fill_(2**-6)  # 0.5 x 4 x 2**-12 is a sixteenth of the last place of 1
+        linear.adapters["other"].up.fill_(100.0)
+    twin = Twin(lambda: make_network(()), "one", sampling=True, dtype=torch.bfloat16)
+    merged = twin._weight(source, name, linear.weight, torch.bfloat16)
+    assert merged.dtype == torch.bfloat16
+    assert ((merged.float() - 1).mean() / 2**-11 - 1).abs() < 0.1
+    apart = Twin(lambda: make_network(("one",)), "one", sampling=False, dtype=torch.bfloat16)
+    assert torch.equal(apart._weight(source, name, linear.weight, torch.bfloat16), linear.weight)
 
 
 def test_a_small_change_is_there_on_average():
