@@ -66,8 +66,10 @@ SHAPES = {
 }
 
 CONFIG = Path(__file__).parents[1] / "configs" / "wan_1_3b" / "self_forcing_full.yaml"
-ONE_DEVICE = ("parallel.sequence=1", "data.global_batch=1", "train.micro_batch=1", "method.rollouts_per_prompt=2",
-              "student.activation_checkpointing=full", "method.discriminator.activation_checkpointing=full")  # fmt: skip
+ONE_DEVICE = (
+    "parallel.sequence=1", "data.global_batch=1", "train.micro_batch=1", "method.rollouts_per_prompt=2",
+    "student.activation_checkpointing=full", "method.discriminator.activation_checkpointing=full",
+)  # fmt: skip
 _STUDENT_AND_JUDGE = ("student", "method.discriminator")
 _SMALL_NETWORK = ("dim=128", "ffn_dim=512", "num_heads=4", "num_layers=2", "text_dim=32", "text_length=16",
                   "freq_dim=32")  # fmt: skip

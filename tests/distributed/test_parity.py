@@ -1,7 +1,7 @@
 """The parity matrix: data x sequence ranks under ZeRO-3 against the same networks in plain torch, one process, float32.
 
 For each mesh, with and without activation checkpointing, window and LoRA: outputs, gradients, three steps of AFD. With
-a window weights are gathered, and a plain twin runs; with both others attention is kept and blocks are compiled. The
+a window weights are gathered, and a plain twin runs; with both others attention is kept, and once blocks are compiled. The
 sharded ones are built by the code that builds a run; the plain ones start from their weights, and what they compute is
 recorded once and compared with every mesh. 9 tokens a frame do not divide among 2 ranks, so padding takes part.
 
@@ -9,6 +9,7 @@ Run as a script by torchrun this file is one rank; as a test it starts them.
 """
 
 import itertools
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,8 @@ def run_config(folder: Path, sequence: int, checkpointing: bool, window: bool, l
         "evaluation": {"metrics": "none"},
         "parallel": {"sequence": sequence},
         "rollout": {"weights": "gathered" if window else "sharded"},
-        "compile": checkpointing and lora,
+        # Of one cell on one mesh, for it takes a while: ranks that share a video, recomputation and adapters.
+        "compile": checkpointing and lora and not window and sequence == int(os.environ["WORLD_SIZE"]) == 2,
         # What is generated for many ranks, which there are not here.
         "engine": {"parameter_persistence": 50, "deepspeed": {"zero_optimization": {
             "stage3_allgather_sequential": True}}} if checkpointing else {},
