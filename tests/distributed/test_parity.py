@@ -1,7 +1,7 @@
 """The parity matrix: data x sequence ranks under ZeRO-3 against the same networks in plain torch, one process, float32.
 
 For each mesh, with and without activation checkpointing, window and LoRA: outputs, gradients, three steps of AFD. With
-a window weights are gathered, and a plain twin runs; with both others attention is kept, and once blocks are compiled. The
+a window weights are gathered, and a plain twin runs; with both others attention is kept, once with compiled blocks. The
 sharded ones are built by the code that builds a run; the plain ones start from their weights, and what they compute is
 recorded once and compared with every mesh. 9 tokens a frame do not divide among 2 ranks, so padding takes part.
 
