@@ -58,16 +58,10 @@ class Twin:
         Args:
             source: the sharded network, none of whose parameters is whole now.
         """
-        self._allocate(device)
-        ours = dict(self.network.named_parameters())
-        wanted = {name: p for name, p in source.named_parameters() if adapter_of(name) in (None, self.adapter)}
-        for names in _by_unit(source, wanted):
-            with torch.no_grad(), gathered([wanted[name] for name in names]):
-                for name in names:
-                    if name in ours:
-                        ours[name].copy_(self._weight(source, name, wanted[name], ours[name].dtype))
-        self.calls = self.network if self.capture is None else CapturedPasses(self.network, self.capture)
         try:
+            self._allocate(device)
+            self._fill(source)
+            self.calls = self.network if self.capture is None else CapturedPasses(self.network, self.capture)
             yield
         finally:
             self.calls = self.network
@@ -85,6 +79,16 @@ class Twin:
         self.network.requires_grad_(False)
         if self.sampling:
             self.network.fuse()
+
+    @torch.no_grad()
+    def _fill(self, source: Network) -> None:
+        ours = dict(self.network.named_parameters())
+        wanted = {name: p for name, p in source.named_parameters() if adapter_of(name) in (None, self.adapter)}
+        for names in _by_unit(source, wanted):
+            with gathered([wanted[name] for name in names]):
+                for name in names:
+                    if name in ours:  # not an adapter that is merged
+                        ours[name].copy_(self._weight(source, name, wanted[name], ours[name].dtype))
 
     def _weight(self, source: Network, name: str, parameter: Tensor, dtype: torch.dtype) -> Tensor:
         path, _, kind = name.rpartition(".")
