@@ -134,7 +134,7 @@ class RolloutConfig(Section):
     once for the old policy's and the reference's velocities; `auto` gathers where they fit into the memory that is
     free, and logs what it chose. Where they are gathered, a policy that samples has its adapter merged: in bf16 that
     rounds, by chance, and the samples are others."""
-    graphs: Literal["auto"] | bool = "auto"
+    graphs: Literal["auto", True, False] = "auto"
     """Capture the passes of a rollout as CUDA graphs, where weights are whole and ranks share no video; `auto` does so
     on a GPU."""
 
@@ -200,7 +200,7 @@ class RunConfig(Section):
     """First and last blocks, so many each, whose linears stay in bf16."""
     attention: Literal["auto", "sdpa", "flash", "flex", "fa4"] = "auto"
     """Kernels of self-attention; `auto` takes the fastest one that is there, and logs what it chose."""
-    compile: Literal["auto"] | bool = "auto"
+    compile: Literal["auto", True, False] = "auto"
     """Compile the parts of each transformer block around its attention (torch.compile); `auto` does on a GPU."""
     requires: Path | None = None
     """Config of a run that must be complete first; run when it is not (relative to this file)."""

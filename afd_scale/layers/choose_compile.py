@@ -33,7 +33,9 @@ def choose_compile(choice: Literal["auto"] | bool, device: torch.device) -> Comp
         log.warning("compile auto: blocks are not compiled, there is no C compiler (Debian: g++)")
         return None
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS_OF_PASS)
-    log.info("compile: the parts of each block before and after its attention")
+    log.info(
+        "compile: the parts of each block before and after its attention; the first pass of each length takes long"
+    )
     # Without it bf16 numbers inside of a fused kernel are not rounded as between kernels, and other kernels are fused
     # with gradient than without: policies that are equal would predict other bits.
     options = {"emulate_precision_casts": True} if BACKEND == "inductor" else None

@@ -61,7 +61,7 @@ class Gpu:
             "ZeRO's collectives overlap with compute (not where adapters of one network take turns), Ulysses' do not",
             "Python takes 4 ms for a block's pass behind DeepSpeed's hooks and 0.7 ms without, beside the GPU's work",
             "where a rollout's passes are CUDA graphs, replaying one takes Python 0.1 ms; each step captures them anew",
-            "fp8 counts as bf16 in memory and in time",
+            "fp8 counts as bf16 in memory and in time, compiled blocks as blocks that are not",
             "what is offloaded is not held against the node's memory",
             "a VAE decodes at 10% of the matmul rate (float32, TF32); a sample video takes 4.5 s of one core to write",
             "times and memory are computed, not measured",

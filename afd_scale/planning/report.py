@@ -29,7 +29,8 @@ def report_search(search: Search) -> str:
     if best is None:
         smallest = search.smallest
         lines += [f"  the smallest takes {_gib(smallest.plan.memory.peak)}: {' '.join(smallest.overrides)}",
-                  "  without --best, with these overrides, the plan says how many GPUs would do"]  # fmt: skip
+                  "  engine.offload_optimizer=cpu makes it smaller; without --best, with these overrides, the plan "
+                  "says how many GPUs would do"]  # fmt: skip
         return "\n".join(lines)
     lines += [f"  fastest: {best.seconds:.1f} s a step, {_gib(best.plan.memory.peak)} at its peak", "",
               f"  {' '.join(best.overrides)}", "", "Why; seconds of each part as if nothing overlapped"]  # fmt: skip
@@ -75,6 +76,8 @@ def _headline(plan: Plan, remedies: dict[str, Suggestion | None]) -> list[str]:
     if smallest is not None and smallest.overrides:
         lines.append(f"  smallest number of GPUs with {' '.join(smallest.overrides)}: {smallest.gpus} "
                      f"({_gib(smallest.peak)})")  # fmt: skip
+    if here is None:
+        lines.append("  --best looks for a layout that fits among other micro-batches and recomputation too")
     if as_configured is None and smallest is None:
         lines.append(
             f"  no number of GPUs up to {SEARCH[-1]} fits: a shorter or smaller video, or a smaller network, would"

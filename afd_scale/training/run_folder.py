@@ -20,10 +20,11 @@ SUMMARY = "summary.json"
 
 # What may change when a run goes on: how long, how often it logs and saves, how ranks share the work, what comes then.
 CHANGEABLE = (
-    "train", "codec", "evaluation", "engine", "parallel", "rollout", "attention", "requires", "out", "data.cache",
-    "data.source",
+    "train", "codec", "evaluation", "engine", "parallel", "rollout", "attention", "compile", "requires", "out",
+    "data.cache", "data.source",
 )  # fmt: skip
-# And how a judge behind HTTP is reached.
+# And what of any network is recomputed; and how a judge behind HTTP is reached.
+RECOMPUTED = re.compile(r".*\.activation_checkpointing")
 REACHED = re.compile(r"method\.(discriminator|judges\.\w+)\.(url|key_file|timeout_seconds|retries|videos_per_request)")
 
 
@@ -72,7 +73,7 @@ def _refuse_another_config(path: Path, config: RunConfig) -> None:
     now = _flat(yaml.safe_load(resolved_yaml(config)))
     # The method's name first: with another one all its fields differ.
     for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "method.name", key)):
-        changeable = key.startswith(CHANGEABLE) or REACHED.fullmatch(key)
+        changeable = key.startswith(CHANGEABLE) or RECOMPUTED.fullmatch(key) or REACHED.fullmatch(key)
         if not changeable and before.get(key) != now.get(key):
             raise ConfigError(
                 f"{key} ({now.get(key)}) must stay {before.get(key)}, as in {path}: the run there would go on as "
