@@ -143,6 +143,8 @@ class Collector:
             self._journal.write(clip.asked, NOT_MADE)
             raise ConfigError(f"url ({self._endpoint.url}) must speak the protocol {self._endpoint.protocol}: its "
                               f"answer names no video, it is {self._exchange.text(response.text[:300])}")  # fmt: skip
+        if video_id in self._journal.ids:
+            raise RejectedError(f"the teacher must make a video of its own: it names another's, {video_id}")
         self._journal.write(clip.asked, ASKED, id=video_id)
         return video_id
 

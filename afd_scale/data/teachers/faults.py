@@ -21,6 +21,9 @@ _MONEY = (
 )
 _UNPAID = re.compile(_MONEY, re.IGNORECASE)
 _ACCOUNT = re.compile(rf"{_MONEY}|quota|billing|api.?key", re.IGNORECASE)
+_CLOSED = re.compile(
+    r"\b(account|user|organi[sz]ation|project)\b.{0,40}(suspended|deactivated|disabled|locked|blocked)", re.IGNORECASE
+)
 _GIVEN_BACK = re.compile(r"refund", re.IGNORECASE)  # of one video; there is money
 
 
@@ -31,7 +34,7 @@ def fault_of(status: int, said: str) -> Fault:
         status: of HTTP, 300 or more.
         said: by the server, nothing of the prompt in it.
     """
-    if status in (401, 402):
+    if status in (401, 402) or (status == 403 and _CLOSED.search(said)):
         return Fault.ACCOUNT
     if status in (408, 409) or status >= 500:
         return Fault.BUSY if status == 503 else Fault.UNCLEAR

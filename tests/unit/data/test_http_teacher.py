@@ -1,5 +1,6 @@
 """A teacher behind HTTP, against a real server of each protocol: nothing is asked twice, whatever goes wrong."""
 
+import hashlib
 import json
 import random
 import re
@@ -26,7 +27,7 @@ from afd_scale.data.teachers.faults import Fault, fault_of
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.journal import ASKED, ASKING, Journal
 from afd_scale.data.teachers.protocols import PROTOCOLS
-from afd_scale.data.teachers.protocols.protocol import said_in
+from afd_scale.data.teachers.protocols.protocol import Look, Request, said_in
 from tests.distributed.processes import forking, run
 from tests.video_server import DIALECTS, VideoServer
 from tests.videos import moving_bar, write_video
@@ -203,6 +204,7 @@ def test_an_account_at_fault_leaves_prompts_unasked(
         (429, {"error": {"status": "RESOURCE_EXHAUSTED", "message": "check quota and billing details"}}, Fault.BUSY),
         (403, {"error": {"code": "moderation_blocked"}}, Fault.PROMPT),
         (403, {"error": "forbidden"}, Fault.ACCOUNT),
+        (403, {"error": "your account was suspended after a violation of the policy"}, Fault.ACCOUNT),
         (400, "a man pays by credit card", Fault.PROMPT),
         (503, {"error": "no balance"}, Fault.BUSY),
         (502, {}, Fault.UNCLEAR),
@@ -211,6 +213,15 @@ def test_an_account_at_fault_leaves_prompts_unasked(
 )
 def test_whose_fault_it_is(status: int, said: Any, fault: Fault) -> None:
     assert fault_of(status, said_in(said)) is fault
+
+
+def test_words_of_the_prompt_are_not_the_servers(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server, prompt = serve(), "her balance, her credits and her billing"
+    server.told = {prompt: [(400, {"error": {"message": f"cannot make '{prompt}'"}})]}
+    found = teacher(server, tmp_path)
+    found.prompts.write_text(f"{prompt}\nbar 0\n")
+    found.collect()
+    assert videos(found) == ["bar 0"]
 
 
 @pytest.mark.parametrize(
@@ -286,6 +297,62 @@ def test_fields_have_the_names_of_each_api(protocol: str, shown: dict[str, Any])
     request = PROTOCOLS[protocol].create("bar", "a/b", fields)
     body: Any = request.form or request.json
     assert shown.items() <= {**body, **body.get("input", {}), **body.get("parameters", {})}.items()
+
+
+RESULT = "fal-ai/veo3/requests/7"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "answer", "look"),
+    [
+        ("openai", {"status": "Queued"}, Look()),
+        ("openai", {"status": "completed", "url": "https://x/a.mp4"}, Look("videos/7/content")),
+        ("ark", {"status": "running", "content": None}, Look()),
+        ("ark", {"status": "cancelled"}, Look(end="cancelled")),
+        ("ark", {"status": "succeeded", "content": {"video_url": "https://x/a.mp4"}}, Look("https://x/a.mp4")),
+        ("fal", {"status": "COMPLETED"}, Look(then=Request("GET", RESULT))),
+        ("fal", {"status": "COMPLETED", "error": "no runner", "error_type": "request_timeout"},
+         Look(end="COMPLETED", said="no runner, request_timeout")),
+        ("fal", {"videos": [{"url": "https://x/a.mp4"}, {"url": "https://x/b.mp4"}]}, Look("https://x/a.mp4")),
+        ("replicate", {"status": "starting", "output": None}, Look()),
+        ("replicate", {"status": "aborted", "error": None}, Look(end="aborted")),
+        ("replicate", {"status": "succeeded", "output": ["https://x/a.mp4"]}, Look("https://x/a.mp4")),
+        ("replicate", {"status": "succeeded", "output": {"frame": "https://x/a.png", "video": "https://x/a.mp4"}},
+         Look("https://x/a.mp4")),
+        ("google", {"name": "operations/7", "done": False}, Look()),
+        ("google", {"name": "operations/7", "done": True, "error": {"code": 3, "message": "no"}},
+         Look(end="failed", said="3, no")),
+    ],
+)  # fmt: skip
+def test_what_answers_say(protocol: str, answer: dict[str, Any], look: Look) -> None:
+    assert PROTOCOLS[protocol].read("7", "fal-ai/veo3/fast", answer) == look
+
+
+@every_protocol
+def test_an_answer_that_says_nothing_is_no_state(protocol: str) -> None:
+    with pytest.raises(KeyError):
+        PROTOCOLS[protocol].read("7", "m", {"detail": "hello"})
+
+
+def test_a_video_of_another_request_is_not_taken(
+    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    monkeypatch.setattr(DIALECTS["openai"], "created", lambda number: {"id": "video_1"})
+    found = teacher(server, tmp_path, prompts=2, concurrency=1)
+    found.collect()
+    assert videos(found) == ["bar 0"]
+    assert "it names another's, video_1" in reasons(found)[0]
+
+
+def test_a_journal_from_before_there_were_protocols_goes_on(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    found = teacher(server, tmp_path, prompts=1, request={"seconds": "5"})
+    found.collect()
+    entry = json.loads((tmp_path / "kept" / "journal.jsonl").read_text().splitlines()[0])
+    asks = json.dumps(["bar 0", "m", {"seconds": "5"}], sort_keys=True).encode()
+    assert entry["asks"] == hashlib.blake2b(asks, digest_size=8).hexdigest()
+    assert "protocol" not in found.provenance
 
 
 @every_protocol

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, renamed, text_field
+from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, renamed
 
 _TASKS = "contents/generations/tasks"
 _NAMES = {"seconds": "duration", "resolution": "resolution", "ratio": "ratio"}
@@ -17,9 +17,6 @@ class Ark(VideoProtocol):
     def create(self, prompt: str, model: str, fields: Mapping[str, Any]) -> Request:
         content = [{"type": "text", "text": prompt}]
         return Request("POST", _TASKS, json={"model": model, "content": content, **renamed(fields, _NAMES)})
-
-    def id_of(self, answer: Any) -> str | None:
-        return text_field(answer, "id")
 
     def look(self, video_id: str, model: str) -> Request:
         return Request("GET", f"{_TASKS}/{quote(video_id, safe='')}")

@@ -4,15 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from afd_scale.data.teachers.protocols.protocol import (
-    Look,
-    Request,
-    VideoProtocol,
-    look_of,
-    renamed,
-    said_in,
-    text_field,
-)
+from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, renamed, said_in
 
 _NAMES = {"seconds": "duration", "resolution": "resolution", "ratio": "aspect_ratio"}
 _SPACES = ("workflows", "comfy")  # come before an owner
@@ -21,15 +13,13 @@ _SPACES = ("workflows", "comfy")  # come before an owner
 class Fal(VideoProtocol):
     url = "https://queue.fal.run"
     key = "FAL_KEY"
+    id_field = "request_id"
 
     def key_headers(self, key: str) -> dict[str, str]:
         return {"Authorization": f"Key {key}"}
 
     def create(self, prompt: str, model: str, fields: Mapping[str, Any]) -> Request:
         return Request("POST", model.strip("/"), json={"prompt": prompt, **renamed(fields, _NAMES)})
-
-    def id_of(self, answer: Any) -> str | None:
-        return text_field(answer, "request_id")
 
     def look(self, video_id: str, model: str) -> Request:
         return Request("GET", f"{self._request(video_id, model)}/status")

@@ -4,15 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from afd_scale.data.teachers.protocols.protocol import (
-    Look,
-    Request,
-    VideoProtocol,
-    look_of,
-    renamed,
-    said_in,
-    text_field,
-)
+from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, renamed, said_in
 
 _NAMES = {"seconds": "durationSeconds", "resolution": "resolution", "ratio": "aspectRatio"}
 
@@ -20,6 +12,7 @@ _NAMES = {"seconds": "durationSeconds", "resolution": "resolution", "ratio": "as
 class Google(VideoProtocol):
     url = "https://generativelanguage.googleapis.com/v1beta"
     key = "GEMINI_API_KEY"
+    id_field = "name"
 
     def key_headers(self, key: str) -> dict[str, str]:
         return {"x-goog-api-key": key}
@@ -27,9 +20,6 @@ class Google(VideoProtocol):
     def create(self, prompt: str, model: str, fields: Mapping[str, Any]) -> Request:
         body = {"instances": [{"prompt": prompt}], "parameters": renamed(fields, _NAMES)}
         return Request("POST", f"models/{model.removeprefix('models/')}:predictLongRunning", json=body)
-
-    def id_of(self, answer: Any) -> str | None:
-        return text_field(answer, "name")
 
     def look(self, video_id: str, model: str) -> Request:
         return Request("GET", quote(video_id))

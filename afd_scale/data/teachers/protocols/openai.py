@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, text_field
+from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of
 
 _RUNNING = ("queued", "pending", "in_progress", "processing", "running")  # and those of compatible servers
 
@@ -17,9 +17,6 @@ class OpenAI(VideoProtocol):
     def create(self, prompt: str, model: str, fields: Mapping[str, Any]) -> Request:
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
         return Request("POST", "videos", form={"prompt": prompt, "model": model, **form})
-
-    def id_of(self, answer: Any) -> str | None:
-        return text_field(answer, "id")
 
     def look(self, video_id: str, model: str) -> Request:
         return Request("GET", f"videos/{quote(video_id, safe='')}")

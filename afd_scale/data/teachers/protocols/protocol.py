@@ -47,10 +47,12 @@ class VideoProtocol(Protocol):
     Attributes:
         url: of the hosted service; None where everyone has a server of their own.
         key: environment variable of its key.
+        id_field: of the answer to a request, names the video from now on.
     """
 
     url: ClassVar[str | None]
     key: ClassVar[str]
+    id_field: ClassVar[str] = "id"
 
     def key_headers(self, key: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {key}"}
@@ -60,8 +62,9 @@ class VideoProtocol(Protocol):
         ...
 
     def id_of(self, answer: Any) -> str | None:
-        """Names the video from now on; None where the answer is none of this protocol."""
-        ...
+        """The video's id; None where the answer is none of this protocol."""
+        value = answer.get(self.id_field) if isinstance(answer, dict) else None
+        return value if isinstance(value, str) and value else None
 
     def look(self, video_id: str, model: str) -> Request: ...
 
@@ -72,12 +75,6 @@ class VideoProtocol(Protocol):
             KeyError, TypeError: the answer does not say.
         """
         ...
-
-
-def text_field(answer: Any, name: str) -> str | None:
-    """A field of a JSON object that is a text with something in it."""
-    value = answer.get(name) if isinstance(answer, dict) else None
-    return value if isinstance(value, str) and value else None
 
 
 def look_of(state: Any, running: tuple[str, ...], done: str, answer: Any, link: Any) -> Look:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, renamed, text_field
+from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, renamed
 
 _NAMES = {"seconds": "duration", "resolution": "resolution", "ratio": "aspect_ratio"}
 
@@ -19,9 +19,6 @@ class Replicate(VideoProtocol):
         if ":" in model:
             return Request("POST", "predictions", json={"version": model, **asked})
         return Request("POST", f"models/{model}/predictions", json=asked)
-
-    def id_of(self, answer: Any) -> str | None:
-        return text_field(answer, "id")
 
     def look(self, video_id: str, model: str) -> Request:
         return Request("GET", f"predictions/{quote(video_id, safe='')}")
