@@ -47,7 +47,7 @@ class Collector:
         """
         for clip in clips:
             if self._journal.last(clip.asked).get("asks") not in (None, self._asks(clip)):
-                raise ConfigError(f"source ({self._folder}) must be of the same prompts, model and request: "
+                raise ConfigError(f"source ({self._folder}) must be of the same prompts, protocol, model and request: "
                                   f"{clip.video} was asked for with others; name another folder")  # fmt: skip
         states = (HAVE,) if self._endpoint.ask_again else (HAVE, REFUSED, LOST)
         todo = [clip for clip in clips if self._state(clip) not in states]
@@ -142,7 +142,7 @@ class Collector:
         if video_id is None:
             self._journal.write(clip.asked, NOT_MADE)
             raise ConfigError(f"url ({self._endpoint.url}) must speak the protocol {self._endpoint.protocol}: its "
-                              f"answer names no video, it is {self._exchange.text(response.text[:300])}")  # fmt: skip
+                              f"answer names no video, it is {self._exchange.text(response.text)}")  # fmt: skip
         if video_id in self._journal.ids:
             raise RejectedError(f"the teacher must make a video of its own: it names another's, {video_id}")
         self._journal.write(clip.asked, ASKED, id=video_id)

@@ -84,7 +84,7 @@ class AnswerError(Exception):
             said = said_in(response.json())
         except ValueError:
             said = ""
-        super().__init__(said or one_line(response.text[:1000]) or response.reason_phrase)
+        super().__init__(said or one_line(response.text) or response.reason_phrase)
         self.status, self.ours = response.status_code, ours
         asked_for = response.headers.get("retry-after", "")
         self.wait_seconds = float(asked_for) if asked_for.replace(".", "", 1).isdigit() else 0.0
@@ -128,7 +128,7 @@ class Exchange:
         response = self._client.request(
             request.method, request.path if link else f"{self.endpoint.url.rstrip('/')}/{request.path}",
             json=request.json, files=request.form and {name: (None, text) for name, text in request.form.items()},
-            headers={**request.headers, **(headers or {})}, follow_redirects=request.method == "GET",
+            headers=headers, follow_redirects=request.method == "GET",
         )  # fmt: skip
         if not response.is_success:
             raise AnswerError(response, self._is_ours(response.url))

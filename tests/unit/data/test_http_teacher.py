@@ -169,6 +169,10 @@ def test_a_finished_video_that_is_nowhere_and_a_key_that_goes_nowhere_else(
     assert videos(found) == ["bar 0", "bar 2"]
     assert len(reasons(found)) == 1
     assert server.keys_elsewhere == {None}
+    server.elsewhere = "http://127.0.0.1:9"  # where nobody answers
+    again = teacher(server, tmp_path, prompts=4, protocol=protocol, attempts=2)
+    again.collect()
+    assert videos(again) == ["bar 0", "bar 2"], "and the job did not stop for it"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +210,7 @@ def test_an_account_at_fault_leaves_prompts_unasked(
         (403, {"error": "forbidden"}, Fault.ACCOUNT),
         (403, {"error": "your account was suspended after a violation of the policy"}, Fault.ACCOUNT),
         (400, "a man pays by credit card", Fault.PROMPT),
+        (402, {"error": "see our policy"}, Fault.ACCOUNT),
         (503, {"error": "no balance"}, Fault.BUSY),
         (502, {}, Fault.UNCLEAR),
         (409, {}, Fault.UNCLEAR),
@@ -420,8 +425,12 @@ def test_a_late_video_stops_the_job_and_is_not_asked_for_again(
 def test_another_model_or_prompt_needs_another_folder(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
     server = serve()
     teacher(server, tmp_path, prompts=1).collect()
-    with pytest.raises(ConfigError, match=r"must be of the same prompts, model and request: .* name another folder"):
+    with pytest.raises(
+        ConfigError, match=r"must be of the same prompts, protocol, model and request: .* name another folder"
+    ):
         teacher(server, tmp_path, prompts=1, request={"seconds": "5"}).collect()
+    with pytest.raises(ConfigError, match=r"must be of the same prompts, protocol, model and request"):
+        teacher(server, tmp_path, prompts=1, protocol="ark").collect()
     teacher(server, tmp_path, prompts=1, concurrency=2, budget=9.0, price=1.0).collect()
     assert server.created["bar 0"] == 1
 

@@ -1,7 +1,7 @@
 """What a video API must say of itself; the exchange sends it, and the collector decides what becomes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import gcd
 from typing import Any, ClassVar, Protocol
 
@@ -21,7 +21,6 @@ class Request:
     path: str
     json: Mapping[str, Any] | None = None
     form: Mapping[str, str] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
