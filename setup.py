@@ -34,7 +34,7 @@ setup(
         "diffusers>=0.39,<0.40",
         "accelerate>=1,<2",  # diffusers loads no Wan model without it (0.39)
         "transformers>=4.57,<5",  # mosaicml-streaming 0.13 caps it at <5
-        "openai>=2,<4",
+        "httpx>=0.27,<1",
         "safetensors>=0.6,<1",
         "numpy>=2.0,<2.2",  # mosaicml-streaming 0.13 caps it at <2.2
         "pydantic>=2.11,<3",

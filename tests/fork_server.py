@@ -22,7 +22,7 @@ import torch
 
 # The optimizer is what DeepSpeed's engine imports when it starts, and torch's compiler with it.
 MODULES = ("deepspeed", "streaming", "deepspeed.runtime.zero.muon.muon_optimizer", "matplotlib.pyplot",
-           "torch.utils.tensorboard", "openai", "afd_scale.training.trainer", "afd_scale.data.make_shards")  # fmt: skip
+           "torch.utils.tensorboard", "httpx", "afd_scale.training.trainer", "afd_scale.data.make_shards")  # fmt: skip
 
 
 def preload() -> None:

@@ -2,14 +2,15 @@
 
     tools/make_shards.py --teacher folder --source DIR --prompts FILE --out DIR --codec wan --models DIR
                          --size 480x832 --frames 81 --fps 16
-    tools/make_shards.py --teacher http --url URL --model NAME --source DIR --prompts FILE --out DIR ...
+    tools/make_shards.py --teacher http --protocol NAME --model NAME --source DIR --prompts FILE --out DIR ...
     tools/make_shards.py --teacher procedural --out DIR --clips 1024 --seed 1
     tools/make_shards.py --teacher none --prompts FILE --out DIR --codec wan --models DIR
 
 `folder` takes videos below --source; the rows of --prompts (.jsonl, .csv) name them:
-{"video": "a.mp4", "prompt": "..."}. Without --prompts a txt lies beside each video. `http` asks an OpenAI-compatible
-videos endpoint for a video of each prompt, and keeps them in --source, with a journal: no video is asked for twice. Its
-key is read from OPENAI_API_KEY.
+{"video": "a.mp4", "prompt": "..."}. Without --prompts a txt lies beside each video.`http` asks a video API (--protocol
+openai, ark, fal, replicate, google) for a video of each prompt, and keeps them in --source, with a journal: no video is
+asked for twice. Its key is read from OPENAI_API_KEY, ARK_API_KEY, FAL_KEY, REPLICATE_API_TOKEN or GEMINI_API_KEY.
+--dry-run shows the first request and what all cost, and asks for nothing.
 `none` makes a dataset of prompts alone. What cannot be used is listed in OUT/rejects.jsonl. The same command again goes
 on where a job was stopped. Several processes share the job: torchrun --nproc_per_node 8 tools/make_shards.py ...
 
@@ -44,12 +45,11 @@ from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
 from afd_scale.data.teachers.prompts import PromptsAlone
+from afd_scale.data.teachers.protocols import PROTOCOLS
 from afd_scale.data.writer import COMPRESSIONS
 from afd_scale.parallel.launchers import Launched, launched_as
 from afd_scale.parallel.ranks import start_ranks
 from afd_scale.progress import progress
-
-KEY = "OPENAI_API_KEY"
 
 
 def parser() -> Parser:
@@ -76,10 +76,14 @@ def parser() -> Parser:
     job.add_argument("--compression", default="zstd", choices=COMPRESSIONS, help="of the shards (%(default)s)")
     job.add_argument("--local_rank", type=int, help="given by some launchers; the environment says the same")
     http = parser.add_argument_group("teacher http")
-    http.add_argument("--url", help="of the endpoint, such as http://teacher:8000/v1")
+    http.add_argument("--protocol", default="openai", choices=tuple(PROTOCOLS), help="that it speaks (%(default)s)")
+    http.add_argument(
+        "--url", help="of the endpoint, such as http://teacher:8000/v1 (the hosted service's, but for openai)"
+    )
     http.add_argument("--model", help="that is asked")
+    http.add_argument("--dry-run", action="store_true", help="print the first request and the cost of all; ask nothing")
     http.add_argument("--request", action="append", default=[], metavar="FIELD=VALUE",
-                      help="further field of a request, repeatable, such as seconds=8 or seed={index}")  # fmt: skip
+                      help="field of a request, repeatable: seconds=8, size=1280x720, seed={index}, ...")  # fmt: skip
     http.add_argument("--videos-per-prompt", type=count, default=1, help="(1)")
     http.add_argument("--concurrency", type=count, default=4, help="videos asked for at once (4)")
     http.add_argument("--requests-per-minute", type=positive, help="for new videos")
@@ -135,6 +139,13 @@ def run(options: argparse.Namespace, launched: Launched, processes: Processes) -
     """Check, make, say what was made; ValueError in one line for bad input."""
     if ":/" in str(options.out):
         raise ConfigError(f"out ({options.out}) must be a local folder: copy it to a store when it is complete")
+    if options.dry_run:
+        if options.teacher != "http":
+            raise ConfigError(f"dry_run must be of teacher http, not {options.teacher}: it is what asks and pays")
+        given(options, "source", "with teacher http: the folder of its videos")
+        if processes.is_main:
+            print(http_teacher(options).plan())
+        return
     job: ShardJob = processes.run_on_all(job_of, options, launched)  # each process sees other files perhaps
     if isinstance(job.teacher, HttpTeacher):
         with progress("Videos", shown=processes.is_main) as on_video:
@@ -198,6 +209,8 @@ def teacher_of(options: argparse.Namespace) -> Teacher:
 
 
 def http_teacher(options: argparse.Namespace) -> HttpTeacher:
+    protocol = PROTOCOLS[options.protocol]
+    options.url = options.url or protocol.url
     for name in ("url", "model", "prompts"):
         given(options, name, "with teacher http")
     if options.budget is not None and not 0 < options.price < math.inf:
@@ -206,10 +219,11 @@ def http_teacher(options: argparse.Namespace) -> HttpTeacher:
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigError(f"url ({options.url}) must be one such as http://teacher:8000/v1")
     if url.username or url.password:
-        raise ConfigError(f"url (of {url.hostname}) must hold no user and no password: the key is read from {KEY}")
-    key = os.environ.get(KEY)
+        raise ConfigError(f"url (of {url.hostname}) must hold no user and no password: the key is read from "
+                          f"{protocol.key}")  # fmt: skip
+    key = os.environ.get(protocol.key) or None
     if key is not None and not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"{KEY} must be printable ASCII: it goes into a header")
+        raise ConfigError(f"{protocol.key} must be printable ASCII: it goes into a header")
     settings = {field.name: getattr(options, field.name) for field in fields(Endpoint)}
     endpoint = Endpoint(**settings | {"request": dict(map(request_field, options.request))})
     return HttpTeacher(

@@ -77,7 +77,7 @@ LIBRARIES: dict[str, set[str]] = {
     "deepspeed": {"parallel", "engines"},
     "streaming": {"data"},
     "torchvision": {"data", "models"},
-    "openai": {"data"},
+    "httpx": {"data"},
     "diffusers": {"checkpoint", "codecs"},
     "transformers": {"models", "codecs", "evaluation"},
     "cv2": {"vision"},

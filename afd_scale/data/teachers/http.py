@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible videos endpoint.
+"""A teacher behind a video API.
 
 Videos and a journal stay in a folder, so that nothing is asked or paid for twice: not after a crash, not after Ctrl-C,
 and not when shards are made again in another form.
@@ -6,15 +6,18 @@ and not when shards are made again in another form.
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from afd_scale.codecs.codec import VideoForm
+from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.teachers.collector import Collector
 from afd_scale.data.teachers.exchange import Endpoint, Exchange
-from afd_scale.data.teachers.journal import HAVE, LOST, Journal
+from afd_scale.data.teachers.journal import HAVE, LOST, NOT_MADE, Journal
 from afd_scale.data.teachers.prompts import read_prompts
+from afd_scale.data.teachers.protocols import PROTOCOLS
 from afd_scale.data.video import file_fingerprint, read_video
 from afd_scale.files import only_one, system_errors, write_text
 
@@ -43,6 +46,29 @@ class HttpTeacher:
         self.provenance: dict[str, Any] = {
             "name": "http", "url": endpoint.url, "model": endpoint.model, "request": dict(endpoint.request)
         }  # fmt: skip
+        if endpoint.protocol != "openai":  # datasets that were begun before there were others go on
+            self.provenance["protocol"] = endpoint.protocol
+
+    def plan(self) -> str:
+        """The request for the first video, as JSON without the key, and what all cost; nothing is asked.
+
+        Raises:
+            ConfigError: the prompts cannot be read, or none can be used.
+        """
+        clips = [clip for clip in self._asked_for() if isinstance(clip, Clip)]
+        if not clips:
+            raise ConfigError(f"prompts ({self.prompts}) must have one that can be used: there is none")
+        endpoint, journal = self.endpoint, Journal(self.folder / JOURNAL)
+        request = endpoint.create(clips[0].prompt, clips[0].index)
+        body = request.form if request.json is None else request.json
+        there = sum(journal.last(clip.asked).get("state") not in (None, NOT_MADE) for clip in clips)
+        shown = {"method": request.method, "url": f"{endpoint.url.rstrip('/')}/{request.path}",
+                 "headers": PROTOCOLS[endpoint.protocol].key_headers("***" if self._key else ""),
+                 "json" if request.form is None else "form": body}  # fmt: skip
+        left = len(clips) - there
+        cost = f"{len(clips)} videos at {endpoint.price:g}: {len(clips) * endpoint.price:g}"
+        return (f"{json.dumps(shown, indent=1, ensure_ascii=False)}\n{cost}; {there} are asked for already, the other "
+                f"{left} cost {left * endpoint.price:g}; nothing was asked")  # fmt: skip
 
     def collect(self, on_video: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Ask for every video that the folder lacks, and download it; on one process.
@@ -58,7 +84,8 @@ class HttpTeacher:
         with only_one(self.folder / ".lock", f"source ({self.folder}) must be filled by one process at a time"):
             try:
                 journal = Journal(self.folder / JOURNAL)
-                Collector(Exchange(self.endpoint, self._key), self.folder, journal).collect(clips, on_video)
+                with closing(Exchange(self.endpoint, self._key)) as exchange:
+                    Collector(exchange, self.folder, journal).collect(clips, on_video)
             finally:
                 self._list_videos()
 

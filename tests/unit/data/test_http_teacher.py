@@ -1,7 +1,9 @@
-"""A teacher behind HTTP, against a real server: nothing is asked twice, whatever goes wrong."""
+"""A teacher behind HTTP, against a real server of each protocol: nothing is asked twice, whatever goes wrong."""
 
+import hashlib
 import json
 import random
+import re
 import resource
 import signal
 import sys
@@ -15,13 +17,19 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from afd_scale.codecs.codec import VideoForm
+from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Reject
+from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.teachers.exchange import Endpoint, Exchange
+from afd_scale.data.teachers.faults import Fault, fault_of
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.journal import ASKED, ASKING, Journal
+from afd_scale.data.teachers.protocols import PROTOCOLS
+from afd_scale.data.teachers.protocols.protocol import Look, Request, said_in
 from tests.distributed.processes import forking, run
-from tests.video_server import VideoServer
+from tests.video_server import DIALECTS, VideoServer
 from tests.videos import moving_bar, write_video
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -54,7 +62,7 @@ def teacher(server: VideoServer | str, folder: Path, prompts: int = 4, **setting
     videos_per_prompt = settings.pop("videos_per_prompt", 1)
     fast = {"poll_seconds": 0.02, "backoff_seconds": 0.02, "attempts": 4}
     url = server if isinstance(server, str) else server.url
-    endpoint = Endpoint(url, "m", **{**fast, **settings})
+    endpoint = Endpoint(url, DIALECTS[settings.get("protocol", "openai")].model, **{**fast, **settings})
     return HttpTeacher(endpoint, table, folder / "kept", videos_per_prompt=videos_per_prompt, key=KEY)
 
 
@@ -66,11 +74,16 @@ def videos(found: HttpTeacher) -> list[str]:
     return [clip.prompt for clip in found.clips() if isinstance(clip, Clip)]
 
 
+every_protocol = pytest.mark.parametrize("protocol", list(DIALECTS))
+
+
+@every_protocol
 def test_every_video_is_asked_for_once_and_kept(
-    serve: Callable[..., VideoServer], tmp_path: Path, video: bytes
+    serve: Callable[..., VideoServer], tmp_path: Path, video: bytes, protocol: str
 ) -> None:
-    server = serve(polls=2)
-    found = teacher(server, tmp_path, videos_per_prompt=2, concurrency=3, request={"seed": "{index}", "seconds": "8"})
+    server = serve(polls=2, protocol=protocol)
+    request = {"seed": "{index}", "seconds": "8"}
+    found = teacher(server, tmp_path, videos_per_prompt=2, concurrency=3, request=request, protocol=protocol)
     seen: list[tuple[int, int]] = []
     found.collect(lambda done, total: seen.append((done, total)))
     clips = found.clips()
@@ -82,126 +95,286 @@ def test_every_video_is_asked_for_once_and_kept(
     assert seen[-1] == (8, 8)
     for clip in clips:
         assert (tmp_path / "kept" / clip.video).read_bytes() == video
-    assert sum('name="seed"\r\n\r\n1\r\n' in body for body in server.bodies) == 4
+    dialect = DIALECTS[protocol]
+    assert sum(bool(re.search(r'name="seed"\r\n\r\n1\r\n|"seed": ?1\b', body)) for body in server.bodies) == 4
+    assert server.keys == {dialect.key_form.format(KEY)}
+    assert server.paths == {*dialect.look_paths, dialect.content_path}
     found.collect()
     assert sum(server.created.values()) == 8, "nothing is left to ask for"
     listed = (tmp_path / "kept" / "videos.jsonl").read_text().splitlines()
     assert len(listed) == 8
 
 
-@pytest.mark.parametrize("lists", [True, False])
+@every_protocol
 def test_what_goes_wrong_is_tried_again_and_nothing_is_paid_twice(
-    serve: Callable[..., VideoServer], tmp_path: Path, lists: bool
+    serve: Callable[..., VideoServer], tmp_path: Path, protocol: str
 ) -> None:
-    server = serve(lists=lists)
-    server.told = {"bar 0": ["429", "500"], "bar 1": ["drop"], "bar 2": ["vanish"], "bar 3": ["503", "429"]}
-    found = teacher(server, tmp_path)
+    server = serve(protocol=protocol)
+    server.told = {"bar 0": ["429", "503"], "bar 1": ["drop"], "bar 2": ["vanish"], "bar 3": ["accepted 500"]}
+    server.told["bar 4"] = ["slow"]
+    found = teacher(server, tmp_path, prompts=6, protocol=protocol, exchange_seconds=0.5)
     found.collect()
-    assert set(server.created.values()) == {1}
-    if lists:  # the server says what it accepted
-        assert videos(found) == [f"bar {number}" for number in range(4)]
-        return
-    assert videos(found) == ["bar 0", "bar 3"]
-    assert len(reasons(found)) == 2
+    assert videos(found) == ["bar 0", "bar 5"]
+    assert len(reasons(found)) == 4
     assert all("may have been paid for" in reason for reason in reasons(found))
     found.collect()
-    assert sum(server.created.values()) == 3, "bar 1 was never accepted, and nobody can know"
-    again = teacher(server, tmp_path, ask_again=True)
+    assert set(server.created.values()) == {1}, "bar 1 was never accepted, and nobody can know"
+    assert sum(server.created.values()) == 5
+    again = teacher(server, tmp_path, prompts=6, protocol=protocol, ask_again=True)
     again.collect()
-    assert videos(again) == [f"bar {number}" for number in range(4)]
+    assert videos(again) == [f"bar {number}" for number in range(6)]
+    assert len(set(server.repeats)) == 6, "a server that honours keys pays for none again"
 
 
-def test_bad_answers_about_one_video(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
-    server = serve()
-    server.told = {"bar 0": ["400"]}
-    server.outcome = {"bar 1": "failed", "bar 2": "html", "bar 3": "cut", "bar 4": "expired"}
-    found = teacher(server, tmp_path, prompts=5)
+@every_protocol
+def test_bad_answers_about_one_video(serve: Callable[..., VideoServer], tmp_path: Path, protocol: str) -> None:
+    server = serve(protocol=protocol)
+    server.told = {"bar 0": ["400"], "bar 6": [(403, {"error": {"code": "InputTextSensitiveContentDetected"}})]}
+    server.outcome = {"bar 1": "failed", "bar 2": "html", "bar 3": "cut", "bar 4": "expired", "bar 5": "state expired"}
+    found = teacher(server, tmp_path, prompts=8, protocol=protocol)
     found.collect()
-    assert videos(found) == ["bar 3"]
+    assert videos(found) == ["bar 3", "bar 7"]
     assert [reason.partition(":")[0] for reason in reasons(found)] == [
-        "the teacher refused the prompt", "the teacher made no video",
+        "the teacher refused the prompt",
+        "the teacher refused the prompt" if protocol == "fal" else "the teacher made no video",
         "the teacher's file cannot be used, it must be a readable video",
-        "the server must still have the teacher's video",
+        "the server must still have the teacher's video", "the teacher made no video", "the teacher refused the prompt",
     ]  # fmt: skip
+    assert "against the rules" in reasons(found)[1]
+    assert "Request has expired" in reasons(found)[3]
+    assert "expired" in reasons(found)[4]
+    assert "InputTextSensitiveContentDetected" in reasons(found)[5]
     asked = len(server.bodies)
     server.outcome["bar 4"] = ""
     found.collect()
     assert len(server.bodies) == asked, "a refusal is final, and what was accepted is looked for again"
-    assert videos(found) == ["bar 3", "bar 4"]
-    again = teacher(server, tmp_path, prompts=5, ask_again=True)
+    assert videos(found) == ["bar 3", "bar 4", "bar 7"]
+    again = teacher(server, tmp_path, prompts=8, protocol=protocol, ask_again=True)
     server.outcome = {"bar 2": "html"}
     again.collect()
-    assert videos(again) == ["bar 0", "bar 1", "bar 3", "bar 4"]
-    assert server.created == Counter({"bar 0": 1, "bar 1": 2, "bar 2": 2, "bar 3": 1, "bar 4": 1})
-    assert len(set(server.repeats)) == 7, "a video that is asked for anew has a key of its own"
+    assert videos(again) == [f"bar {number}" for number in (0, 1, 3, 4, 5, 6, 7)]
+    assert dict(server.created) == {f"bar {number}": 2 if number in (1, 2, 5) else 1 for number in range(8)}
+    assert len(set(server.repeats)) == 11, "a video that is asked for anew has a key of its own"
 
 
-@pytest.mark.parametrize("fault", ["vanish", "accepted 500", "slow"])
-def test_accepted_and_not_answered_is_found_in_the_list(
-    serve: Callable[..., VideoServer], tmp_path: Path, fault: str
+@pytest.mark.parametrize("protocol", [name for name in DIALECTS if name != "openai"])
+def test_a_finished_video_that_is_nowhere_and_a_key_that_goes_nowhere_else(
+    serve: Callable[..., VideoServer], tmp_path: Path, protocol: str
+) -> None:
+    server = serve(protocol=protocol)
+    server.outcome = {"bar 1": "nothing"}
+    server.elsewhere = server.origin.replace("127.0.0.1", "localhost")  # another host, as far as a key is concerned
+    found = teacher(server, tmp_path, prompts=3, protocol=protocol)
+    found.collect()
+    assert videos(found) == ["bar 0", "bar 2"]
+    assert len(reasons(found)) == 1
+    assert server.keys_elsewhere == {None}
+    server.elsewhere = "http://127.0.0.1:9"  # where nobody answers
+    again = teacher(server, tmp_path, prompts=4, protocol=protocol, attempts=2)
+    again.collect()
+    assert videos(again) == ["bar 0", "bar 2"], "and the job did not stop for it"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (402, {"error": {"code": 402, "message": "insufficient credits"}}),
+        (400, {"error": {"code": "billing_hard_limit_reached", "message": "Billing hard limit has been reached"}}),
+        (429, {"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}),
+        (403, {"detail": "User is locked. Reason: Exhausted balance. Top up your balance."}),
+        (403, {"error": {"code": "AccountOverdueError", "message": "has an overdue balance"}}),
+        (400, {"error": {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}}),
+        (404, {"error": {"message": "no such model"}}),
+    ],
+)
+def test_an_account_at_fault_leaves_prompts_unasked(
+    serve: Callable[..., VideoServer], tmp_path: Path, status: int, said: Any
 ) -> None:
     server = serve()
-    server.page = 1
-    server.shows = lambda prompt: f" {prompt.upper()}"
-    server.told = {f"bar {number}": [fault] for number in (1, 2)}
-    found = teacher(server, tmp_path, prompts=4, exchange_seconds=0.3)
+    server.told = {"bar 1": [(status, said)]}
+    found = teacher(server, tmp_path, concurrency=1, price=1.0, budget=4.0)
+    with pytest.raises(ConfigError, match=f"must make videos with this key, account .* it answers {status}") as caught:
+        found.collect()
+    assert "\n" not in str(caught.value)
+    assert len(server.bodies) == 2
     found.collect()
-    assert set(server.created.values()) == {1}
-    assert len(videos(found)) == 4
+    assert len(videos(found)) == 4, "after a top-up the same command goes on, in the same budget"
 
 
-def test_a_list_that_shows_other_prompts_is_not_believed(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
-    server = serve()
-    server.shows = lambda prompt: prompt if prompt == "bar 0" else "a video"  # it improves some
-    server.told = {"bar 2": ["vanish"]}
-    found = teacher(server, tmp_path, prompts=3, concurrency=1)
+@pytest.mark.parametrize(
+    ("status", "said", "fault"),
+    [
+        (422, [{"msg": "flagged by a content checker", "type": "content_policy_violation"}], Fault.PROMPT),
+        (429, {"error": {"status": "RESOURCE_EXHAUSTED", "message": "check quota and billing details"}}, Fault.BUSY),
+        (403, {"error": {"code": "moderation_blocked"}}, Fault.PROMPT),
+        (403, {"error": "forbidden"}, Fault.ACCOUNT),
+        (403, {"error": "your account was suspended after a violation of the policy"}, Fault.ACCOUNT),
+        (400, "a man pays by credit card", Fault.PROMPT),
+        (402, {"error": "see our policy"}, Fault.ACCOUNT),
+        (503, {"error": "no balance"}, Fault.BUSY),
+        (502, {}, Fault.UNCLEAR),
+        (409, {}, Fault.UNCLEAR),
+    ],
+)
+def test_whose_fault_it_is(status: int, said: Any, fault: Fault) -> None:
+    assert fault_of(status, said_in(said)) is fault
+
+
+def test_words_of_the_prompt_are_not_the_servers(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server, prompt = serve(), "her balance, her credits and her billing"
+    server.told = {prompt: [(400, {"error": {"message": f"cannot make '{prompt}'"}})]}
+    found = teacher(server, tmp_path)
+    found.prompts.write_text(f"{prompt}\nbar 0\n")
     found.collect()
-    assert set(server.created.values()) == {1}
-    assert videos(found) == ["bar 0", "bar 1"]
-    server = serve()  # and of a first request there is nothing to compare with
-    server.shows = lambda prompt: "a video"
-    server.told = {"bar 0": ["vanish"]}
-    (tmp_path / "first").mkdir()
-    found = teacher(server, tmp_path / "first", prompts=1)
-    found.collect()
-    assert server.created["bar 0"] == 1
-    assert "may have been paid for" in reasons(found)[0]
+    assert videos(found) == ["bar 0"]
 
 
-def test_two_videos_of_a_prompt_are_not_taken_for_each_other(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
-    server = serve()
-    server.told = {"bar 0": ["", "vanish"]}
-    found = teacher(server, tmp_path, prompts=1, videos_per_prompt=2, concurrency=1)
-    found.collect()
-    assert server.created["bar 0"] == 2
-    ids = {json.loads(line).get("id") for line in (tmp_path / "kept" / "journal.jsonl").read_text().splitlines()}
-    assert len(ids - {None}) == 2
-
-
-def test_an_earlier_jobs_video_of_the_prompt_is_not_taken(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
-    server = serve()
-    server.add_earlier("video_0", "bar 0", 7200)
-    server.add_earlier("video_00", "bar 1", 7200)
-    server.told = {"bar 0": ["vanish"], "bar 1": ["drop"]}
-    found = teacher(server, tmp_path, prompts=2)
-    found.collect()
-    assert videos(found) == ["bar 0"], "and of the other nobody can tell"
-    assert "may have been paid for" in reasons(found)[0]
-    assert server.created == Counter({"bar 0": 1})
-
-
-def test_prompts_that_differ_in_case_alone_each_get_their_own(
-    serve: Callable[..., VideoServer], tmp_path: Path
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"status": "failed", "error": "content policy: violence"}, "failed, content policy: violence"),
+        ({"status": "failed", "error": {"code": "moderation_blocked"}}, "failed, moderation_blocked"),
+        ({"status": "failed", "message": "no luck"}, "failed, no luck"),
+        ({"status": "canceled", "error": None}, "canceled"),
+        ({"status": "Rejected"}, "Rejected"),
+        ({"status": "half done"}, "half done"),
+    ],
+)
+def test_a_state_that_is_not_known_to_run_ends_with_its_name_and_reason(
+    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any, reason: str
 ) -> None:
     server = serve()
-    found = teacher(server, tmp_path, concurrency=2)
-    found.prompts.write_text("bar 0\nBar 0\nBAR 0\n")
-    server.told = {"bar 0": ["vanish"], "Bar 0": ["vanish"], "BAR 0": ["vanish"]}
+    monkeypatch.setattr(DIALECTS["openai"], "look", lambda *arguments: (200, answer))
+    found = teacher(server, tmp_path, prompts=1)
     found.collect()
-    assert len(videos(found)) == 3
-    assert set(server.created.values()) == {1}
-    ids = {json.loads(line).get("id") for line in (tmp_path / "kept" / "journal.jsonl").read_text().splitlines()}
-    assert len(ids - {None}) == 3
+    assert reasons(found) == [f"the teacher made no video: {reason}"]
+
+
+def test_a_video_that_ends_because_the_account_is_empty_stops_the_job(
+    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    with monkeypatch.context() as patch:
+        ended = {"status": "failed", "error": {"message": "Insufficient balance"}}
+        patch.setattr(DIALECTS["openai"], "look", lambda *arguments: (200, ended))
+        found = teacher(server, tmp_path, prompts=2, concurrency=1)
+        with pytest.raises(ConfigError, match="Insufficient balance"):
+            found.collect()
+    assert len(server.bodies) == 1
+    found.collect()
+    assert len(videos(found)) == 2
+    ended["error"]["message"] = "it broke; your credits were refunded"  # type: ignore[index]
+    monkeypatch.setattr(DIALECTS["openai"], "look", lambda *arguments: (200, ended))
+    (tmp_path / "other").mkdir()
+    found = teacher(server, tmp_path / "other", prompts=1)
+    found.collect()
+    assert "refunded" in reasons(found)[0]
+
+
+def test_one_video_that_a_server_cannot_tell_of_does_not_stop_the_rest(
+    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    looked = DIALECTS["openai"].look
+
+    def look(path: str, number: str, *more: Any) -> Any:
+        return {"video_1": (500, {}), "video_2": (200, [])}.get(number) or looked(path, number, *more)
+
+    monkeypatch.setattr(DIALECTS["openai"], "look", look)
+    found = teacher(server, tmp_path, concurrency=1, attempts=2)
+    found.collect()
+    assert videos(found) == ["bar 2", "bar 3"]
+    assert all("2 attempts failed" in reason for reason in reasons(found))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shown"),
+    [
+        ("openai", {"seconds": "5", "size": "1280x720", "seed": "7", "own": "true"}),
+        ("ark", {"duration": 5, "resolution": "720p", "ratio": "16:9", "seed": 7, "own": True}),
+        ("fal", {"duration": 5, "resolution": "720p", "aspect_ratio": "16:9", "seed": 7, "own": True}),
+        ("replicate", {"duration": 5, "resolution": "720p", "aspect_ratio": "16:9", "seed": 7, "own": True}),
+        ("google", {"durationSeconds": 5, "resolution": "720p", "aspectRatio": "16:9", "seed": 7, "own": True}),
+    ],
+)
+def test_fields_have_the_names_of_each_api(protocol: str, shown: dict[str, Any]) -> None:
+    fields = {"seconds": 5, "size": "1280x720", "seed": 7, "own": True}
+    request = PROTOCOLS[protocol].create("bar", "a/b", fields)
+    body: Any = request.form or request.json
+    assert shown.items() <= {**body, **body.get("input", {}), **body.get("parameters", {})}.items()
+
+
+RESULT = "fal-ai/veo3/requests/7"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "answer", "look"),
+    [
+        ("openai", {"status": "Queued"}, Look()),
+        ("openai", {"status": "completed", "url": "https://x/a.mp4"}, Look("videos/7/content")),
+        ("ark", {"status": "running", "content": None}, Look()),
+        ("ark", {"status": "cancelled"}, Look(end="cancelled")),
+        ("ark", {"status": "succeeded", "content": {"video_url": "https://x/a.mp4"}}, Look("https://x/a.mp4")),
+        ("fal", {"status": "COMPLETED"}, Look(then=Request("GET", RESULT))),
+        ("fal", {"status": "COMPLETED", "error": "no runner", "error_type": "request_timeout"},
+         Look(end="COMPLETED", said="no runner, request_timeout")),
+        ("fal", {"videos": [{"url": "https://x/a.mp4"}, {"url": "https://x/b.mp4"}]}, Look("https://x/a.mp4")),
+        ("replicate", {"status": "starting", "output": None}, Look()),
+        ("replicate", {"status": "aborted", "error": None}, Look(end="aborted")),
+        ("replicate", {"status": "succeeded", "output": ["https://x/a.mp4"]}, Look("https://x/a.mp4")),
+        ("replicate", {"status": "succeeded", "output": {"frame": "https://x/a.png", "video": "https://x/a.mp4"}},
+         Look("https://x/a.mp4")),
+        ("google", {"name": "operations/7", "done": False}, Look()),
+        ("google", {"name": "operations/7", "done": True, "error": {"code": 3, "message": "no"}},
+         Look(end="failed", said="3, no")),
+    ],
+)  # fmt: skip
+def test_what_answers_say(protocol: str, answer: dict[str, Any], look: Look) -> None:
+    assert PROTOCOLS[protocol].read("7", "fal-ai/veo3/fast", answer) == look
+
+
+@every_protocol
+def test_an_answer_that_says_nothing_is_no_state(protocol: str) -> None:
+    with pytest.raises(KeyError):
+        PROTOCOLS[protocol].read("7", "m", {"detail": "hello"})
+
+
+def test_a_video_of_another_request_is_not_taken(
+    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    monkeypatch.setattr(DIALECTS["openai"], "created", lambda number: {"id": "video_1"})
+    found = teacher(server, tmp_path, prompts=2, concurrency=1)
+    found.collect()
+    assert videos(found) == ["bar 0"]
+    assert "it names another's, video_1" in reasons(found)[0]
+
+
+def test_a_journal_from_before_there_were_protocols_goes_on(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    found = teacher(server, tmp_path, prompts=1, request={"seconds": "5"})
+    found.collect()
+    entry = json.loads((tmp_path / "kept" / "journal.jsonl").read_text().splitlines()[0])
+    asks = json.dumps(["bar 0", "m", {"seconds": "5"}], sort_keys=True).encode()
+    assert entry["asks"] == hashlib.blake2b(asks, digest_size=8).hexdigest()
+    assert "protocol" not in found.provenance
+
+
+@every_protocol
+def test_a_dry_run_asks_for_nothing(serve: Callable[..., VideoServer], tmp_path: Path, protocol: str) -> None:
+    server = serve(protocol=protocol)
+    (tmp_path / "prompts.txt").write_text("bar 0\nbar 1\n")
+    command = f"{TOOL} --teacher http --protocol {protocol} --url {server.url} --model {DIALECTS[protocol].model}"
+    command += f" --source {tmp_path / 'kept'} --prompts {tmp_path / 'prompts.txt'} --out {tmp_path / 'out'}"
+    done = run(sys.executable, *command.split(), "--price", "0.25", "--dry-run", **{PROTOCOLS[protocol].key: KEY})
+    assert done.returncode == 0, done.stderr
+    request, end = json.JSONDecoder().raw_decode(done.stdout)
+    assert request["url"] == f"{server.url}/{DIALECTS[protocol].create_path}"
+    assert "bar 0" in json.dumps(request)
+    assert "2 videos at 0.25: 0.5; 0 are asked for already" in done.stdout[end:]
+    assert KEY not in done.stdout
+    assert not server.bodies
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_video_that_cannot_be_polled_is_not_paid_for_again(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
@@ -252,8 +425,12 @@ def test_a_late_video_stops_the_job_and_is_not_asked_for_again(
 def test_another_model_or_prompt_needs_another_folder(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
     server = serve()
     teacher(server, tmp_path, prompts=1).collect()
-    with pytest.raises(ConfigError, match=r"must be of the same prompts, model and request: .* name another folder"):
+    with pytest.raises(
+        ConfigError, match=r"must be of the same prompts, protocol, model and request: .* name another folder"
+    ):
         teacher(server, tmp_path, prompts=1, request={"seconds": "5"}).collect()
+    with pytest.raises(ConfigError, match=r"must be of the same prompts, protocol, model and request"):
+        teacher(server, tmp_path, prompts=1, protocol="ark").collect()
     teacher(server, tmp_path, prompts=1, concurrency=2, budget=9.0, price=1.0).collect()
     assert server.created["bar 0"] == 1
 
@@ -309,7 +486,7 @@ def test_a_journal_that_was_damaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("401", "it answers 401"), ("html", "no video object"), ("html as json", "no video object")],
+    [("401", "it answers 401"), ("html", "names no video"), ("html as json", "names no video")],
 )
 def test_an_endpoint_that_cannot_be_used_stops_the_job(
     serve: Callable[..., VideoServer], tmp_path: Path, fault: str, message: str
@@ -364,7 +541,8 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background of a shell does not have
 from tests.unit.data.test_http_teacher import teacher
-found = teacher(sys.argv[1], Path(sys.argv[2]), prompts=12, poll_seconds=0.1)
+more = dict(price=0.1, budget=1.2, protocol=sys.argv[3])
+found = teacher(sys.argv[1], Path(sys.argv[2]), prompts=12, poll_seconds=0.1, **more)
 print("begin", flush=True)
 found.collect()
 """
@@ -377,7 +555,7 @@ def test_stopped_at_any_moment_it_asks_for_nothing_twice(
     server, moments, stopped = serve(polls=8), random.Random(int(how)), 0
     for _ in range(3):
         before = sum(server.created.values())
-        with forking("-c", COLLECT, server.url, tmp_path) as (process, printed):
+        with forking("-c", COLLECT, server.url, tmp_path, "openai") as (process, printed):
             assert printed.readline() == b"begin\n"
             deadline = time.monotonic() + 30
             while sum(server.created.values()) == before and before < 12 and time.monotonic() < deadline:
@@ -388,8 +566,50 @@ def test_stopped_at_any_moment_it_asks_for_nothing_twice(
     assert stopped >= 2, "a slow machine may have come to the end once"
     found = teacher(server, tmp_path, prompts=12)
     found.collect()
-    assert len(videos(found)) == 12
-    assert dict(server.created) == {f"bar {number}": 1 for number in range(12)}
+    assert max(server.created.values()) == 1
+    lost = reasons(found)
+    assert len(videos(found)) == 12 - len(lost)
+    assert len(lost) <= (12 if how == signal.SIGKILL else 0), "only a kill leaves what nobody answered"
+    assert all("may have been paid for" in reason for reason in lost)
+
+
+@every_protocol
+def test_killed_three_times_it_makes_the_same_dataset_for_the_same_money(
+    serve: Callable[..., VideoServer], tmp_path: Path, protocol: str
+) -> None:
+    server = serve(protocol=protocol)
+    form = VideoForm(frames=12, fps=8.0, height=16, width=16, colour="gray")
+
+    def dataset(found: HttpTeacher) -> dict[str, bytes]:
+        out = found.folder.parent / "out"
+        make_shards(ShardJob(found, IdentityCodec.of_form(form, TEXT_SHAPE), form, out))
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    budget = {"price": 0.1, "budget": 1.2, "protocol": protocol}
+    whole = teacher(server, folders[0], prompts=12, **budget)
+    whole.collect()
+    journal = folders[1] / "kept" / "journal.jsonl"
+    for kill in range(3):
+        server.finishes = 12 + 4 * kill
+        with forking("-c", COLLECT, server.url, folders[1], protocol) as (process, printed):
+            assert printed.readline() == b"begin\n"
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:  # until four are asked for that do not finish
+                lines = journal.read_text().splitlines() if journal.exists() else []
+                if len({line for line in lines if '"state": "asked"' in line}) >= 4 * kill + 4:
+                    break
+                time.sleep(0.01)
+            process.kill()
+            process.wait(20)
+    server.finishes = 1 << 30
+    killed = teacher(server, folders[1], prompts=12, **budget)
+    killed.collect()
+    assert dataset(killed) == dataset(whole)
+    assert server.created == Counter({f"bar {number}": 2 for number in range(12)}), "once by each collection"
+    assert Journal(journal).paid == 12
 
 
 def test_a_line_that_a_crash_cut_is_no_line(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
