@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from afd_scale.checkpoint.formats.diffusers import MODULES
-from afd_scale.checkpoint.formats.wan import named
+from afd_scale.checkpoint.formats.wan import DTYPES, named
 from afd_scale.checkpoint.lazy import (
     SAFETENSORS,
     LazyState,
@@ -182,6 +182,9 @@ def _check_pairs(tensors: Mapping[str, Stored], modules: Mapping[str, str], path
             raise ValueError(
                 f"lora ({path}) must hold two matrices of one rank for {module}: one is absent or misshapen"
             )
+        if not (down.dtype in DTYPES and up.dtype in DTYPES) or 0 in (*down.shape, *up.shape):
+            raise ValueError(f"lora ({path}) must hold numbers of 16 bits or more: {module} has {down.dtype} of shape "
+                             f"{down.shape} and {up.dtype} of {up.shape}")  # fmt: skip
 
 
 def _peft_config(file: Path, tree: Tree) -> dict[str, Any]:

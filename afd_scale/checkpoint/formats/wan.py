@@ -24,7 +24,7 @@ WAN_HEAD_WIDTH = 128
 SIDECAR_NAME = "afd_scale.json"  # the PolicyConfig: no other config has a field for steps, warp, prediction
 STEM = "diffusion_pytorch_model"  # original Wan's folders use diffusers' file names
 ONLY = "only text-to-video Wan 2.1 is supported"
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Weight(Protocol):
@@ -99,8 +99,8 @@ def check_state(state: Mapping[str, Weight], path: Path) -> WanSizes:
     """Hold a state dict with our keys against its own sizes: no key missing or unknown, every shape consistent."""
     if quantised := quantisation({key: weight.dtype for key, weight in state.items()}):
         how, telling = quantised
-        raise ValueError(f"weights ({path}) must not be quantised: the weights are {how} ({named(telling, 1)}); take the file "
-                         "that they were made from")  # fmt: skip
+        raise ValueError(f"weights ({path}) must not be quantised: the weights are {how} ({named(telling, 1)}); take "
+                         "the file that they were made from")  # fmt: skip
     if empty := [key for key, weight in state.items() if 0 in weight.shape]:
         raise ValueError(f"weights ({path}) must be whole: {named(empty, 1)} is empty, as ZeRO-3 leaves what is not "
                          "gathered")  # fmt: skip
@@ -117,7 +117,7 @@ def check_state(state: Mapping[str, Weight], path: Path) -> WanSizes:
     for key, shape in shapes.items():
         if tuple(state[key].shape) != shape:
             raise ValueError(f"weights ({path}) must have {key} of shape {shape}, it has {tuple(state[key].shape)}")
-        if state[key].dtype not in _DTYPES:
+        if state[key].dtype not in DTYPES:
             raise ValueError(f"weights ({path}) must be floating-point numbers: {key} is of {state[key].dtype}")
     return sizes
 

@@ -297,7 +297,7 @@ def spoil(state: dict[str, Tensor], path: Path, how: str) -> Path:
         ("missing key", "must not lack blocks.1.norm3.bias"),
         (
             "unknown key",
-            r"must not have img_emb.proj.0.weight, img_emb.proj.1.weight, img_emb.proj.2.weight and 2 more: this is an im",
+            r"must not have img_emb.proj.0.weight, img_emb.proj.1.weight, img_emb.proj.2.weight and 2 more: this",
         ),
         ("shape", r"must have blocks.1.ffn.0.bias of shape \(40,\), it has \(41,\)"),
         ("other model", "must be of a Wan 2.1 transformer"),
