@@ -25,9 +25,8 @@ from afd_scale.checkpoint.signatures import file_kind, folder_kind
 
 SAFETENSORS, INDEX, TORCH = ".safetensors", ".safetensors.index.json", (".pt", ".pth", ".bin", ".ckpt")
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
-_NO_WEIGHTS = re.compile(
-    r"optim|scheduler|training_args|rng_state|random_states|\w*zero_pp_rank|.*optim_states"
-)  # of trainers
+# What trainers leave beside weights.
+_NO_WEIGHTS = re.compile(r"optim|scheduler|training_args|rng_state|random_states|\w*zero_pp_rank|.*optim_states")
 _BAD_PICKLE = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, ValueError,
                TypeError, AttributeError, AssertionError, struct.error)  # fmt: skip
 
@@ -135,7 +134,9 @@ def _open_file(path: Path) -> Tree:
     if kind is not None:
         raise ValueError(f"weights ({path}) must be a file of tensors: this is {kind}")
     is_torch = head[8:] != b"{" and head.startswith((b"PK", b"\x80"))  # a zip file, or a pickle as before torch 1.6
-    if head[8:] == b"{" or (path.suffix == SAFETENSORS and not is_torch):
+    if is_torch and path.suffix == SAFETENSORS:  # torch 2.13 goes by the name, too
+        raise ValueError(f"weights ({path}) must be a safetensors file: this is a torch file: rename it to end in .pt")
+    if head[8:] == b"{" or path.suffix == SAFETENSORS:
         return dict(open_safetensors(path))
     if is_torch or path.suffix in TORCH:
         return _open_torch(path)
