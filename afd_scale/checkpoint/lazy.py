@@ -217,7 +217,10 @@ def _is_index(path: Path) -> bool:
 
 
 def _lists(index: Path, name: str) -> bool:
-    return _is_index(index) and name in _weight_map(index).values()
+    try:
+        return _is_index(index) and name in _weight_map(index).values()
+    except ValueError:  # of something else, which is no matter of this file's
+        return False
 
 
 def _numbered(path: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Weights of a student from whatever kind of checkpoint a path names: `student.weights`, and the conversion tool."""
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,8 @@ from afd_scale.checkpoint.networks import find_network
 from afd_scale.checkpoint.roles import open_role, open_role_adapters
 from afd_scale.checkpoint.weights import CONFIG_NAME, FOLDER_NAME, find_weights, read_config
 from afd_scale.config.models import LoraConfig, PolicyConfig, WanConfig
+
+log = logging.getLogger(__name__)
 
 _PART = re.compile(r"transformer(_\d+)?|(high|low)_noise(_model)?")  # subfolders of one network each
 
@@ -169,6 +172,8 @@ def _read_ours(folder: Path, weights: str | None) -> StudentSource:
 def _read_others(path: Path, weights: str | None) -> StudentSource:
     if path.is_dir():
         path = _only_part(path)
+        if _PART.fullmatch(path.name) and (others := [part for part in _parts(path.parent) if part != path]):
+            log.warning("%s is one network of several: %s beside it is left out", path, others[0].name)
     stated = stated_beside(path) if path.is_dir() else wan.nothing_stated()
     stored = find_network(open_weights(path), path, weights)
     if path.is_file() and path.suffix == SAFETENSORS:
@@ -186,8 +191,7 @@ def _only_part(folder: Path) -> Path:
     Raises:
         ValueError: there are several.
     """
-    inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    parts = [path for path in inside if _PART.fullmatch(path.name) or _says_wan(path)]
+    parts = _parts(folder)
     if _says_wan(folder) and parts:
         parts = [folder, *parts]
     if len(parts) > 1:
@@ -195,6 +199,11 @@ def _only_part(folder: Path) -> Path:
         raise ValueError(f"weights ({folder}) must be of one network: it holds {len(parts)}, {names}; a model of "
                          "several networks is no student, name the one to start from")  # fmt: skip
     return parts[0] if parts else folder
+
+
+def _parts(folder: Path) -> list[Path]:
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [path for path in inside if _PART.fullmatch(path.name) or _says_wan(path)]
 
 
 def _says_wan(folder: Path) -> bool:

@@ -131,12 +131,15 @@ def test_the_ema_is_no_student_s_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [("high_noise_model", "low_noise_model"), ("transformer", "transformer_2")])
-def test_a_folder_of_two_networks_is_refused_by_both_names(parts: tuple[str, str], tmp_path: Path) -> None:
+def test_a_folder_of_two_networks_is_refused_by_both_names(
+    parts: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for seed, part in enumerate(parts):
         save(network(seed), tmp_path / part / "diffusion_pytorch_model.safetensors")
     save({"x": torch.ones(2)}, tmp_path / "Wan2.1_VAE.pth")
     assert_refused(tmp_path, f"it holds 2, {parts[0]}/ and {parts[1]}/")
     assert_holds(tmp_path / parts[1], network(1))
+    assert f"one network of several: {parts[0]} beside it is left out" in caplog.text
 
 
 def test_the_only_subfolder_with_a_wan_is_read(tmp_path: Path) -> None:
