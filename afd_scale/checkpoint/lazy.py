@@ -6,6 +6,8 @@ A file is opened anew for every tensor: the pages of one that stays open would a
 import json
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +19,16 @@ import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import Parameter
 
-SAFETENSORS, INDEX, TORCH = ".safetensors", ".safetensors.index.json", (".pt", ".pth", ".bin")
-SUFFIXES = (SAFETENSORS, *TORCH, INDEX)
+from afd_scale.checkpoint.signatures import file_kind, folder_kind
+
+SAFETENSORS, INDEX, TORCH = ".safetensors", ".safetensors.index.json", (".pt", ".pth", ".bin", ".ckpt")
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+# What trainers leave beside weights.
+_NO_WEIGHTS = re.compile(r"optim|scheduler|training_args|rng_state|random_states|\w*zero_pp_rank|.*optim_states")
+_BAD_PICKLE = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, ValueError,
+               TypeError, AttributeError, AssertionError, struct.error)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,22 @@ class LazyState(Mapping[str, Tensor]):
         return LazyState({n: Stored(s.shape, s.dtype, reader(n, s)) for n, s in self.stored.items()})
 
 
+def finite(state: LazyState, path: Path) -> LazyState:
+    """The same with each tensor checked as it is read.
+
+    Args:
+        path: that an error names.
+    """
+
+    def checked(name: str, tensor: Tensor) -> Tensor:
+        if not torch.stack(tensor.aminmax()).isfinite().all():  # which takes no memory, as isfinite() of all would
+            raise ValueError(f"weights ({path}) must be finite: {name} holds NaN or infinity, as a diverged run leaves "
+                             "them")  # fmt: skip
+        return tensor
+
+    return state.converted(checked)
+
+
 def in_memory(tensors: dict[str, Tensor]) -> LazyState:
     """Tensors that are there already, in the form of those that are read."""
 
@@ -87,15 +112,35 @@ def open_weights(path: Path) -> Tree:
     """
     if path.is_dir():
         path = only_weights(path)
-    if path.name.endswith(INDEX):
+    if _is_index(path):
         return _open_index(path)
-    if path.suffix == SAFETENSORS:
-        indices = (file for file in path.parent.glob(f"*{INDEX}") if path.name in _weight_map(file).values())
-        index = next(indices, None)  # of the set that a shard is of
-        return dict(open_safetensors(path)) if index is None else _open_index(index)
-    if path.suffix in TORCH:
+    index = next((file for file in sorted(path.parent.glob("*.index*.json")) if _lists(file, path.name)), None)
+    if index is not None:  # of the set that a shard is of
+        return _open_index(index)
+    stored: Tree = {}
+    for shard in _numbered(path):
+        stored |= _open_file(shard)
+    return stored
+
+
+def _open_file(path: Path) -> Tree:
+    """One file, by its beginning before its suffix."""
+    try:
+        kind = file_kind(path)
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise ValueError(f"weights ({path}) must be readable: {error.strerror}") from error
+    if kind is not None:
+        raise ValueError(f"weights ({path}) must be a file of tensors: this is {kind}")
+    is_torch = head[8:] != b"{" and head.startswith((b"PK", b"\x80"))  # a zip file, or a pickle as before torch 1.6
+    if is_torch and path.suffix == SAFETENSORS:  # torch 2.13 goes by the name, too
+        raise ValueError(f"weights ({path}) must be a safetensors file: this is a torch file: rename it to end in .pt")
+    if head[8:] == b"{" or path.suffix == SAFETENSORS:
+        return dict(open_safetensors(path))
+    if is_torch or path.suffix in TORCH:
         return _open_torch(path)
-    raise ValueError(f"weights ({path}) must end in one of {', '.join(SUFFIXES)}")
+    raise ValueError(f"weights ({path}) must be a safetensors or torch file: it begins as neither does")
 
 
 def open_safetensors(path: Path) -> dict[str, Stored]:
@@ -125,6 +170,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text())
     except (OSError, ValueError) as error:
+        if path.is_file() and (kind := file_kind(path)):
+            raise ValueError(f"{what} ({path}) must be a readable JSON file: this is {kind}") from error
         raise ValueError(f"{what} ({path}) must be a readable JSON file: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f"{what} ({path}) must be a JSON object, it is {type(said).__name__}")
@@ -141,20 +188,56 @@ def _readable(path: Path) -> Iterator[Any]:
 
 
 def only_weights(folder: Path) -> Path:
-    """The file by which a folder's weights are opened: an index before single files, safetensors before others."""
-    for suffix in (INDEX, SAFETENSORS, *TORCH):
-        found = sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
+    """The file by which a folder's weights are opened: safetensors before torch files, an index before its shards.
+
+    Raises:
+        ValueError: there is none, or there are several sets.
+    """
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    for suffixes in ((SAFETENSORS,), TORCH):
+        indices = [path for path in files if _is_index(path) and path.name.split(".index")[0].endswith(suffixes)]
+        listed = {name for index in indices for name in _weight_map(index).values()}
+        single = [path for path in files if path.suffix in suffixes and path.name not in listed]
+        sets = {_SHARD.sub(r"\g<stem>\g<count>\g<suffix>", path.name): path for path in reversed(single)
+                if not _NO_WEIGHTS.match(path.name)}  # fmt: skip
+        found = sorted([*indices, *sets.values()])
         if len(found) > 1:
             raise ValueError(f"weights ({folder}) must be one set of files: it holds {found[0].name} and "
                              f"{found[1].name}; name one of them")  # fmt: skip
         if found:
             return found[0]
-    raise ValueError(f"weights ({folder}) must hold weights: there is no file that ends in {', '.join(SUFFIXES)}")
+    if kind := folder_kind(folder):
+        raise ValueError(f"weights ({folder}) must be whole: this is {kind}")
+    raise ValueError(f"weights ({folder}) must hold weights: there is no file that ends in "
+                     f"{', '.join((SAFETENSORS, *TORCH))} or is their index")  # fmt: skip
+
+
+def _is_index(path: Path) -> bool:
+    return path.suffix == ".json" and ".index" in path.name and path.name != "model_index.json"
+
+
+def _lists(index: Path, name: str) -> bool:
+    try:
+        return _is_index(index) and name in _weight_map(index).values()
+    except ValueError:  # of something else, which is no matter of this file's
+        return False
+
+
+def _numbered(path: Path) -> list[Path]:
+    """All shards of the set that a file is of by its name, though no index lists it; else the file."""
+    match = _SHARD.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    shards = [path.with_name(f"{match['stem']}-{n:05d}-of-{count:05d}{match['suffix']}") for n in range(1, count + 1)]
+    if absent := [shard.name for shard in shards if not shard.is_file()]:
+        raise ValueError(f"weights ({path}) must be whole: it is one part of {count}, and {absent[0]} is not beside it")
+    return shards
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     said = read_json(index, "weights").get("weight_map")
-    if not isinstance(said, dict):
+    if not isinstance(said, dict) or not said or not all(isinstance(name, str) for name in said.values()):
         raise ValueError(f"weights ({index}) must be an index of shards: it holds no weight_map")
     return said
 
@@ -163,7 +246,9 @@ def _open_index(index: Path) -> Tree:
     weight_map = _weight_map(index)
     stored: Tree = {}
     for name in sorted(set(weight_map.values())):
-        stored |= open_safetensors(index.parent / name)
+        if not (index.parent / name).is_file():
+            raise ValueError(f"weights ({index.parent}) must hold every file of its index: {name} is missing")
+        stored |= _open_file(index.parent / name)
     if absent := sorted(weight_map.keys() - stored.keys()):
         raise ValueError(f"weights ({index.parent}) must hold every tensor of its index: {absent[0]} is missing")
     return stored
@@ -173,14 +258,35 @@ def _open_torch(path: Path) -> Tree:
     """A file of torch.save whose pickle may make tensors alone; before torch 1.6, or compressed, it is read whole."""
     try:
         in_parts = zipfile.is_zipfile(path) and _is_uncompressed(path)
-        tree = torch.load(path, map_location="meta" if in_parts else "cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))  # torch's text goes on to advise to allow it
-        reason = f"it holds {found[1]}, and such objects can run code" if found else "it is damaged"
-        raise ValueError(f"weights ({path}) must be a torch file of tensors alone: {reason}") from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # a newer one that is read all the same
+            tree = torch.load(path, map_location="meta" if in_parts else "cpu", weights_only=True)
+    except _BAD_PICKLE as error:
+        raise ValueError(f"weights ({path}) must be a torch file of tensors alone: {_why_not(path, error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"weights ({path}) must hold a dict of tensors, it holds {type(tree).__name__}")
-    return _stored_tree(path if in_parts else None, tree)
+    return _stored_tree(path, tree, in_parts)
+
+
+def _why_not(path: Path, error: Exception) -> str:
+    """What is wrong with a torch file, without torch's advice to allow it."""
+    found = re.search(r"(?:GLOBAL|type|class|reduce:) `?'?([A-Za-z_]\w*\.[\w.]+)", str(error))
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            names = [name.partition("/")[2] for name in file.namelist()]
+        if "constants.pkl" in names:
+            return "it is a program (TorchScript)"
+        if "data.pkl" not in names:
+            return "it is a zip file that torch.save did not write"
+    try:
+        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except _BAD_PICKLE:
+        classes = []
+    if not classes and found is None:
+        return "it is damaged"
+    listed = ", ".join(sorted(classes)[:3]) if classes or found is None else found[1]
+    return (f"it holds objects of class {listed}, which can run code; load it where you trust it, and save its "
+            "tensors by themselves with torch.save")  # fmt: skip
 
 
 def _is_uncompressed(path: Path) -> bool:
@@ -189,15 +295,20 @@ def _is_uncompressed(path: Path) -> bool:
         return all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
 
 
-def _stored_tree(path: Path | None, tree: Mapping[Any, Any]) -> Tree:
-    """A tree of tensors on meta, or of whole ones where there is no path, as one of Stored."""
+def _stored_tree(path: Path, tree: Mapping[Any, Any], in_parts: bool) -> Tree:
+    """A tree of tensors as one of Stored; the tensors are on meta where they can be read in parts, or else whole."""
 
     def stored(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
-            return _stored_tree(path, value)
+            return _stored_tree(path, value, in_parts)
         if not isinstance(value, Tensor):
             return value
-        read = (lambda: value) if path is None else (lambda: _read_storage(path, value))
+        if type(value) not in (Tensor, Parameter) or value.layout != torch.strided or value.is_quantized:
+            raise ValueError(f"weights ({path}) must hold plain tensors: one is a {type(value).__name__} of layout "
+                             f"{value.layout}; save it as a dense tensor of numbers")  # fmt: skip
+        read = (lambda: _read_storage(path, value)) if in_parts else value.detach
         return Stored(tuple(value.shape), value.dtype, read)
 
     return {str(name): stored(value) for name, value in tree.items()}

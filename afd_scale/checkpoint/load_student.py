@@ -1,20 +1,26 @@
 """Weights of a student from whatever kind of checkpoint a path names: `student.weights`, and the conversion tool."""
 
+import logging
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from afd_scale.checkpoint.adapters import BASE_NAME, merged, open_base
 from afd_scale.checkpoint.formats import diffusers, wan
-from afd_scale.checkpoint.formats.lora import Lora, holds_lora, open_lora
-from afd_scale.checkpoint.formats.self_forcing import choose_network, strip_wrappers
-from afd_scale.checkpoint.formats.stated import read_stated, stated_beside
-from afd_scale.checkpoint.lazy import SAFETENSORS, SUFFIXES, LazyState, Stored, open_weights
+from afd_scale.checkpoint.formats.lora import Lora, open_lora
+from afd_scale.checkpoint.formats.stated import WAN_CLASS, read_stated, stated_beside
+from afd_scale.checkpoint.lazy import SAFETENSORS, LazyState, finite, open_weights, read_json
+from afd_scale.checkpoint.networks import find_network
 from afd_scale.checkpoint.roles import open_role, open_role_adapters
 from afd_scale.checkpoint.weights import CONFIG_NAME, FOLDER_NAME, find_weights, read_config
 from afd_scale.config.models import LoraConfig, PolicyConfig, WanConfig
+
+log = logging.getLogger(__name__)
+
+_PART = re.compile(r"transformer(_\d+)?|(high|low)_noise(_model)?")  # subfolders of one network each
 
 # Fields that change what the same tensors compute.
 _MEANING = ("num_heads", "text_length", "eps", "prediction")
@@ -29,7 +35,8 @@ class StudentSource:
         path: the file or folder that holds the tensors.
         stated: fields of the sections `student` and `sampler` that the checkpoint says; all, some or none.
         sizes: read off the tensors' shapes.
-        state: keys of `CausalWan.state_dict()`, adapters merged; each tensor is read when asked for.
+        state: keys of `CausalWan.state_dict()`, adapters merged; each tensor is read when asked for, and is then
+            checked to be finite.
     """
 
     kind: str
@@ -71,7 +78,7 @@ def read_student(path: Path, weights: str | None = None, model_config: Path | No
         said = source.stated["student"].get(field, size)
         if said != size:
             raise ValueError(f"weights ({source.path}) must have {field} {said} as its config says, it has {size}")
-    return source
+    return replace(source, state=finite(source.state, source.path))
 
 
 def read_lora(path: Path, weights: str | None = None) -> Lora:
@@ -135,12 +142,10 @@ def load_lora_state(path: Path, config: LoraConfig, shapes: Mapping[str, tuple[i
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a path is a run, a checkpoint or a student folder, complete or not; or no weights at all."""
+    """Whether a path is a run, a checkpoint or a student folder, complete or not."""
     if not path.is_dir() or (path / "transformer").is_dir():
         return False
-    if any((path / name).exists() for name in ("checkpoints", FOLDER_NAME, CONFIG_NAME)):
-        return True
-    return not any(file.name == diffusers.CONFIG_NAME or file.name.endswith(SUFFIXES) for file in path.iterdir())
+    return any((path / name).exists() for name in ("checkpoints", FOLDER_NAME, CONFIG_NAME))
 
 
 def _adapters(folder: Path, config: PolicyConfig, weights: str | None) -> Lora:
@@ -165,21 +170,46 @@ def _read_ours(folder: Path, weights: str | None) -> StudentSource:
 
 
 def _read_others(path: Path, weights: str | None) -> StudentSource:
-    if path.is_dir() and (path / "transformer").is_dir():  # a whole pipeline
-        path = path / "transformer"
+    if path.is_dir():
+        path = _only_part(path)
+        if _PART.fullmatch(path.name) and (others := [part for part in _parts(path.parent) if part != path]):
+            log.warning("%s is one network of several: %s beside it is left out", path, others[0].name)
     stated = stated_beside(path) if path.is_dir() else wan.nothing_stated()
-    tree = open_weights(path)
-    if holds_lora(tree):
-        raise ValueError(f"weights ({path}) must be whole: this is a LoRA, adapters without their base; train from it "
-                         "as student.lora.weights, or convert it with --to peft or comfyui-lora")  # fmt: skip
+    stored = find_network(open_weights(path), path, weights)
     if path.is_file() and path.suffix == SAFETENSORS:
         stated = wan.stated_in_header(path)
-    stored: dict[str, Stored] = strip_wrappers(choose_network(tree, path, weights), path)
     name = "Wan"
     if any(key.startswith("condition_embedder.") for key in stored):
         name, stored = "diffusers", diffusers.from_diffusers(stored)
     kind = f"{name} {'folder' if path.is_dir() else 'file'}"
     return StudentSource(kind, path, stated, wan.check_state(stored, path), LazyState(stored))
+
+
+def _only_part(folder: Path) -> Path:
+    """The subfolder with the only network of a model's folder, or the folder itself where no subfolder has one.
+
+    Raises:
+        ValueError: there are several.
+    """
+    parts = _parts(folder)
+    if _says_wan(folder) and parts:
+        parts = [folder, *parts]
+    if len(parts) > 1:
+        names = " and ".join(f"{part.name}/" for part in parts)
+        raise ValueError(f"weights ({folder}) must be of one network: it holds {len(parts)}, {names}; a model of "
+                         "several networks is no student, name the one to start from")  # fmt: skip
+    return parts[0] if parts else folder
+
+
+def _parts(folder: Path) -> list[Path]:
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [path for path in inside if _PART.fullmatch(path.name) or _says_wan(path)]
+
+
+def _says_wan(folder: Path) -> bool:
+    """Whether a folder's config says that a Wan is in it."""
+    config = folder / diffusers.CONFIG_NAME
+    return config.is_file() and bool(WAN_CLASS.fullmatch(str(read_json(config, "config").get("_class_name"))))
 
 
 def _completed(source: StudentSource, model_config: Path) -> StudentSource:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from afd_scale.checkpoint.formats.models_folder import VERSION
-from afd_scale.checkpoint.formats.wan import SIDECAR_NAME, STEM, Stated
+from afd_scale.checkpoint.formats.wan import ONLY, SIDECAR_NAME, STEM, Stated
+from afd_scale.checkpoint.signatures import IMAGE_TO_VIDEO
 from afd_scale.checkpoint.weights import MAX_SHARD_BYTES, write_shards
 from afd_scale.config.models import PolicyConfig, WanConfig
 
@@ -118,8 +119,10 @@ def stated_by_diffusers(said: Mapping[str, Any], path: Path) -> Stated:
              "out_channels": said["in_channels"]}  # fmt: skip
     for field, needed in rules.items():
         if said.get(field, needed) != needed:
-            raise ValueError(f"weights ({path}) must have {field} {needed}, it has {said[field]}: "
-                             "only text-to-video Wan 2.1 is supported")  # fmt: skip
+            kind = "another Wan" if field in ("cross_attn_norm", "qk_norm") else IMAGE_TO_VIDEO
+            raise ValueError(
+                f"weights ({path}) must have {field} {needed}, it has {said[field]}: this is {kind}; {ONLY}"
+            )
     student = {
         "dim": said["num_attention_heads"] * said["attention_head_dim"], "num_heads": said["num_attention_heads"],
         "ffn_dim": said["ffn_dim"], "num_layers": said["num_layers"], "freq_dim": said["freq_dim"],

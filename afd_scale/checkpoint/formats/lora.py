@@ -20,17 +20,19 @@ import torch
 from torch import Tensor
 
 from afd_scale.checkpoint.formats.diffusers import MODULES
-from afd_scale.checkpoint.formats.wan import named
+from afd_scale.checkpoint.formats.wan import DTYPES, named
 from afd_scale.checkpoint.lazy import (
     SAFETENSORS,
     LazyState,
     Stored,
     Tree,
+    finite,
     only_weights,
     open_weights,
     read_json,
     read_metadata,
 )
+from afd_scale.checkpoint.signatures import LORA
 from afd_scale.checkpoint.weights import save_safetensors, written_whole
 
 LINEARS = (*(f"{kind}.{side}" for kind in ("self_attn", "cross_attn") for side in "qkvo"), "ffn.0", "ffn.2")
@@ -66,9 +68,19 @@ class Lora:
         return self.scales[module] * self.rank(module)
 
 
-def holds_lora(tree: Tree) -> bool:
-    """Whether a file holds adapters without their base."""
-    return LONGLIVE in tree or any("lora_" in name or ".lora." in name for name in tree)
+def _lora_in(tree: Tree, path: Path) -> Tree:
+    """The only dict in a file's that holds adapters."""
+    if any(isinstance(value, Stored) and LORA.search(name) for name, value in tree.items()):
+        return tree
+    found = [value for name, value in tree.items() if isinstance(value, dict) and _holds_lora(value)]
+    if len(found) == 1:
+        return _lora_in(found[0], path)
+    what = f"adapters {len(found)} times" if found else named(tree)
+    raise ValueError(f"lora ({path}) must be a LoRA file: it holds {what}")
+
+
+def _holds_lora(tree: Tree) -> bool:
+    return any(_holds_lora(value) if isinstance(value, dict) else LORA.search(name) for name, value in tree.items())
 
 
 def open_lora(path: Path) -> Lora:
@@ -81,10 +93,7 @@ def open_lora(path: Path) -> Lora:
     if path.is_dir():  # ours hold a file of each
         file = path / PEFT_WEIGHTS if (path / PEFT_WEIGHTS).is_file() else only_weights(path)
     tree = open_weights(file)
-    if LONGLIVE in tree:
-        tree = tree[LONGLIVE]
-    elif not holds_lora(tree):
-        raise ValueError(f"lora ({path}) must be a LoRA file: it holds {named(tree)}")
+    tree = tree[LONGLIVE] if LONGLIVE in tree else _lora_in(tree, path)
     theirs: dict[str, str] = {}  # our name of a linear -> theirs
     tensors: dict[str, Stored] = {}
     alphas: dict[str, float] = {}
@@ -105,7 +114,7 @@ def open_lora(path: Path) -> Lora:
         ours: (alphas[ours] / lora.rank(ours) if ours in alphas else _scale(said, name, lora.rank(ours)))
         for ours, name in theirs.items()
     }
-    return Lora(lora.tensors, scales)
+    return Lora(finite(lora.tensors, path), scales)
 
 
 def write_peft_folder(lora: Lora, folder: Path, base: str | None = None) -> None:
@@ -173,6 +182,9 @@ def _check_pairs(tensors: Mapping[str, Stored], modules: Mapping[str, str], path
             raise ValueError(
                 f"lora ({path}) must hold two matrices of one rank for {module}: one is absent or misshapen"
             )
+        if not (down.dtype in DTYPES and up.dtype in DTYPES) or 0 in (*down.shape, *up.shape):
+            raise ValueError(f"lora ({path}) must hold numbers of 16 bits or more: {module} has {down.dtype} of shape "
+                             f"{down.shape} and {up.dtype} of {up.shape}")  # fmt: skip
 
 
 def _peft_config(file: Path, tree: Tree) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a JSON file says of a student: our own, a diffusers transformer's, original Wan's or a causal Wan's config."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 from afd_scale.checkpoint.formats.diffusers import CONFIG_NAME, stated_by_diffusers
 from afd_scale.checkpoint.formats.wan import SIDECAR_NAME, Stated, nothing_stated
 from afd_scale.checkpoint.lazy import read_json
+from afd_scale.checkpoint.signatures import IMAGE_TO_VIDEO, MODEL_TYPES
 from afd_scale.checkpoint.weights import read_config
 
+WAN_CLASS = re.compile(r"(?!Autoencoder)\w*Wan\w*(?<!Pipeline)")
 # Original Wan's names, Self-Forcing's and our own of the same fields.
 _STUDENT = {
     **{name: name for name in ("dim", "ffn_dim", "freq_dim", "text_dim", "num_heads", "num_layers", "eps")},
@@ -16,7 +19,8 @@ _STUDENT = {
     "latent_channels": "latent_channels", "prediction": "prediction",
 }  # fmt: skip
 _SAMPLER = {
-    "chunk_frames": "chunk_frames", "num_frames_per_block": "chunk_frames", "window_frames": "window_frames",
+    "chunk_frames": "chunk_frames", "num_frames_per_block": "chunk_frames",
+    "num_frame_per_block": "chunk_frames", "window_frames": "window_frames",
     "local_attn_size": "window_frames", "sink_frames": "sink_frames", "sink_size": "sink_frames",
     "timestep_shift": "timestep_shift", "timesteps": "timesteps",
 }  # fmt: skip
@@ -29,10 +33,10 @@ def read_stated(path: Path) -> Stated:
         ValueError: it is no JSON, or of something that is no text-to-video Wan 2.1.
     """
     said = read_json(path, "config")
-    class_name = said.get("_class_name", "WanModel")
+    class_name = str(said.get("_class_name", "WanModel"))
     if "student" in said:
         return read_config(path).model_dump()
-    if "Wan" not in class_name:
+    if not WAN_CLASS.fullmatch(class_name):
         raise ValueError(
             f"weights ({path}) must be of a Wan, as WanTransformer3DModel or WanModel, it is of {class_name}"
         )
@@ -44,10 +48,11 @@ def read_stated(path: Path) -> Stated:
         raise ValueError(f"weights ({path}) must be a transformer's config: {error!r}") from error
     if not (student := _known(said, _STUDENT)):
         raise ValueError(f"config ({path}) must describe a student: it has none of {', '.join(_STUDENT)}")
-    if said.get("model_type", "t2v") != "t2v" or said.get("out_dim", said.get("in_dim")) != said.get("in_dim"):
-        raise ValueError(
-            f"weights ({path}) must be of a text-to-video Wan 2.1: this is another, perhaps image-to-video"
-        )
+    model_type, taken = said.get("model_type", "t2v"), said.get("in_dim")
+    differs = taken is not None and said.get("out_dim", taken) != taken
+    if model_type != "t2v" or differs:
+        kind = MODEL_TYPES.get(str(model_type), IMAGE_TO_VIDEO if differs else f"a Wan of model_type {model_type}")
+        raise ValueError(f"weights ({path}) must be of a text-to-video Wan 2.1: this is {kind}")
     return {"student": student, "sampler": _known(said, _SAMPLER)}
 
 
@@ -60,6 +65,8 @@ def stated_beside(folder: Path) -> Stated:
 
 
 def _known(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The fields among them, by our names; a window of -1 frames is none."""
+    """The fields among them, by our names; a window of -1 frames is none, and needs no sink."""
     found = {ours: said[name] for name, ours in names.items() if said.get(name) is not None}
-    return {field: None if field == "window_frames" and value == -1 else value for field, value in found.items()}
+    if found.get("window_frames") == -1:
+        found |= {"window_frames": None, "sink_frames": 0}
+    return found

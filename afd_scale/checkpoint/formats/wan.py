@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from afd_scale.checkpoint.lazy import read_metadata
+from afd_scale.checkpoint.signatures import IMAGE_TO_VIDEO, network_kind, quantisation
 from afd_scale.checkpoint.weights import MAX_SHARD_BYTES, save_safetensors, write_shards, written_whole
 from afd_scale.config.models import PolicyConfig, WanConfig
 from afd_scale.config.presets import ARCHITECTURES
@@ -22,7 +23,8 @@ METADATA_KEY = "afd_scale"  # of a .safetensors header: the PolicyConfig as JSON
 WAN_HEAD_WIDTH = 128
 SIDECAR_NAME = "afd_scale.json"  # the PolicyConfig: no other config has a field for steps, warp, prediction
 STEM = "diffusion_pytorch_model"  # original Wan's folders use diffusers' file names
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+ONLY = "only text-to-video Wan 2.1 is supported"
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Weight(Protocol):
@@ -95,9 +97,10 @@ def weight_shapes(sizes: WanSizes) -> dict[str, tuple[int, ...]]:
 
 def check_state(state: Mapping[str, Weight], path: Path) -> WanSizes:
     """Hold a state dict with our keys against its own sizes: no key missing or unknown, every shape consistent."""
-    if scaled := [key for key, weight in state.items() if "weight_scale" in key or weight.dtype.itemsize == 1]:
-        raise ValueError(f"weights ({path}) must not be quantised: {named(scaled, 1)} is of FP8 or integer weights "
-                         "with scales; take the file that they were made from")  # fmt: skip
+    if quantised := quantisation({key: weight.dtype for key, weight in state.items()}):
+        how, telling = quantised
+        raise ValueError(f"weights ({path}) must not be quantised: the weights are {how} ({named(telling, 1)}); take "
+                         "the file that they were made from")  # fmt: skip
     if empty := [key for key, weight in state.items() if 0 in weight.shape]:
         raise ValueError(f"weights ({path}) must be whole: {named(empty, 1)} is empty, as ZeRO-3 leaves what is not "
                          "gathered")  # fmt: skip
@@ -105,16 +108,16 @@ def check_state(state: Mapping[str, Weight], path: Path) -> WanSizes:
     shapes = weight_shapes(sizes)
     for verb, keys in (("lack", shapes.keys() - state.keys()), ("have", state.keys() - shapes.keys())):
         if keys:
-            what = "it is incomplete" if verb == "lack" else "only text-to-video Wan 2.1 is supported"
-            raise ValueError(f"weights ({path}) must not {verb} {named(keys)}: {what}")
+            kind = network_kind(keys) or "another network" if verb == "have" else "incomplete"
+            raise ValueError(f"weights ({path}) must not {verb} {named(keys)}: this is {kind}; {ONLY}")
     given = state["head.head.weight"].shape[0] // (sizes.patch[1] * sizes.patch[2])
     if given < sizes.latent_channels:
         raise ValueError(f"weights ({path}) must give as many channels as they take: they take {sizes.latent_channels} "
-                         f"and give {given}, as image-to-video does; only text-to-video is supported")  # fmt: skip
+                         f"and give {given}, this is {IMAGE_TO_VIDEO}; {ONLY}")  # fmt: skip
     for key, shape in shapes.items():
         if tuple(state[key].shape) != shape:
             raise ValueError(f"weights ({path}) must have {key} of shape {shape}, it has {tuple(state[key].shape)}")
-        if state[key].dtype not in _DTYPES:
+        if state[key].dtype not in DTYPES:
             raise ValueError(f"weights ({path}) must be floating-point numbers: {key} is of {state[key].dtype}")
     return sizes
 

@@ -195,11 +195,11 @@ def bad(how: str, state: State, folder: Path) -> tuple[Path, ...]:
     [
         ("cut", "must be a whole safetensors file"),
         ("cut torch file", "must be a torch file of tensors alone: it is damaged"),
-        ("fp8", "must not be quantised"),
+        ("fp8", "must not be quantised: the weights are FP8 without their scales"),
         ("integers", "must be floating-point numbers"),
         ("nan", "must be finite: head.head.bias holds NaN"),
         ("empty", "is empty, as ZeRO-3 leaves what is not gathered"),
-        ("image to video", "they take 9 and give 4, as image-to-video does"),
+        ("image to video", "they take 9 and give 4, this is an image-to-video Wan"),
         ("two sets", "must be one set of files: it holds file.safetensors and other.safetensors"),
         ("other config", "num_heads is 4 in the one and 2 in the other"),
     ],
