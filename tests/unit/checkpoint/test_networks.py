@@ -72,7 +72,7 @@ WRAPPED: dict[str, Callable[[State], Any]] = {
         "model": state, "optimizer": {"exp_avg": under("model.", state), "exp_avg_sq": under("model.", state)},
     },
     "FSDP, compile and checkpointing at once": lambda state: {
-        f"_orig_mod.module._fsdp_wrapped_module.{name.replace('blocks.1.', 'blocks.1._checkpoint_wrapped_module.')}": t
+        f"_orig_mod.module.{name.replace('blocks.1.', 'blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module.')}": t
         for name, t in state.items()
     },
     "an averaged model's counter": lambda state: {"n_averaged": torch.tensor(5), **under("module.", state)},
