@@ -38,9 +38,13 @@ def test_ranks_share_the_videos(tmp_path: Path, sequence: int) -> None:
     form = VideoForm(12, 8.0, 16, 16)
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "shared").iterdir())
-    for name in names[:3]:
-        one, both = (read_video(tmp_path / folder / name, form).astype(int) for folder in ("alone", "shared"))
-        assert np.abs(one - both).mean() < 0.5
+    alone_and_shared = [
+        [read_video(tmp_path / folder / name, form).astype(int) for folder in ("alone", "shared")] for name in names[:3]
+    ]
+    for one, both in alone_and_shared:  # rounding, which H.264 makes more of in noise
+        assert np.abs(one - both).mean() < 2
+    (first, _), (second, _), *_ = alone_and_shared
+    assert np.abs(first - second).mean() > 20, "another video is further away"
 
 
 def save_toy(folder: Path) -> Path:

@@ -24,7 +24,12 @@ WITHIN = 0.10
 
 
 def measured_peak(run) -> int:
-    """Most bytes allocated at a time on top of what was there before."""
+    """Most bytes allocated at a time on top of what was there before; of two runs, for a busy machine's profiler may
+    miss some."""
+    return max(_measured_peak(run) for _ in range(2))
+
+
+def _measured_peak(run) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     now = peak = 0
@@ -136,7 +141,7 @@ def test_a_rollout_and_its_cache(shape, window, videos, lora):
 
     model = Trunk(config.student, 4)
     cached = cache_bytes(config, load := workload(config, 1), videos)
-    (cache,) = caches
+    cache = caches[-1]
     kept = [x for layer in cache.layers for x in (layer.k_BLND, layer.v_BLND, *layer.text_kv)]
     assert cached == sum(x.nbytes for x in kept)
     frames = videos * load.chunks_at_once
