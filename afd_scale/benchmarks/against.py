@@ -60,7 +60,7 @@ def rollout_against(
     theirs = SelfForcing(folder, config, state, device).rollout(noise, text)
     ours = of(plain)
     difference = relative_difference(ours(), theirs())
-    from afd_scale.engines.sharded import Sharded  # which imports DeepSpeed, which logs
+    from afd_scale.engines.sharded_kind import Sharded  # which imports DeepSpeed, which logs
 
     with _one_rank() as ranks:
         kind = Sharded(_gathered(config), ranks, lambda role: state, cache_bytes(config, load, each.at_once))

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from afd_scale.layers.attention.operators import is_attention
+
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}  # what linears and matmul come down to
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
@@ -67,14 +69,6 @@ class Floor(TorchDispatchMode):
 
 def is_product(operator: Any) -> bool:
     return operator.namespace == "aten" and operator.overloadpacket.__name__ in PRODUCTS
-
-
-def is_attention(operator: Any) -> bool:
-    """A kernel of torch's or of flash-attn's."""
-    name: str = operator.overloadpacket.__name__
-    return operator.namespace.startswith("flash_attn") or (
-        operator.namespace == "aten" and "attention" in name and not name.startswith("_fused_sdp")
-    )
 
 
 def _copy(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from afd_scale.checkpoint.lazy import LazyState, in_memory
 from afd_scale.checkpoint.weights import CONFIG_NAME, written_whole
 from afd_scale.config.models import PolicyConfig
 from afd_scale.config.section import Section
+from afd_scale.layers.lora import merged_weight
 
 BASE_NAME = "base.json"
 _COMPARED = 1024  # first numbers of every tensor
@@ -113,8 +114,8 @@ def merged(base: LazyState, lora: Lora) -> LazyState:
         module, _, kind = name.rpartition(".")
         if kind != "weight" or module not in lora.scales:
             return weight
-        down, up = (lora.tensors[f"{module}.{side}"].float() for side in (DOWN, UP))
-        return weight.float() + lora.scales[module] * (up @ down)
+        down, up = (lora.tensors[f"{module}.{side}"] for side in (DOWN, UP))
+        return merged_weight(weight, down, up, lora.scales[module])
 
     return base.converted(merge)
 

@@ -17,7 +17,7 @@ Build = Callable[[Adapters | None], Network]
 
 
 class Kind(Protocol):
-    """How networks are held and stepped: `sharded.Sharded` or `plain.Plain`."""
+    """How networks are held and stepped: `sharded_kind.Sharded` or `plain.Plain`."""
 
     def load(self, role: Role) -> State:
         """Start weights."""

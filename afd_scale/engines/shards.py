@@ -14,7 +14,7 @@ from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
-from afd_scale.layers.lora import FOLDER, adapter_of
+from afd_scale.layers.lora import FOLDER, adapter_of, merged_weight
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +73,20 @@ class Residency:
         return self.decision == "gathered"
 
 
+def by_unit(parameters: Sequence[Any], units: Iterable[nn.Module]) -> list[list[Any]]:
+    """Parameters that are gathered together: those of each unit, then all others."""
+    left = dict.fromkeys(parameters)
+    groups = []
+    for unit in units:
+        groups.append([p for p in unit.parameters() if p in left])
+        for parameter in groups[-1]:
+            del left[parameter]
+    return [group for group in (*groups, list(left)) if group]
+
+
 @contextmanager
 def gathered(parameters: Sequence[Any]) -> Iterator[None]:
-    """Make parameters whole, in one collective, to be read; on all ranks together. None of them is whole now."""
+    """Make parameters whole, to be read; on all ranks together. None of them is whole now."""
     parameters[0].all_gather_coalesced(parameters).wait()
     try:
         yield
@@ -89,15 +100,10 @@ def kept_whole(parameters: Sequence[Any], units: Iterable[nn.Module]) -> Iterato
 
     Args:
         parameters: none of which is whole now.
-        units: whose parameters are gathered in one collective each, which bounds the buffers.
+        units: whose parameters are gathered together, which bounds the buffers.
     """
-    wanted = set(parameters)
-    groups: list[list[Any]] = [[p for p in unit.parameters() if p in wanted] for unit in units]
-    grouped = {p for group in groups for p in group}
-    groups.append([p for p in parameters if p not in grouped])
-    for group in groups:
-        if group:
-            group[0].all_gather_coalesced(group).wait()
+    for group in by_unit(parameters, units):
+        group[0].all_gather_coalesced(group).wait()
     for parameter in parameters:
         parameter.ds_active_sub_modules.add(_RESIDENT)
     try:
@@ -149,10 +155,8 @@ def merged_weights(
         adapters = getattr(network.get_submodule(path), FOLDER, None)
         if adapter is not None and adapters is not None and kind == "weight":
             product = adapters[adapter]
-            up, down = (
-                whole(f"{path}.{FOLDER}.{adapter}.{side}", getattr(product, side)).to(weight) for side in ("up", "down")
-            )
-            weight = weight + product.scale * (up @ down)
+            down, up = (whole(f"{path}.{FOLDER}.{adapter}.{side}", getattr(product, side)) for side in ("down", "up"))
+            weight = merged_weight(weight, down.to(weight), up.to(weight), product.scale)
         yield name, weight
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from afd_scale.engines.captured import CapturedPasses, NewCapture
-from afd_scale.engines.shards import gathered
-from afd_scale.layers.lora import FOLDER, adapter_of
+from afd_scale.engines.shards import by_unit, gathered
+from afd_scale.layers.lora import FOLDER, adapter_of, merged_weight
 from afd_scale.layers.network import Network
 
 
@@ -84,9 +84,10 @@ class Twin:
     def _fill(self, source: Network) -> None:
         ours = dict(self.network.named_parameters())
         wanted = {name: p for name, p in source.named_parameters() if adapter_of(name) in (None, self.adapter)}
-        for names in _by_unit(source, wanted):
-            with gathered([wanted[name] for name in names]):
-                for name in names:
+        names_of = {parameter: name for name, parameter in wanted.items()}
+        for group in by_unit(list(wanted.values()), source.units()):
+            with gathered(group):
+                for name in (names_of[parameter] for parameter in group):
                     if name in ours:  # not an adapter that is merged
                         ours[name].copy_(self._weight(source, name, wanted[name], ours[name].dtype))
 
@@ -96,9 +97,7 @@ class Twin:
         if not self.sampling or self.adapter is None or adapters is None or kind != "weight":
             return parameter.data
         adapter = adapters[self.adapter]
-        both = torch.addmm(
-            parameter.data.float(), adapter.up.data.float(), adapter.down.data.float(), alpha=adapter.scale
-        )
+        both = merged_weight(parameter.data, adapter.down.data, adapter.up.data, adapter.scale)
         return both if dtype == torch.float32 else round_to_bfloat16(both, seed=zlib.crc32(name.encode()))
 
 
@@ -107,14 +106,3 @@ def round_to_bfloat16(x: Tensor, seed: int) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(seed)
     odds = torch.randint(1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
     return ((x.view(torch.int32) + odds) & -(1 << 16)).view(torch.float32).bfloat16()
-
-
-def _by_unit(network: Network, wanted: dict[str, Any]) -> Iterator[list[str]]:
-    """Names of parameters that are gathered together: those of each unit, then all others."""
-    names = {parameter: name for name, parameter in wanted.items()}
-    for unit in network.units():
-        group = [names.pop(p) for p in unit.parameters() if p in names]
-        if group:
-            yield group
-    if names:
-        yield list(names.values())

@@ -82,6 +82,11 @@ def add_together(
     return [each.add(y, down_x) for each, y, down_x in zip(adapters, products, downs, strict=True)]
 
 
+def merged_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """A linear's weight with an adapter's product added, in float32."""
+    return torch.addmm(weight.float(), up.float(), down.float(), alpha=scale)
+
+
 def adapter_of(parameter_name: str) -> str | None:
     """The adapter that a parameter belongs to, by its name; None for a parameter of the base."""
     parts: Sequence[str] = parameter_name.split(".")

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from afd_scale.layers.attention.operators import is_attention
+
 Recompute = Literal["full", "keep_attention", "none"]
 
 
@@ -41,11 +43,8 @@ class Precision:
         return checkpoint(block, *arguments, use_reentrant=False, determinism_check="none", **contexts)
 
 
-def _is_attention(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    """Kernels that are operators have this word in their name, or are flash-attn's own; flex and fa4 are none."""
-    namespace, _, name = operator.name().partition("::")
-    kept = "attention" in name or "flash_attn" in namespace
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if is_attention(operator) else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-_keeping_attention = partial(create_selective_checkpoint_contexts, _is_attention)
+_keeping_attention = partial(create_selective_checkpoint_contexts, _policy)

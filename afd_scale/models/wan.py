@@ -139,11 +139,11 @@ class WanTrunk(Network):
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _times(self, time_BF6E: Tensor) -> Sequence[Tensor]:
-        """Each block's own time, its modulation added, where that is one sum for all of them; else what they add to."""
+    def _times(self, time_BF6E: Tensor) -> tuple[Sequence[Tensor], bool]:
+        """Each block's time, and whether its modulation is added: one sum for all blocks of a fused network."""
         if self.modulations is None or torch.is_grad_enabled():
-            return [time_BF6E] * len(self.blocks)
-        return add_time(self.modulations[:, None, None], time_BF6E).unbind()
+            return [time_BF6E] * len(self.blocks), False
+        return add_time(self.modulations[:, None, None], time_BF6E).unbind(), True
 
     def run_blocks(
         self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor | None, rotation: Rotation,
@@ -163,11 +163,11 @@ class WanTrunk(Network):
         x = self.patch_embedding(self.ops.split_tokens(patches, latents_BFCHW.shape[1]))
         if torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()  # under frozen weights too every unit has an input with gradient
-        times = self._times(time_BF6E)
+        times, are_added = self._times(time_BF6E)
         for index, (block, time) in enumerate(zip(self.blocks, times, strict=True)):
             past = None if pasts is None else pasts[index]
             x, k, v = self.ops.run_block(
-                block, x, time, time is not time_BF6E, text_BTE, rotation, layout, past, adapter,
+                block, x, time, are_added, text_BTE, rotation, layout, past, adapter,
                 recompute=self.config.activation_checkpointing,
             )  # fmt: skip
             if collected is not None:

@@ -8,12 +8,13 @@ from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.config.models import WanConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.planning.flops import has_frozen_trunk
-from afd_scale.planning.memory import is_captured, is_resident
+from afd_scale.planning.memory import has_twin, is_captured
 from afd_scale.planning.vlm import shown_video, stacks
 from afd_scale.planning.workload import Workload
 
-# A block's forward pass, by itself and behind DeepSpeed's hooks; measured by tests/unit/budgets/host_cost.py on a CPU,
-# 4 to 7 ms with hooks. A recomputation and a backward pass take about as much each.
+# A block's forward pass, by itself and behind DeepSpeed's hooks. Assumed, from what a CPU shows: 0.4 ms of Python and
+# dispatch in a narrow block (docs/measurements.md), 1.1 ms with the computing of one of width 128, 3 to 7 ms of that
+# behind hooks (tests/unit/budgets/host_cost.py). A recomputation and a backward pass take about as much each.
 BLOCK_SECONDS, HOOKED_SECONDS = 0.7e-3, 4e-3
 GRAPH_SECONDS = 0.1e-3  # assumed: a whole captured pass, which is copies of its inputs and one launch
 CAPTURE_PASSES = 2  # of a kind of pass, before its first replay: to warm up, and while it is captured
@@ -27,7 +28,7 @@ def host_seconds(config: RunConfig, load: Workload, passes: Sequence[Pass], gath
     """
 
     def of_pass(each: Pass) -> float:
-        bare = gathered_rollout and is_resident(config, each) and config.precision != "fp8"
+        bare = has_twin(config, each, gathered_rollout)
         network = config.role(each.role).network
         block = BLOCK_SECONDS if bare else HOOKED_SECONDS
         if is_captured(config, load, each, gathered_rollout):

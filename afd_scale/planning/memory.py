@@ -123,10 +123,15 @@ def is_resident(config: RunConfig, each: Pass) -> bool:
     return not each.gradient and isinstance(config.role(each.role).network, StudentConfig)
 
 
+def has_twin(config: RunConfig, each: Pass, gathered: bool) -> bool:
+    """Whether a pass runs in a plain twin, without hooks."""
+    return gathered and is_resident(config, each) and config.precision != "fp8"
+
+
 def is_captured(config: RunConfig, load: Workload, each: Pass, gathered: bool) -> bool:
     """Whether the passes of a rollout run as graphs, as `afd_scale.engines.captured` decides on a GPU."""
-    whole = gathered and is_resident(config, each) and config.precision != "fp8"
-    return whole and each.kind == "rollout" and load.sequence == 1 and config.rollout.graphs is not False
+    alone = load.sequence == 1 and config.rollout.graphs is not False
+    return alone and each.kind == "rollout" and has_twin(config, each, gathered)
 
 
 def itemsize(config: RunConfig) -> int:

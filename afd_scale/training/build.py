@@ -22,7 +22,7 @@ from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.config.models import WanConfig
 from afd_scale.config.run import CodecConfig
 from afd_scale.engines.cast import State, build_cast
-from afd_scale.engines.sharded import Sharded
+from afd_scale.engines.sharded_kind import Sharded
 from afd_scale.engines.shards import GatherCounter
 from afd_scale.layers.choose_precision import parameter_dtype
 from afd_scale.layers.lora import FOLDER

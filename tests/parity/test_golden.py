@@ -5,6 +5,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from afd_scale.layers.ops import ModelOps
 from afd_scale.models.wan import CausalWan
 from afd_scale.rollout.sampler import Noise, Sampler
 from tests.networks import make_policy
 
 TOLERANCE = 2e-4
+
+forms = pytest.mark.parametrize("form", ["plain", "fused", "compiled"])
 
 
 @dataclass
@@ -30,7 +34,9 @@ class Golden:
         return self.io[output]
 
 
-def load_golden(path: Path) -> Golden:
+def load_golden(path: Path, form: str) -> Golden:
+    """`plain`; `fused`, as a twin that samples; `compiled`."""
+    compile = partial(torch.compile, backend="aot_eager", dynamic=False) if form == "compiled" else None
     with safe_open(path, framework="pt") as file:
         shape = json.loads(file.metadata()["config"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -42,9 +48,12 @@ def load_golden(path: Path) -> Golden:
             "prediction": "velocity", "chunk_frames": shape["chunk_frames"], "sink_frames": shape["sink_frames"],
             "window_frames": None if shape["window_frames"] < 0 else shape["window_frames"],
             "timesteps": [1000, 750, 500, 250], "timestep_shift": shape["timestep_shift"],
-        }
+        },
+        ModelOps(compile=compile),
     )  # fmt: skip
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    if form == "fused":
+        model.fuse()
     return Golden(model, {k.removeprefix("io."): v for k, v in tensors.items() if k.startswith("io.")})
 
 
@@ -53,16 +62,18 @@ def assert_close(ours: Tensor, reference: Tensor) -> None:
     assert (ours - reference).abs().max().item() < TOLERANCE
 
 
-def test_block_causal_pass(golden_file: Path) -> None:
-    golden = load_golden(golden_file)
+@forms
+def test_block_causal_pass(golden_file: Path, form: str) -> None:
+    golden = load_golden(golden_file, form)
     io, reference = golden.io, golden.reference("velocity_block_causal")
     with torch.no_grad():
         velocity = golden.model(io["noisy"].transpose(1, 2), io["timestep"], io["text"])
     assert_close(velocity.transpose(1, 2), reference)
 
 
-def test_teacher_forcing_pass(golden_file: Path) -> None:
-    golden = load_golden(golden_file)
+@forms
+def test_teacher_forcing_pass(golden_file: Path, form: str) -> None:
+    golden = load_golden(golden_file, form)
     io, reference = golden.io, golden.reference("velocity_teacher_forcing")
     with torch.no_grad():
         velocity = golden.model(
@@ -71,8 +82,9 @@ def test_teacher_forcing_pass(golden_file: Path) -> None:
     assert_close(velocity.transpose(1, 2), reference)
 
 
-def test_cached_rollout(golden_file: Path) -> None:
-    golden = load_golden(golden_file)
+@forms
+def test_cached_rollout(golden_file: Path, form: str) -> None:
+    golden = load_golden(golden_file, form)
     io, sampler = golden.io, Sampler(golden.model.sampler)
     assert (sampler.sigmas * 1000 - io["rollout_timesteps"]).abs().max().item() < 1e-3
     latents = sampler.rollout(golden.model, io["text"], Noise(io["rollout_noise"], io["rollout_renoise"]))

@@ -148,7 +148,7 @@ def test_the_same_embeddings(models: Path, tmp_path: Path) -> None:
 )
 def test_the_reference_rollout(golden: Path, tmp_path: Path) -> None:
     """What the Self-Forcing implementation itself computed."""
-    reference = load_golden(golden)
+    reference = load_golden(golden, "plain")
     noise = Noise(reference.io["rollout_noise"], reference.io["rollout_renoise"])
     pipe = load(export(reference.model, tmp_path, "none"))
     latents = pipe(prompt_embeds=reference.io["text"], **as_theirs(noise), output_type="latent").frames

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from afd_scale.config import RunConfig
-from afd_scale.engines import sharded
+from afd_scale.engines import sharded_kind
 from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain, PlainAverage, PlainNetwork, PlainTrained
 from afd_scale.layers.fp8_emulated import EmulatedFp8Linear
@@ -25,19 +25,19 @@ def config_of(**fields):
 @pytest.fixture
 def whole_networks(monkeypatch):
     """Neither shards nor engines: each network as it is made."""
-    monkeypatch.setattr(sharded, "build_sharded", lambda config, make, state: make())
-    monkeypatch.setattr(sharded.GatherCounter, "watch", lambda counter, parameters: None)
-    monkeypatch.setattr(sharded, "TrainedNetwork", lambda config, network, *arguments, **options: network)
-    monkeypatch.setattr(sharded, "freeze", lambda config, network: network)
+    monkeypatch.setattr(sharded_kind, "build_sharded", lambda config, make, state: make())
+    monkeypatch.setattr(sharded_kind.GatherCounter, "watch", lambda counter, parameters: None)
+    monkeypatch.setattr(sharded_kind, "TrainedNetwork", lambda config, network, *arguments, **options: network)
+    monkeypatch.setattr(sharded_kind, "freeze", lambda config, network: network)
     for policy in ("AveragedPolicy", "ShardedNetwork"):
-        monkeypatch.setattr(sharded, policy, lambda network, *arguments, **options: network)
+        monkeypatch.setattr(sharded_kind, policy, lambda network, *arguments, **options: network)
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", nn.Linear), ("bf16", nn.Linear), ("fp8", EmulatedFp8Linear)])
 def test_linears_of_blocks_and_no_others_are_in_fp8(whole_networks, precision, kind):
     config = config_of(precision=precision)
     ranks = SimpleNamespace(device=torch.device("cpu"), any=bool, local_size=1, sequence_group=None)
-    networks = build_cast(config, sharded.Sharded(config, ranks, lambda role: None, cache_bytes=0))
+    networks = build_cast(config, sharded_kind.Sharded(config, ranks, lambda role: None, cache_bytes=0))
     assert list(networks) == ["student", "old_policy", "reference", "discriminator"]
     for network in networks.values():
         linears = {name: type(module) for name, module in network.named_modules() if isinstance(module, nn.Linear)}
