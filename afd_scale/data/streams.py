@@ -7,13 +7,16 @@ import logging
 import os
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 
 from afd_scale.config import ConfigError, LostInputError, RunConfig, one_line
 from afd_scale.data.environment import in_environment
@@ -27,6 +30,9 @@ from streaming import Stream, StreamingDataset  # noqa: E402
 from streaming.base.format.base.reader import Reader  # noqa: E402
 from streaming.base.world import World  # noqa: E402
 
+log = logging.getLogger(__name__)
+
+_OPENING_SECONDS = 60.0  # for another job's dataset to open
 _SHUFFLE_BLOCK = 1 << 18  # fixed: the order depends on it
 
 
@@ -112,7 +118,7 @@ def open_stream(location: Location, config: RunConfig, batch: int) -> NumberedDa
     # It reads these and nothing else. The deepspeed launcher and srun do not set the last, and every rank would then
     # take itself for the first of its machine. Goes when streaming (0.13) takes ranks as arguments.
     world = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(local_ranks)}
-    with in_environment(world):
+    with in_environment(world), _first_come(rank % local_ranks == 0):
         return NumberedDataset(
             streams=[SharedStream(location)],
             # A local dataset is looked through at once, so the threads that do it end; a remote one in time.
@@ -124,6 +130,28 @@ def open_stream(location: Location, config: RunConfig, batch: int) -> NumberedDa
             shuffle_block_size=_SHUFFLE_BLOCK,
             replication=config.parallel.sequence if config.parallel.sequence > 1 else None,
         )
+
+
+@contextmanager
+def _first_come(leads: bool) -> Iterator[None]:
+    """Open one job's dataset at a time on a machine.
+
+    Streaming (0.13) looks for a free number in shared memory and takes it later: of two jobs that start together the
+    second fails.
+
+    Args:
+        leads: the first rank of its machine, which is the one that takes it.
+    """
+    lock = FileLock(Path(tempfile.gettempdir()) / f"afd_scale-{os.getuid()}.lock", timeout=_OPENING_SECONDS)
+    try:
+        if leads:
+            lock.acquire()
+    except (Timeout, OSError) as error:  # two jobs on the same machines may wait for each other
+        log.debug("the dataset is opened beside another job's: %s", error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_not_about_replication(record: logging.LogRecord) -> bool:

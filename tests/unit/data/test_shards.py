@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -694,3 +695,26 @@ def test_tool_refuses_bad_input_in_one_line(tmp_path: Path, arguments: list[str]
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_jobs_that_start_together_open_their_datasets_one_after_the_other(dataset: Path, tmp_path: Path) -> None:
+    """Streaming finds a number in shared memory first and takes it later: here much later."""
+    code = """
+import sys, time
+from afd_scale.data import streams
+from streaming.base.shared import prefix
+find = prefix._check_and_find_retrying
+def slowly(*arguments, **options):
+    number = find(*arguments, **options)
+    time.sleep(0.3)
+    return number
+prefix._check_and_find_retrying = slowly
+from tests.unit.data.test_shards import TeacherStream, run_config
+stream = TeacherStream(run_config(sys.argv[1]))
+print("open", flush=True)
+stream.close()
+"""
+    shutil.copytree(dataset, tmp_path / "other")
+    with ExitStack() as stack:
+        jobs = [stack.enter_context(forking("-c", code, folder)) for folder in (dataset, tmp_path / "other")]
+        assert [printed.read() for _, printed in jobs] == [b"open\n", b"open\n"]

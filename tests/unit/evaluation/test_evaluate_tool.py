@@ -212,7 +212,7 @@ def test_bad_input_is_refused_in_one_line(folders, tmp_path):
     for place, said in (
         (tmp_path / "absent", "source"),
         (tmp_path / "empty", "must hold videos"),
-        (tmp_path / "run", "must be a run, checkpoint or student folder"),
+        (tmp_path / "run", "must hold weights: there is no file that ends in"),
         (tmp_path / "short", "must share 3 frames"),
     ):
         assert said in refused(evaluate(place, teacher, out), out)
