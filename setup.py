@@ -35,6 +35,8 @@ setup(
         "accelerate>=1,<2",  # diffusers loads no Wan model without it (0.39)
         "transformers>=4.57,<5",  # mosaicml-streaming 0.13 caps it at <5
         "httpx>=0.27,<1",
+        "ftfy>=6.1,<7",  # Wan's own tokenizer code cleans prompts with it
+        "pyarrow>=17",
         "safetensors>=0.6,<1",
         "numpy>=2.0,<2.2",  # mosaicml-streaming 0.13 caps it at <2.2
         "pydantic>=2.11,<3",
@@ -47,11 +49,11 @@ setup(
         "tensorboard>=2.17,<3",
         "xxhash>=3.4,<4",
         "psutil>=5.9",
+        "nvidia-ml-py>=12",
     ],
     extras_require={
-        # Installs anywhere. flash-attn is in no extra: it has no wheels for the torch above, and where there is no CUDA
-        # already its metadata fails and takes the rest along (docs/cluster.md says how to get it).
-        "gpu": ["nvidia-ml-py>=12"],
+        # flash-attn is in no extra: it has no wheels for the torch above, and where there is no CUDA already its
+        # metadata fails and takes the rest along (docs/cluster.md says how to get it).
         # Built against the torch that is there: pip install --no-build-isolation. te.autocast is there since 2.9.
         "transformer-engine": ["transformer-engine[pytorch]>=2.9,<3"],
         "mpi": ["mpi4py>=4,<5"],
@@ -61,6 +63,7 @@ setup(
             "pytest>=8.4",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.8",
+            "hypothesis>=6.100",
             "moto[s3,server]>=5.1",
             "peft>=0.21,<0.22",  # loads exported adapters in the tests
             "ruff>=0.12",
