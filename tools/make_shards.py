@@ -7,10 +7,11 @@
     tools/make_shards.py --teacher none --prompts FILE --out DIR --codec wan --models DIR
 
 `folder` takes videos below --source; the rows of --prompts (.jsonl, .csv) name them:
-{"video": "a.mp4", "prompt": "..."}. Without --prompts a txt lies beside each video.`http` asks a video API (--protocol
+{"video": "a.mp4", "prompt": "..."}. Without --prompts a txt lies beside each video. `http` asks a video API (--protocol
 openai, ark, fal, replicate, google) for a video of each prompt, and keeps them in --source, with a journal: no video is
 asked for twice. Its key is read from OPENAI_API_KEY, ARK_API_KEY, FAL_KEY, REPLICATE_API_TOKEN or GEMINI_API_KEY.
---dry-run shows the first request and what all cost, and asks for nothing.
+--dry-run shows the first request and what all cost, and asks for nothing. --url stub rehearses with a small server
+on this machine, which wants no key and no money.
 `none` makes a dataset of prompts alone. What cannot be used is listed in OUT/rejects.jsonl. The same command again goes
 on where a job was stopped. Several processes share the job: torchrun --nproc_per_node 8 tools/make_shards.py ...
 
@@ -40,7 +41,7 @@ from afd_scale.config.run import ProceduralSource
 from afd_scale.data.clips import Teacher
 from afd_scale.data.make_shards import ALONE, Processes, ShardJob, make_shards
 from afd_scale.data.schema import REJECTS_FILE, DatasetFacts, parse_problem
-from afd_scale.data.teachers.exchange import Endpoint
+from afd_scale.data.teachers.exchange import STUB, Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
@@ -78,7 +79,9 @@ def parser() -> Parser:
     http = parser.add_argument_group("teacher http")
     http.add_argument("--protocol", default="openai", choices=tuple(PROTOCOLS), help="that it speaks (%(default)s)")
     http.add_argument(
-        "--url", help="of the endpoint, such as http://teacher:8000/v1 (the hosted service's, but for openai)"
+        "--url",
+        help="of the endpoint, such as http://teacher:8000/v1 (the hosted service's, but for openai); "
+        "stub rehearses on this machine",
     )
     http.add_argument("--model", help="that is asked")
     http.add_argument("--dry-run", action="store_true", help="print the first request and the cost of all; ask nothing")
@@ -211,17 +214,20 @@ def teacher_of(options: argparse.Namespace) -> Teacher:
 def http_teacher(options: argparse.Namespace) -> HttpTeacher:
     protocol = PROTOCOLS[options.protocol]
     options.url = options.url or protocol.url
+    rehearses = options.url == STUB
+    if rehearses:
+        options.model = options.model or STUB
     for name in ("url", "model", "prompts"):
         given(options, name, "with teacher http")
     if options.budget is not None and not 0 < options.price < math.inf:
         raise ConfigError(f"price ({options.price}) must be positive with a budget: it is what the budget counts")
     url = urlsplit(options.url)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ConfigError(f"url ({options.url}) must be one such as http://teacher:8000/v1")
+    if not rehearses and (url.scheme not in ("http", "https") or not url.hostname):
+        raise ConfigError(f"url ({options.url}) must be one such as http://teacher:8000/v1, or {STUB}")
     if url.username or url.password:
         raise ConfigError(f"url (of {url.hostname}) must hold no user and no password: the key is read from "
                           f"{protocol.key}")  # fmt: skip
-    key = os.environ.get(protocol.key) or None
+    key = None if rehearses else os.environ.get(protocol.key) or None
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ConfigError(f"{protocol.key} must be printable ASCII: it goes into a header")
     settings = {field.name: getattr(options, field.name) for field in fields(Endpoint)}

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"types", "config", "layers", "torchvision_ops", "mp4", "vision", "codecs"},
     "rollout": {"types", "protocols", "config", "flow"},
     "codecs": {"types", "config", "torchvision_ops"},
-    "data": {"types", "protocols", "config", "files", "flow", "codecs", "torchvision_ops"},
+    "data": {"types", "protocols", "config", "files", "mp4", "flow", "codecs", "torchvision_ops"},
     "methods": {"types", "protocols", "config", "flow", "rollout"},
     "parallel": {"types", "protocols", "config", "layers"},
     "engines": {"types", "protocols", "config", "layers", "models", "parallel"},

@@ -4,8 +4,6 @@ Every step is in a journal before it is taken. Where nobody can tell whether a r
 rather than asked for twice.
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -21,7 +19,6 @@ from afd_scale.data.clips import Clip
 from afd_scale.data.teachers.exchange import NEVER_SENT, AnswerError, Exchange, NotHadError, StoppedError
 from afd_scale.data.teachers.faults import Fault, fault_of, is_unpaid
 from afd_scale.data.teachers.journal import ASKED, ASKING, HAVE, LOST, NOT_MADE, REFUSED, Journal
-from afd_scale.data.teachers.protocols.protocol import Request
 from afd_scale.data.video import check_video
 from afd_scale.files import replacing, system_errors
 
@@ -33,7 +30,7 @@ class Collector:
 
     def __init__(self, exchange: Exchange, folder: Path, journal: Journal):
         self._exchange, self._endpoint, self._folder, self._journal = exchange, exchange.endpoint, folder, journal
-        self._spending = Lock()
+        self._accounting = Lock()
         self._over_budget = False
 
     def collect(self, clips: list[Clip], on_video: Callable[[int, int], None]) -> None:
@@ -42,13 +39,8 @@ class Collector:
         Args:
             on_video: called with the number of requests that are settled, and of all.
         Raises:
-            ConfigError: the endpoint cannot be used, the budget is spent, a video is late, or the folder is full or of
-                other requests.
+            ConfigError: the endpoint cannot be used, the budget is spent, a video is late, or the folder is full.
         """
-        for clip in clips:
-            if self._journal.last(clip.asked).get("asks") not in (None, self._asks(clip)):
-                raise ConfigError(f"source ({self._folder}) must be of the same prompts, protocol, model and request: "
-                                  f"{clip.video} was asked for with others; name another folder")  # fmt: skip
         states = (HAVE,) if self._endpoint.ask_again else (HAVE, REFUSED, LOST)
         todo = [clip for clip in clips if self._state(clip) not in states]
         with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
@@ -61,9 +53,6 @@ class Collector:
                 self._exchange.stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-        self._check_complete(clips)
-
-    def _check_complete(self, clips: list[Clip]) -> None:
         late = sum(self._state(clip) == ASKED and "reason" not in self._journal.last(clip.asked) for clip in clips)
         if late:
             raise ConfigError(f"timeout_seconds ({self._endpoint.timeout_seconds:g}) must be longer: {late} videos are "
@@ -78,19 +67,15 @@ class Collector:
         state: str | None = self._journal.last(clip.asked).get("state")
         return ASKED if state == HAVE and not (self._folder / clip.video).exists() else state
 
-    def _asks(self, clip: Clip) -> str:
-        """Names what is asked, but for the number of the video."""
-        endpoint = self._endpoint
-        asks: tuple[object, ...] = (clip.prompt, endpoint.model, dict(endpoint.request))
-        if endpoint.protocol != "openai":  # which journals without a protocol are of
-            asks = (*asks, endpoint.protocol)
-        return hashlib.blake2b(json.dumps(asks, sort_keys=True).encode(), digest_size=8).hexdigest()
-
     def _obtain(self, clip: Clip) -> None:
         """Ask unless that was done, wait, download; what a video cannot be had for is in the journal."""
+        again = self._endpoint.ask_again
         try:
-            video_id = self._asked_before(clip)
-            if video_id is None or (not self._fetch(clip, video_id) and self._endpoint.ask_again):
+            if self._state(clip) == ASKING:  # an earlier run ended before the answer
+                self._journal.write(clip.asked, LOST)
+            if self._state(clip) == ASKED and (self._fetch(clip, self._journal.last(clip.asked)["id"]) or not again):
+                return
+            if self._state(clip) != LOST or again:
                 video_id = self._ask(clip)
                 if video_id is not None:
                     self._fetch(clip, video_id)
@@ -105,67 +90,63 @@ class Collector:
 
     # --- asking
 
-    def _asked_before(self, clip: Clip) -> str | None:
-        if self._state(clip) == ASKING:  # an earlier run ended before the answer
-            self._journal.write(clip.asked, LOST)
-        return self._journal.last(clip.asked)["id"] if self._state(clip) == ASKED else None
-
     def _ask(self, clip: Clip) -> str | None:
         """Ask until a request is accepted; its id, or None where there is none to wait for."""
-        if self._state(clip) == LOST and not self._endpoint.ask_again:
-            return None
-        problem: Exception | None = None
-        for attempt in range(self._endpoint.attempts):
-            self._exchange.back_off(attempt, problem)
-            self._exchange.pace()
-            if not self._spend(clip):
-                return None
-            try:
-                return self._create(clip)
-            except (AnswerError, httpx.HTTPError) as error:
-                problem = error
-                self._settle(clip, error)
-            if self._state(clip) == LOST:
-                return None
-        assert problem is not None, "there is at least one attempt"
-        raise self._exchange.gave_up(problem)
-
-    def _create(self, clip: Clip) -> str:
-        """Ask once; the id of what was accepted."""
-        # A server that honours the key gives the video of an earlier request again, unless that one is settled.
-        key = f"{clip.prompt_id}-{clip.index}-{self._asks(clip)}-{self._journal.accepted[clip.asked]}"
-        response = self._exchange.send(self._endpoint.create(clip.prompt, clip.index), {"Idempotency-Key": key})
         try:
-            video_id = self._exchange.protocol.id_of(response.json())
-        except ValueError:  # it says that it is JSON, and is not
-            video_id = None
-        if video_id is None:
-            self._journal.write(clip.asked, NOT_MADE)
-            raise ConfigError(f"url ({self._endpoint.url}) must speak the protocol {self._endpoint.protocol}: its "
-                              f"answer names no video, it is {self._exchange.text(response.text)}")  # fmt: skip
-        if video_id in self._journal.ids:
-            raise RejectedError(f"the teacher must make a video of its own: it names another's, {video_id}")
-        self._journal.write(clip.asked, ASKED, id=video_id)
+            return self._exchange.patiently(lambda: self._ask_once(clip))
+        except NotHadError as error:
+            raise ConfigError(f"url ({self._endpoint.url}) must answer: {error}; what was made stays, start again"
+                              ) from None  # fmt: skip
+
+    def _ask_once(self, clip: Clip) -> str | None:
+        self._exchange.pace()
+        if not self._spend(clip):
+            return None
+        # A server that honours the key gives the video of an earlier request again, unless that one is settled.
+        key = f"{clip.prompt_id}-{clip.index}-{self._endpoint.asks(clip.prompt)}-{self._journal.accepted[clip.asked]}"
+        try:
+            video_id = self._exchange.create(self._endpoint.create(clip.prompt, clip.index), key)
+        except (AnswerError, httpx.HTTPError) as error:
+            if self._settle(clip, error) is Fault.UNCLEAR:
+                return None
+            raise
+        with self._accounting:
+            if video_id in self._journal.ids:
+                raise RejectedError(f"the teacher must make a video of its own: it names another's, {video_id}")
+            self._journal.write(clip.asked, ASKED, id=video_id)
         return video_id
 
-    def _settle(self, clip: Clip, error: AnswerError | httpx.HTTPError) -> None:
-        """Write into the journal what became of a request that was not answered with a video.
+    def _spend(self, clip: Clip) -> bool:
+        """Whether the budget has room for one more; then it is in the journal."""
+        with self._accounting:
+            endpoint = self._endpoint
+            if endpoint.budget is not None and (self._journal.paid + 1) * endpoint.price > endpoint.budget * (1 + 1e-9):
+                self._over_budget = True
+                return False
+            self._journal.write(clip.asked, ASKING, asks=endpoint.asks(clip.prompt))
+            return True
+
+    def _settle(self, clip: Clip, error: AnswerError | httpx.HTTPError) -> Fault:
+        """Write into the journal what became of a request that was not answered with a video; whose fault it is.
 
         Raises:
             ConfigError, RejectedError: another attempt would not help.
         """
         if isinstance(error, AnswerError):
-            fault = fault_of(error.status, str(error).replace(clip.prompt, ""))
+            fault, lost = fault_of(error.status, error.said.replace(clip.prompt, "")), not error.refuses
         else:
-            fault = Fault.BUSY if isinstance(error, NEVER_SENT) else Fault.UNCLEAR
-        self._journal.write(clip.asked, LOST if fault is Fault.UNCLEAR else NOT_MADE)
+            fault, lost = Fault.BUSY if isinstance(error, NEVER_SENT) else Fault.UNCLEAR, False
+        self._journal.write(clip.asked, LOST if lost or fault is Fault.UNCLEAR else NOT_MADE)
         if fault is Fault.ACCOUNT:
             raise self._account(error)
         if fault is Fault.PROMPT:
             raise RejectedError(f"the teacher refused the prompt: {self._exchange.text(error)}")
+        return fault
 
-    def _account(self, said: object) -> ConfigError:
+    def _account(self, said: AnswerError | httpx.HTTPError | str) -> ConfigError:
         answer = f"it answers {said.status}, " if isinstance(said, AnswerError) else ""
+        if isinstance(said, AnswerError) and said.status < 300:
+            answer = f"it speaks no {self._endpoint.protocol}, for its answer names no video: "
         return ConfigError(f"url ({self._endpoint.url}) must make videos with this key, account and model "
                            f"{self._endpoint.model}: {answer}{self._exchange.text(said)}; "
                            "the same command goes on with what is left to ask for")  # fmt: skip
@@ -175,11 +156,13 @@ class Collector:
     def _fetch(self, clip: Clip, video_id: str) -> bool:
         """Wait for a video and download it; whether it was had. Where it was not, the journal keeps its id."""
         try:
-            self._download(clip, video_id, self._wait(clip, video_id))
+            link = self._wait(clip, video_id)
+            self._exchange.patiently(lambda: self._download(clip, link))
         except NotHadError as error:
             self._journal.write(clip.asked, ASKED, id=video_id, reason=str(error))
             log.warning("%s: %s", clip.video, error)
             return False
+        self._journal.write(clip.asked, HAVE, id=video_id)
         return True
 
     def _wait(self, clip: Clip, video_id: str) -> str:
@@ -201,27 +184,15 @@ class Collector:
                 raise StoppedError
             self._exchange.pause(self._endpoint.poll_seconds)
 
-    def _download(self, clip: Clip, video_id: str, link: str) -> None:
+    def _download(self, clip: Clip, link: str) -> None:
+        content = self._exchange.download(link)
         remedy = "; what was paid for is downloaded when the same command is given again"
-
-        def download() -> None:
-            content = self._exchange.send(Request("GET", link)).content
-            with (
-                system_errors(f"source ({self._folder}) must have room", remedy),
-                replacing(self._folder / clip.video) as partial,
-            ):
-                partial.write_bytes(content)
+        with (
+            system_errors(f"source ({self._folder}) must have room", remedy),
+            replacing(self._folder / clip.video) as partial,
+        ):
+            partial.write_bytes(content)
+            try:
                 check_video(partial)
-
-        self._exchange.patiently(download)
-        self._journal.write(clip.asked, HAVE, id=video_id)
-
-    def _spend(self, clip: Clip) -> bool:
-        """Whether the budget has room for one more; then it is in the journal."""
-        with self._spending:
-            endpoint = self._endpoint
-            if endpoint.budget is not None and (self._journal.paid + 1) * endpoint.price > endpoint.budget * (1 + 1e-9):
-                self._over_budget = True
-                return False
-            self._journal.write(clip.asked, ASKING, asks=self._asks(clip))
-            return True
+            except RejectedError as error:
+                raise NotHadError(f"its file cannot be used, it {error}") from error  # another attempt may bring it

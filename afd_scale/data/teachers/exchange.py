@@ -1,7 +1,10 @@
 """Speaks to a video API: at its pace, again after a failure, without a word of the key."""
 
+import hashlib
+import json
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +21,11 @@ from afd_scale.data.teachers.protocols.protocol import Look, Request, said_in
 
 T = TypeVar("T")
 
+STUB = "stub"  # the url of a rehearsal
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 900.0
+_MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Endpoint:
     """How a teacher is asked.
 
     Attributes:
-        url, model: of the endpoint, such as http://teacher:8000/v1.
+        url, model: of the endpoint, such as http://teacher:8000/v1; STUB is a server of our own.
         protocol: that it speaks, one of PROTOCOLS.
         request: further fields of a request; "{index}" in a text is the number of the video among those of its prompt.
         concurrency: videos asked for at once.
@@ -61,41 +66,57 @@ class Endpoint:
         fields = {name: _filled(value, index) for name, value in self.request.items()}
         return PROTOCOLS[self.protocol].create(prompt, self.model, fields)
 
+    def asks(self, prompt: str) -> str:
+        """Names what is asked, but for the number of the video; that of a rehearsal begins with STUB."""
+        what: tuple[object, ...] = (prompt, self.model, dict(self.request))
+        if self.protocol != "openai":  # which journals without a protocol are of
+            what = (*what, self.protocol)
+        digest = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return f"{STUB}-{digest}" if self.url == STUB else digest
+
 
 class StoppedError(Exception):
     """The job ends; what is under way goes on when it is started again."""
 
 
 class NotHadError(Exception):
-    """The server will not give what was asked for."""
+    """What was asked for cannot be had, now."""
 
 
 class AnswerError(Exception):
-    """An answer that is no success.
+    """An answer that does not give what was asked for.
 
     Attributes:
         status: of HTTP.
+        said: what went wrong, in the server's words; a page says nothing that could be understood.
+        refuses: it is an error or a page, even if its status is a success.
         wait_seconds: before the next attempt, as the server asks.
         ours: it is the endpoint's, not of another server that a link leads to.
     """
 
     def __init__(self, response: httpx.Response, ours: bool):
+        page = response.text.lstrip().startswith("<")
         try:
-            said = said_in(response.json())
+            answer = response.json()
         except ValueError:
-            said = ""
-        super().__init__(said or one_line(response.text) or response.reason_phrase)
+            answer = None if page else response.text
+        self.said = one_line(said_in(answer))
+        self.refuses = not response.is_success or page or (isinstance(answer, dict) and bool(answer.get("error")))
+        super().__init__(self.said or one_line(_MARKUP.sub(" ", response.text)) or response.reason_phrase)
         self.status, self.ours = response.status_code, ours
         asked_for = response.headers.get("retry-after", "")
-        self.wait_seconds = float(asked_for) if asked_for.replace(".", "", 1).isdigit() else 0.0
+        self.wait_seconds = float(asked_for) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", asked_for) else 0.0
 
 
 class Exchange:
     """A client of one endpoint; threads may share it. The key is written nowhere; None is for servers without one."""
 
-    def __init__(self, endpoint: Endpoint, key: str | None):
+    def __init__(self, endpoint: Endpoint, key: str | None, url: str):
+        """Args:
+            url: where the endpoint is; its own, but for a stub.
+        """  # fmt: skip
         self.endpoint, self.protocol, self._key = endpoint, PROTOCOLS[endpoint.protocol], key
-        self._url = httpx.URL(endpoint.url)
+        self._url = httpx.URL(url)
         # A connection kept open may break just as a request leaves; nobody could tell whether it arrived.
         self._client = httpx.Client(
             timeout=endpoint.exchange_seconds, limits=httpx.Limits(max_keepalive_connections=0),
@@ -118,75 +139,90 @@ class Exchange:
     def close(self) -> None:
         self._client.close()
 
-    def send(self, request: Request, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        """Send once.
+    def create(self, request: Request, repeat: str) -> str:
+        """Ask for a video, once; its id.
 
+        Args:
+            repeat: names the request, for servers that give the video of an earlier one again.
         Raises:
-            AnswerError, httpx.HTTPError: what came is no success, or nothing came.
+            AnswerError, httpx.HTTPError: what came is no video, or nothing came.
         """
-        link = request.path.startswith(("http://", "https://"))
-        response = self._client.request(
-            request.method, request.path if link else f"{self.endpoint.url.rstrip('/')}/{request.path}",
-            json=request.json, files=request.form and {name: (None, text) for name, text in request.form.items()},
-            headers=headers, follow_redirects=request.method == "GET",
-        )  # fmt: skip
-        if not response.is_success:
-            raise AnswerError(response, self._is_ours(response.url))
-        return response
+        form = {name: (None, text) for name, text in (request.form or {}).items()}
+        response = self._checked(self._client.post(
+            self._at(request.path), json=request.json, files=form or None, headers={"Idempotency-Key": repeat}
+        ))  # fmt: skip
+        try:
+            video_id = self.protocol.id_of(response.json())
+        except ValueError:  # it says that it is JSON, and is not
+            video_id = None
+        if video_id is None:
+            raise AnswerError(response, ours=True)
+        return video_id
 
     def look(self, video_id: str) -> Look:
         """How a video stands.
 
         Raises:
+            AnswerError, httpx.HTTPError: see `download`.
             ValueError, KeyError, TypeError, AttributeError: the answer does not say.
-            AnswerError, httpx.HTTPError: see `send`.
         """
-        request = self.protocol.look(video_id, self.endpoint.model)
-        look = self.protocol.read(video_id, self.endpoint.model, self.send(request).json())
-        if look.then is not None:
-            look = self.protocol.read(video_id, self.endpoint.model, self.send(look.then).json())
-            if look.then is not None:
-                raise ValueError("its result is none")
-        return look
+        return self.protocol.look(video_id, self.endpoint.model, lambda path: self._get(path).json())
+
+    def download(self, link: str) -> bytes:
+        """What is behind a link, once.
+
+        Raises:
+            AnswerError, httpx.HTTPError: what came is no success, or nothing came.
+        """
+        return self._get(link).content
+
+    def _get(self, path: str) -> httpx.Response:
+        return self._checked(self._client.get(self._at(path), follow_redirects=True))
+
+    def _at(self, path: str) -> str:
+        return path if path.startswith(("http://", "https://")) else f"{str(self._url).rstrip('/')}/{path}"
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        if not response.is_success:
+            raise AnswerError(response, self._is_ours(response.url))
+        return response
 
     def patiently(self, exchange: Callable[[], T]) -> T:
         """What may be done again and again without harm.
 
         Raises:
-            NotHadError: the server will not give it.
-            RejectedError: it says that the prompt is at fault.
+            NotHadError: it cannot be had.
+            RejectedError: the server says that the prompt is at fault.
             ConfigError: it does not answer, or the account is at fault.
         """
         problem: Exception | None = None
         for attempt in range(self.endpoint.attempts):
-            self.back_off(attempt, problem)
+            self._back_off(attempt, problem)
             try:
                 return exchange()
+            except (ConfigError, RejectedError, StoppedError):
+                raise
             except AnswerError as error:
                 problem = error
                 self._raise_what_stays(error)
-            except ConfigError:
-                raise
             except Exception as error:  # a connection that breaks in the middle, an answer of some other kind
                 problem = error
         assert problem is not None, "there is at least one attempt"
-        if isinstance(problem, RejectedError):
-            raise NotHadError(f"the teacher's file cannot be used, it {problem}")
+        failed = f"{self.endpoint.attempts} attempts failed, the last with {self.text(problem)}"
         if isinstance(problem, NEVER_SENT) and self._is_ours(problem.request.url):
-            raise self.gave_up(problem)
-        raise NotHadError(f"the server must give the teacher's video: {self.endpoint.attempts} attempts failed, "
-                          f"the last with {self.text(problem)}")  # fmt: skip
+            raise ConfigError(f"url ({self.endpoint.url}) must answer: {failed}; what was made stays, start again")
+        raise NotHadError(f"the server must give the teacher's video: {failed}")
 
     def _raise_what_stays(self, error: AnswerError) -> None:
         """Raise what an answer about one video means, unless another attempt may help."""
-        fault, answer = fault_of(error.status, str(error)), f"it answers {error.status}, {self.text(error)}"
+        fault, answer = fault_of(error.status, error.said), f"it answers {error.status}, {self.text(error)}"
         # A key may see some videos and not others, and a link that leads elsewhere is that video's alone.
-        of_all = error.status in (401, 402, 429) or is_unpaid(str(error))
+        of_all = error.status in (401, 402, 429) or is_unpaid(error.said)
         if error.ours and fault is Fault.ACCOUNT and of_all:
             raise ConfigError(f"url ({self.endpoint.url}) must take this key and account: {answer}") from None
         if error.ours and error.status == 422:  # a model's own answer to the prompt
             raise RejectedError(f"the teacher refused the prompt: {self.text(error)}") from None
-        if fault in (Fault.ACCOUNT, Fault.PROMPT) or error.status == 501:  # 501 is not implemented
+        if fault in (Fault.ACCOUNT, Fault.PROMPT):
             raise NotHadError(f"the server must still have the teacher's video: {answer}") from None
 
     def pace(self) -> None:
@@ -196,7 +232,7 @@ class Exchange:
             self._next_request = begin + 60.0 / (self.endpoint.requests_per_minute or math.inf)
         self.pause(begin - time.monotonic())
 
-    def back_off(self, attempt: int, problem: Exception | None) -> None:
+    def _back_off(self, attempt: int, problem: Exception | None) -> None:
         """Wait before an attempt that is not the first: longer each time, and at least as long as the server asks."""
         seconds = self.endpoint.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0) if attempt else 0.0
         seconds = min(seconds, _LONGEST_BACKOFF_SECONDS)
@@ -207,10 +243,6 @@ class Exchange:
     def pause(self, seconds: float) -> None:
         if self.stop.wait(max(0.0, seconds)):
             raise StoppedError
-
-    def gave_up(self, problem: Exception) -> ConfigError:
-        return ConfigError(f"url ({self.endpoint.url}) must answer: {self.endpoint.attempts} attempts failed, "
-                           f"the last with {self.text(problem)}; what was made stays, start again")  # fmt: skip
 
     def text(self, said: Any) -> str:
         """One short line without the key, whatever a server repeats of a request."""

@@ -6,7 +6,7 @@ and not when shards are made again in another form.
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from afd_scale.codecs.codec import VideoForm
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.teachers.collector import Collector
-from afd_scale.data.teachers.exchange import Endpoint, Exchange
+from afd_scale.data.teachers.exchange import STUB, Endpoint, Exchange
 from afd_scale.data.teachers.journal import HAVE, LOST, NOT_MADE, Journal
 from afd_scale.data.teachers.prompts import read_prompts
 from afd_scale.data.teachers.protocols import PROTOCOLS
+from afd_scale.data.teachers.stub import Stub
 from afd_scale.data.video import file_fingerprint, read_video
 from afd_scale.files import only_one, system_errors, write_text
 
@@ -42,7 +43,8 @@ class HttpTeacher:
         """  # fmt: skip
         self.endpoint, self.prompts, self.folder = endpoint, prompts, folder
         self.videos_per_prompt, self._key = videos_per_prompt, key
-        self.name = name or f"http:{endpoint.model}"
+        self._rehearses = endpoint.url == STUB
+        self.name = name or f"{STUB if self._rehearses else 'http'}:{endpoint.model}"
         self.provenance: dict[str, Any] = {
             "name": "http", "url": endpoint.url, "model": endpoint.model, "request": dict(endpoint.request)
         }  # fmt: skip
@@ -53,18 +55,15 @@ class HttpTeacher:
         """The request for the first video, as JSON without the key, and what all cost; nothing is asked.
 
         Raises:
-            ConfigError: the prompts cannot be read, or none can be used.
+            ConfigError: the prompts cannot be read, none can be used, or the folder is of other requests.
         """
-        clips = [clip for clip in self._asked_for() if isinstance(clip, Clip)]
-        if not clips:
-            raise ConfigError(f"prompts ({self.prompts}) must have one that can be used: there is none")
-        endpoint, journal = self.endpoint, Journal(self.folder / JOURNAL)
+        clips = self._clips_to_ask_for()
+        endpoint, journal = self.endpoint, self._journal(clips)
         request = endpoint.create(clips[0].prompt, clips[0].index)
-        body = request.form if request.json is None else request.json
+        body = {"json": request.json} if request.form is None else {"form": request.form}
+        headers = PROTOCOLS[endpoint.protocol].key_headers("***" if self._key else "")
+        shown = {"method": "POST", "url": f"{endpoint.url.rstrip('/')}/{request.path}", "headers": headers, **body}
         there = sum(journal.last(clip.asked).get("state") not in (None, NOT_MADE) for clip in clips)
-        shown = {"method": request.method, "url": f"{endpoint.url.rstrip('/')}/{request.path}",
-                 "headers": PROTOCOLS[endpoint.protocol].key_headers("***" if self._key else ""),
-                 "json" if request.form is None else "form": body}  # fmt: skip
         left = len(clips) - there
         cost = f"{len(clips)} videos at {endpoint.price:g}: {len(clips) * endpoint.price:g}"
         return (f"{json.dumps(shown, indent=1, ensure_ascii=False)}\n{cost}; {there} are asked for already, the other "
@@ -76,18 +75,40 @@ class HttpTeacher:
         Args:
             on_video: called with the number of videos that are settled, and of all.
         Raises:
-            ConfigError: the endpoint cannot be used, the budget is spent, or another process collects into the folder.
+            ConfigError: there is no prompt, the endpoint cannot be used, the budget is spent, the folder is of other
+                requests, or another process collects into it.
         """
-        clips = [clip for clip in self._asked_for() if isinstance(clip, Clip)]
+        clips, endpoint = self._clips_to_ask_for(), self.endpoint
         with system_errors(f"source ({self.folder}) must be a folder to keep videos in"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with only_one(self.folder / ".lock", f"source ({self.folder}) must be filled by one process at a time"):
-            try:
-                journal = Journal(self.folder / JOURNAL)
-                with closing(Exchange(self.endpoint, self._key)) as exchange:
-                    Collector(exchange, self.folder, journal).collect(clips, on_video)
-            finally:
-                self._list_videos()
+        with (
+            only_one(self.folder / ".lock", f"source ({self.folder}) must be filled by one process at a time"),
+            ExitStack() as opened,
+        ):
+            journal, url = self._journal(clips), endpoint.url
+            opened.callback(self._list_videos)
+            if self._rehearses:
+                url = opened.enter_context(closing(Stub(endpoint.protocol))).url
+            exchange = opened.enter_context(closing(Exchange(endpoint, self._key, url)))
+            Collector(exchange, self.folder, journal).collect(clips, on_video)
+
+    def _clips_to_ask_for(self) -> list[Clip]:
+        clips = [clip for clip in self._asked_for() if isinstance(clip, Clip)]
+        if not clips:
+            raise ConfigError(f"prompts ({self.prompts}) must have one that can be used: there is none")
+        return clips
+
+    def _journal(self, clips: list[Clip]) -> Journal:
+        """The folder's; ConfigError where that is of other requests than those for these clips."""
+        journal = Journal(self.folder / JOURNAL)
+        if any(asks.startswith(STUB) != self._rehearses for asks in journal.asks):
+            raise ConfigError(f"source ({self.folder}) must be of a rehearsal (url {STUB}) or of real videos, not of "
+                              "both: name another folder")  # fmt: skip
+        for clip in clips:
+            if journal.last(clip.asked).get("asks") not in (None, self.endpoint.asks(clip.prompt)):
+                raise ConfigError(f"source ({self.folder}) must be of the same prompts, protocol, model and request: "
+                                  f"{clip.video} was asked for with others; name another folder")  # fmt: skip
+        return journal
 
     def _list_videos(self) -> None:
         """What is there with its prompts, as the folder teacher reads them."""

@@ -27,6 +27,7 @@ class Journal:
     """The last entry of each request; writing one is on disk when it returns. Threads may share it.
 
     Attributes:
+        asks: of all requests, what they ask.
         ids: of all videos that were accepted.
         accepted: how often, by request.
         paid: requests that were accepted, or may have been.
@@ -40,6 +41,7 @@ class Journal:
         """
         self._path, self._lock = path, Lock()
         self._last: dict[Asked, dict[str, Any]] = {}
+        self.asks: set[str] = set()
         self.ids: set[str] = set()
         self.accepted: Counter[Asked] = Counter()
         self.paid = 0
@@ -87,6 +89,7 @@ class Journal:
     def _take(self, entry: dict[str, Any]) -> None:
         asked = entry["prompt_id"], entry["index"]
         self._last[asked] = entry
+        self.asks |= {entry["asks"]} if "asks" in entry else set()
         if "id" in entry and entry["id"] not in self.ids:
             self.ids.add(entry["id"])
             self.accepted[asked] += 1

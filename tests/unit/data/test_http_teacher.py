@@ -27,9 +27,9 @@ from afd_scale.data.teachers.faults import Fault, fault_of
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.journal import ASKED, ASKING, Journal
 from afd_scale.data.teachers.protocols import PROTOCOLS
-from afd_scale.data.teachers.protocols.protocol import Look, Request, said_in
+from afd_scale.data.teachers.protocols.protocol import NO_LINK, Look, said_in
 from tests.distributed.processes import forking, run
-from tests.video_server import DIALECTS, VideoServer
+from tests.video_server import SPOKEN, VideoServer
 from tests.videos import moving_bar, write_video
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -62,7 +62,7 @@ def teacher(server: VideoServer | str, folder: Path, prompts: int = 4, **setting
     videos_per_prompt = settings.pop("videos_per_prompt", 1)
     fast = {"poll_seconds": 0.02, "backoff_seconds": 0.02, "attempts": 4}
     url = server if isinstance(server, str) else server.url
-    endpoint = Endpoint(url, DIALECTS[settings.get("protocol", "openai")].model, **{**fast, **settings})
+    endpoint = Endpoint(url, SPOKEN[settings.get("protocol", "openai")][0], **{**fast, **settings})
     return HttpTeacher(endpoint, table, folder / "kept", videos_per_prompt=videos_per_prompt, key=KEY)
 
 
@@ -74,7 +74,7 @@ def videos(found: HttpTeacher) -> list[str]:
     return [clip.prompt for clip in found.clips() if isinstance(clip, Clip)]
 
 
-every_protocol = pytest.mark.parametrize("protocol", list(DIALECTS))
+every_protocol = pytest.mark.parametrize("protocol", list(SPOKEN))
 
 
 @every_protocol
@@ -95,10 +95,9 @@ def test_every_video_is_asked_for_once_and_kept(
     assert seen[-1] == (8, 8)
     for clip in clips:
         assert (tmp_path / "kept" / clip.video).read_bytes() == video
-    dialect = DIALECTS[protocol]
     assert sum(bool(re.search(r'name="seed"\r\n\r\n1\r\n|"seed": ?1\b', body)) for body in server.bodies) == 4
-    assert server.keys == {dialect.key_form.format(KEY)}
-    assert server.paths == {*dialect.look_paths, dialect.content_path}
+    assert server.keys == set(PROTOCOLS[protocol].key_headers(KEY).values())
+    assert server.paths == {*SPOKEN[protocol][2], server.dialect.content}
     found.collect()
     assert sum(server.created.values()) == 8, "nothing is left to ask for"
     listed = (tmp_path / "kept" / "videos.jsonl").read_text().splitlines()
@@ -137,10 +136,11 @@ def test_bad_answers_about_one_video(serve: Callable[..., VideoServer], tmp_path
     assert [reason.partition(":")[0] for reason in reasons(found)] == [
         "the teacher refused the prompt",
         "the teacher refused the prompt" if protocol == "fal" else "the teacher made no video",
-        "the teacher's file cannot be used, it must be a readable video",
+        "the server must give the teacher's video",
         "the server must still have the teacher's video", "the teacher made no video", "the teacher refused the prompt",
     ]  # fmt: skip
     assert "against the rules" in reasons(found)[1]
+    assert "its file cannot be used, it must be a readable video" in reasons(found)[2]
     assert "Request has expired" in reasons(found)[3]
     assert "expired" in reasons(found)[4]
     assert "InputTextSensitiveContentDetected" in reasons(found)[5]
@@ -157,7 +157,7 @@ def test_bad_answers_about_one_video(serve: Callable[..., VideoServer], tmp_path
     assert len(set(server.repeats)) == 11, "a video that is asked for anew has a key of its own"
 
 
-@pytest.mark.parametrize("protocol", [name for name in DIALECTS if name != "openai"])
+@pytest.mark.parametrize("protocol", [name for name in SPOKEN if name != "openai"])
 def test_a_finished_video_that_is_nowhere_and_a_key_that_goes_nowhere_else(
     serve: Callable[..., VideoServer], tmp_path: Path, protocol: str
 ) -> None:
@@ -167,12 +167,23 @@ def test_a_finished_video_that_is_nowhere_and_a_key_that_goes_nowhere_else(
     found = teacher(server, tmp_path, prompts=3, protocol=protocol)
     found.collect()
     assert videos(found) == ["bar 0", "bar 2"]
-    assert len(reasons(found)) == 1
+    assert ["no link to a video is there" in reason for reason in reasons(found)] == [True]
     assert server.keys_elsewhere == {None}
     server.elsewhere = "http://127.0.0.1:9"  # where nobody answers
     again = teacher(server, tmp_path, prompts=4, protocol=protocol, attempts=2)
     again.collect()
     assert videos(again) == ["bar 0", "bar 2"], "and the job did not stop for it"
+
+
+def test_a_redirect_to_a_dead_link_is_that_videos_alone(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
+    server = serve()
+    server.elsewhere = server.origin.replace("127.0.0.1", "localhost")
+    server.outcome = {"bar 0": "moved"}
+    found = teacher(server, tmp_path, prompts=2)
+    found.collect()
+    assert videos(found) == ["bar 1"]
+    assert "it answers 403, AccessDenied Request has expired" in reasons(found)[0]
+    assert server.keys_elsewhere == {None}
 
 
 @pytest.mark.parametrize(
@@ -205,17 +216,38 @@ def test_an_account_at_fault_leaves_prompts_unasked(
     ("status", "said", "fault"),
     [
         (422, [{"msg": "flagged by a content checker", "type": "content_policy_violation"}], Fault.PROMPT),
-        (429, {"error": {"status": "RESOURCE_EXHAUSTED", "message": "check quota and billing details"}}, Fault.BUSY),
+        (429, {"error": {"message": "You exceeded your current quota, check your billing details. See /rate-limits"}},
+         Fault.BUSY),
+        (429, {"error": {"message": "Rate limit reached for requests. Add a payment method to raise it."}}, Fault.BUSY),
+        (429, {"detail": "throttled: 6 requests per minute while you have less than $5.0 in credit"}, Fault.BUSY),
+        (429, {"error": {"code": "rpm_quota_exceeded"}}, Fault.BUSY),
+        (429, {"code": 1102, "message": "Account balance not enough"}, Fault.ACCOUNT),
+        (429, {"error": {"code": "billing_not_active"}}, Fault.ACCOUNT),
+        (402, {"detail": "top up, please"}, Fault.ACCOUNT),
+        (400, {"error": {"code": "billing_hard_limit_reached"}}, Fault.ACCOUNT),
+        (400, {"errors": ["insufficient_credits"]}, Fault.ACCOUNT),
+        (400, {"error": {"message": "The model sora-2 does not exist: model_not_found"}}, Fault.ACCOUNT),
+        (400, {"error": {"message": "Invalid size"}}, Fault.PROMPT),
+        (403, {"error": {"message": "Permission denied", "details": [{"reason": "API_KEY_SERVICE_BLOCKED"}]}},
+         Fault.ACCOUNT),
+        (403, {"error": {"message": "Request is prohibited by organization's policy: no permission"}}, Fault.ACCOUNT),
+        (403, {"error": {"message": "violates the policies"}}, Fault.PROMPT),
+        (422, {"error": "Repeated flagged prompts may get your account suspended"}, Fault.PROMPT),
+        (500, {"error": {"message": "insufficient balance"}}, Fault.ACCOUNT),
+        (500, {"error": "the load balancer failed"}, Fault.UNCLEAR),
+        (501, {}, Fault.ACCOUNT),
+        (307, {}, Fault.ACCOUNT),
         (403, {"error": {"code": "moderation_blocked"}}, Fault.PROMPT),
         (403, {"error": "forbidden"}, Fault.ACCOUNT),
         (403, {"error": "your account was suspended after a violation of the policy"}, Fault.ACCOUNT),
         (400, "a man pays by credit card", Fault.PROMPT),
         (402, {"error": "see our policy"}, Fault.ACCOUNT),
-        (503, {"error": "no balance"}, Fault.BUSY),
+        (503, {"error": "no balance"}, Fault.ACCOUNT),
+        (503, {"error": "overloaded"}, Fault.BUSY),
         (502, {}, Fault.UNCLEAR),
         (409, {}, Fault.UNCLEAR),
     ],
-)
+)  # fmt: skip
 def test_whose_fault_it_is(status: int, said: Any, fault: Fault) -> None:
     assert fault_of(status, said_in(said)) is fault
 
@@ -238,33 +270,36 @@ def test_words_of_the_prompt_are_not_the_servers(serve: Callable[..., VideoServe
         ({"status": "canceled", "error": None}, "canceled"),
         ({"status": "Rejected"}, "Rejected"),
         ({"status": "half done"}, "half done"),
+        ({"status": "EXPIRED", "error": []}, "EXPIRED"),
+        ({"status": "timeout", "error": {"code": 1, "details": [{"reason": "TOO_SLOW"}]}}, "timeout, 1, TOO_SLOW"),
+        ({"status": None, "error": {"message": "it broke"}}, "failed, it broke"),
+        ({"status": 5, "failure_reason": "output_moderation"}, "5, output_moderation"),
+        ({"status": "error", "errors": [{"msg": "a"}, "b"]}, "error, a; b"),
     ],
 )
 def test_a_state_that_is_not_known_to_run_ends_with_its_name_and_reason(
-    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any, reason: str
+    serve: Callable[..., VideoServer], tmp_path: Path, answer: Any, reason: str
 ) -> None:
     server = serve()
-    monkeypatch.setattr(DIALECTS["openai"], "look", lambda *arguments: (200, answer))
+    server.outcome = {"bar 0": (200, answer)}
     found = teacher(server, tmp_path, prompts=1)
     found.collect()
     assert reasons(found) == [f"the teacher made no video: {reason}"]
 
 
 def test_a_video_that_ends_because_the_account_is_empty_stops_the_job(
-    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., VideoServer], tmp_path: Path
 ) -> None:
     server = serve()
-    with monkeypatch.context() as patch:
-        ended = {"status": "failed", "error": {"message": "Insufficient balance"}}
-        patch.setattr(DIALECTS["openai"], "look", lambda *arguments: (200, ended))
-        found = teacher(server, tmp_path, prompts=2, concurrency=1)
-        with pytest.raises(ConfigError, match="Insufficient balance"):
-            found.collect()
+    server.outcome = {"bar 0": (200, {"status": "failed", "error": {"message": "Insufficient balance"}})}
+    found = teacher(server, tmp_path, prompts=2, concurrency=1)
+    with pytest.raises(ConfigError, match="Insufficient balance"):
+        found.collect()
     assert len(server.bodies) == 1
+    server.outcome = {}
     found.collect()
     assert len(videos(found)) == 2
-    ended["error"]["message"] = "it broke; your credits were refunded"  # type: ignore[index]
-    monkeypatch.setattr(DIALECTS["openai"], "look", lambda *arguments: (200, ended))
+    server.outcome = {"bar 0": (200, {"status": "failed", "error": "it broke; your credits were refunded"})}
     (tmp_path / "other").mkdir()
     found = teacher(server, tmp_path / "other", prompts=1)
     found.collect()
@@ -272,19 +307,16 @@ def test_a_video_that_ends_because_the_account_is_empty_stops_the_job(
 
 
 def test_one_video_that_a_server_cannot_tell_of_does_not_stop_the_rest(
-    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., VideoServer], tmp_path: Path
 ) -> None:
-    server = serve()
-    looked = DIALECTS["openai"].look
-
-    def look(path: str, number: str, *more: Any) -> Any:
-        return {"video_1": (500, {}), "video_2": (200, [])}.get(number) or looked(path, number, *more)
-
-    monkeypatch.setattr(DIALECTS["openai"], "look", look)
-    found = teacher(server, tmp_path, concurrency=1, attempts=2)
+    server, another = serve(), {"id": "video_4", "status": "completed"}
+    server.outcome = {"bar 0": (500, {}), "bar 1": (200, []), "bar 2": (200, another), "bar 3": (200, b"")}
+    server.outcome |= {"bar 4": "json", "bar 5": "empty"}
+    found = teacher(server, tmp_path, prompts=7, concurrency=1, attempts=2)
     found.collect()
-    assert videos(found) == ["bar 2", "bar 3"]
+    assert videos(found) == ["bar 6"]
     assert all("2 attempts failed" in reason for reason in reasons(found))
+    assert "the state of another video, video_4" in reasons(found)[2]
 
 
 @pytest.mark.parametrize(
@@ -305,45 +337,48 @@ def test_fields_have_the_names_of_each_api(protocol: str, shown: dict[str, Any])
 
 
 RESULT = "fal-ai/veo3/requests/7"
+LINK = "https://x/a.mp4"
 
 
 @pytest.mark.parametrize(
     ("protocol", "answer", "look"),
     [
         ("openai", {"status": "Queued"}, Look()),
-        ("openai", {"status": "completed", "url": "https://x/a.mp4"}, Look("videos/7/content")),
+        ("openai", {"status": "In-Progress"}, Look()),
+        ("openai", {"status": "completed", "url": LINK}, Look("videos/7/content")),
         ("ark", {"status": "running", "content": None}, Look()),
         ("ark", {"status": "cancelled"}, Look(end="cancelled")),
-        ("ark", {"status": "succeeded", "content": {"video_url": "https://x/a.mp4"}}, Look("https://x/a.mp4")),
-        ("fal", {"status": "COMPLETED"}, Look(then=Request("GET", RESULT))),
+        ("ark", {"status": "succeeded", "content": {"video_url": LINK}}, Look(LINK)),
+        ("ark", {"status": "succeeded"}, Look(end="succeeded", said=NO_LINK)),
+        ("fal", {"status": "COMPLETED", "logs": [{"message": "x"}]}, Look(LINK)),
         ("fal", {"status": "COMPLETED", "error": "no runner", "error_type": "request_timeout"},
          Look(end="COMPLETED", said="no runner, request_timeout")),
-        ("fal", {"videos": [{"url": "https://x/a.mp4"}, {"url": "https://x/b.mp4"}]}, Look("https://x/a.mp4")),
         ("replicate", {"status": "starting", "output": None}, Look()),
         ("replicate", {"status": "aborted", "error": None}, Look(end="aborted")),
-        ("replicate", {"status": "succeeded", "output": ["https://x/a.mp4"]}, Look("https://x/a.mp4")),
-        ("replicate", {"status": "succeeded", "output": {"frame": "https://x/a.png", "video": "https://x/a.mp4"}},
-         Look("https://x/a.mp4")),
-        ("google", {"name": "operations/7", "done": False}, Look()),
-        ("google", {"name": "operations/7", "done": True, "error": {"code": 3, "message": "no"}},
-         Look(end="failed", said="3, no")),
+        ("replicate", {"status": "succeeded", "output": [LINK]}, Look(LINK)),
+        ("replicate", {"status": "succeeded", "output": {"frame": "https://x/a.png", "video": LINK}}, Look(LINK)),
+        ("google", {"name": "7", "done": False}, Look()),
+        ("google", {"name": "7", "done": True}, Look(end="done", said=NO_LINK)),
+        ("google", {"name": "7", "done": True, "error": {"code": 3, "message": "no", "details": [{"reason": "R"}]}},
+         Look(end="failed", said="3, no, R")),
     ],
 )  # fmt: skip
 def test_what_answers_say(protocol: str, answer: dict[str, Any], look: Look) -> None:
-    assert PROTOCOLS[protocol].read("7", "fal-ai/veo3/fast", answer) == look
+    answers = {RESULT: {"videos": [{"url": LINK}, {"url": "https://x/b.mp4"}], "request_id": "another"}}
+    assert PROTOCOLS[protocol].look("7", "fal-ai/veo3/fast", lambda path: answers.get(path, answer)) == look
 
 
 @every_protocol
 def test_an_answer_that_says_nothing_is_no_state(protocol: str) -> None:
     with pytest.raises(KeyError):
-        PROTOCOLS[protocol].read("7", "m", {"detail": "hello"})
+        PROTOCOLS[protocol].look("7", "m", lambda path: {"detail": "hello"})
 
 
 def test_a_video_of_another_request_is_not_taken(
     serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve()
-    monkeypatch.setattr(DIALECTS["openai"], "created", lambda number: {"id": "video_1"})
+    monkeypatch.setattr(server.dialect, "created", lambda number, path: {"id": "video_1"})
     found = teacher(server, tmp_path, prompts=2, concurrency=1)
     found.collect()
     assert videos(found) == ["bar 0"]
@@ -364,12 +399,12 @@ def test_a_journal_from_before_there_were_protocols_goes_on(serve: Callable[...,
 def test_a_dry_run_asks_for_nothing(serve: Callable[..., VideoServer], tmp_path: Path, protocol: str) -> None:
     server = serve(protocol=protocol)
     (tmp_path / "prompts.txt").write_text("bar 0\nbar 1\n")
-    command = f"{TOOL} --teacher http --protocol {protocol} --url {server.url} --model {DIALECTS[protocol].model}"
+    command = f"{TOOL} --teacher http --protocol {protocol} --url {server.url} --model {SPOKEN[protocol][0]}"
     command += f" --source {tmp_path / 'kept'} --prompts {tmp_path / 'prompts.txt'} --out {tmp_path / 'out'}"
     done = run(sys.executable, *command.split(), "--price", "0.25", "--dry-run", **{PROTOCOLS[protocol].key: KEY})
     assert done.returncode == 0, done.stderr
     request, end = json.JSONDecoder().raw_decode(done.stdout)
-    assert request["url"] == f"{server.url}/{DIALECTS[protocol].create_path}"
+    assert request["url"] == f"{server.url}/{SPOKEN[protocol][1]}"
     assert "bar 0" in json.dumps(request)
     assert "2 videos at 0.25: 0.5; 0 are asked for already" in done.stdout[end:]
     assert KEY not in done.stdout
@@ -443,7 +478,7 @@ def test_two_jobs_do_not_fill_one_folder(serve: Callable[..., VideoServer], tmp_
 
 
 def test_the_key_does_not_leak_where_a_text_is_cut(tmp_path: Path) -> None:
-    exchange = Exchange(Endpoint("http://127.0.0.1:9/v1", "m"), KEY)
+    exchange = Exchange(Endpoint("http://127.0.0.1:9/v1", "m"), KEY, "http://127.0.0.1:9/v1")
     for blanks in range(280, 302):
         assert "sk-" not in exchange.text("x" * blanks + KEY)
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, renamed
+from afd_scale.data.teachers.protocols.protocol import Get, Look, Request, VideoProtocol, first_link, look_of, renamed
 
 _TASKS = "contents/generations/tasks"
-_NAMES = {"seconds": "duration", "resolution": "resolution", "ratio": "ratio"}
 
 
 class Ark(VideoProtocol):
@@ -16,11 +15,10 @@ class Ark(VideoProtocol):
 
     def create(self, prompt: str, model: str, fields: Mapping[str, Any]) -> Request:
         content = [{"type": "text", "text": prompt}]
-        return Request("POST", _TASKS, json={"model": model, "content": content, **renamed(fields, _NAMES)})
+        return Request(_TASKS, json={"model": model, "content": content, **renamed(fields, ratio="ratio")})
 
-    def look(self, video_id: str, model: str) -> Request:
-        return Request("GET", f"{_TASKS}/{quote(video_id, safe='')}")
+    def path(self, video_id: str, model: str) -> str:
+        return f"{_TASKS}/{quote(video_id, safe='')}"
 
-    def read(self, video_id: str, model: str, answer: Any) -> Look:
-        link = (answer.get("content") or {}).get("video_url")
-        return look_of(answer["status"], ("queued", "running"), "succeeded", answer, link)
+    def read(self, answer: Any, path: str, get: Get) -> Look:
+        return look_of(answer, first_link((answer.get("content") or {}).get("video_url")))

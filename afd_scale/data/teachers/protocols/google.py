@@ -4,9 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, renamed, said_in
-
-_NAMES = {"seconds": "durationSeconds", "resolution": "resolution", "ratio": "aspectRatio"}
+from afd_scale.data.teachers.protocols.protocol import (
+    NO_LINK,
+    Get,
+    Look,
+    Request,
+    VideoProtocol,
+    first_link,
+    renamed,
+    said_in,
+)
 
 
 class Google(VideoProtocol):
@@ -18,20 +25,20 @@ class Google(VideoProtocol):
         return {"x-goog-api-key": key}
 
     def create(self, prompt: str, model: str, fields: Mapping[str, Any]) -> Request:
-        body = {"instances": [{"prompt": prompt}], "parameters": renamed(fields, _NAMES)}
-        return Request("POST", f"models/{model.removeprefix('models/')}:predictLongRunning", json=body)
+        parameters = renamed(fields, seconds="durationSeconds", ratio="aspectRatio")
+        body = {"instances": [{"prompt": prompt}], "parameters": parameters}
+        return Request(f"models/{model.removeprefix('models/')}:predictLongRunning", json=body)
 
-    def look(self, video_id: str, model: str) -> Request:
-        return Request("GET", quote(video_id))
+    def path(self, video_id: str, model: str) -> str:
+        return quote(video_id)
 
-    def read(self, video_id: str, model: str, answer: Any) -> Look:
+    def read(self, answer: Any, path: str, get: Get) -> Look:
+        if answer.get("error"):
+            return Look(end="failed", said=said_in(answer["error"]))
         if "name" not in answer:
             raise KeyError("no operation")
         if not answer.get("done"):
             return Look()
-        if answer.get("error"):
-            return Look(end="failed", said=said_in(answer["error"]))
-        response = answer["response"]["generateVideoResponse"]
-        if response.get("raiMediaFilteredReasons"):
-            return Look(end="filtered", said=said_in(response["raiMediaFilteredReasons"]))
-        return look_of("done", (), "done", answer, response.get("generatedSamples"))
+        response = (answer.get("response") or {}).get("generateVideoResponse") or {}
+        link = first_link(response.get("generatedSamples"))
+        return Look(link) if link else Look(end="done", said=said_in(response) or NO_LINK)

@@ -1,13 +1,11 @@
-"""OpenAI's videos: create, poll, content. vLLM-Omni and SGLang speak it too."""
+"""OpenAI's videos: create, poll, content. vLLM-Omni and SGLang speak it; OpenAI's own ended in September 2026."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of
-
-_RUNNING = ("queued", "pending", "in_progress", "processing", "running")  # and those of compatible servers
+from afd_scale.data.teachers.protocols.protocol import Get, Look, Request, VideoProtocol, look_of
 
 
 class OpenAI(VideoProtocol):
@@ -16,12 +14,10 @@ class OpenAI(VideoProtocol):
 
     def create(self, prompt: str, model: str, fields: Mapping[str, Any]) -> Request:
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
-        return Request("POST", "videos", form={"prompt": prompt, "model": model, **form})
+        return Request("videos", form={"prompt": prompt, "model": model, **form})
 
-    def look(self, video_id: str, model: str) -> Request:
-        return Request("GET", f"videos/{quote(video_id, safe='')}")
+    def path(self, video_id: str, model: str) -> str:
+        return f"videos/{quote(video_id, safe='')}"
 
-    def read(self, video_id: str, model: str, answer: Any) -> Look:
-        if answer["status"] == "completed":
-            return Look(f"videos/{quote(video_id, safe='')}/content")
-        return look_of(answer["status"], _RUNNING, "completed", answer, None)
+    def read(self, answer: Any, path: str, get: Get) -> Look:
+        return look_of(answer, f"{path}/content")

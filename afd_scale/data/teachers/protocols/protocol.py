@@ -1,23 +1,28 @@
 """What a video API must say of itself; the exchange sends it, and the collector decides what becomes of it."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, ClassVar, Protocol
 
-_SAYING = ("error", "errors", "detail", "title", "code", "type", "message", "msg", "reason", "error_type")
+Get = Callable[[str], Any]  # the JSON at a path below the endpoint's url
+
+_RUNNING = ("queued", "in_queue", "pending", "starting", "preprocessing", "processing", "in_progress", "running")
+DONE = ("completed", "succeeded", "success", "done")
+NO_LINK = "no link to a video is there"
+_SAYING = re.compile(r"error|reason|message|msg|detail|^(code|type|title)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request.
+    """What asks for a video.
 
     Attributes:
         path: below the endpoint's url.
-        json, form: its body, as JSON or as a multipart form of texts; None has none.
+        json, form: the body, as JSON or as a multipart form of texts; the other is None.
     """
 
-    method: str
     path: str
     json: Mapping[str, Any] | None = None
     form: Mapping[str, str] | None = None
@@ -31,13 +36,11 @@ class Look:
         link: where the finished video is, a path below the url or a whole URL.
         end: the server's word for an end without a video.
         said: why that is, as far as the server says.
-        then: tells more than this answer, and is to be sent at once.
     """
 
     link: str | None = None
     end: str | None = None
     said: str = ""
-    then: Request | None = None
 
 
 class VideoProtocol(Protocol):
@@ -46,7 +49,7 @@ class VideoProtocol(Protocol):
     Attributes:
         url: of the hosted service; None where everyone has a server of their own.
         key: environment variable of its key.
-        id_field: of the answer to a request, names the video from now on.
+        id_field: of the answers, names the video.
     """
 
     url: ClassVar[str | None]
@@ -61,36 +64,50 @@ class VideoProtocol(Protocol):
         ...
 
     def id_of(self, answer: Any) -> str | None:
-        """The video's id; None where the answer is none of this protocol."""
+        """The video's id; None where the answer names none."""
         value = answer.get(self.id_field) if isinstance(answer, dict) else None
-        return value if isinstance(value, str) and value else None
+        return str(value) if value and isinstance(value, str | int) else None
 
-    def look(self, video_id: str, model: str) -> Request: ...
+    def path(self, video_id: str, model: str) -> str:
+        """Where a video's state is."""
+        ...
 
-    def read(self, video_id: str, model: str, answer: Any) -> Look:
-        """How the video stands.
+    def look(self, video_id: str, model: str, get: Get) -> Look:
+        """How a video stands.
 
         Raises:
-            KeyError, TypeError: the answer does not say.
+            ValueError, KeyError, TypeError, AttributeError: the answer does not say, or is another video's.
         """
+        path = self.path(video_id, model)
+        answer = get(path)
+        if self.id_of(answer) not in (None, video_id):
+            raise ValueError(f"the state of another video, {self.id_of(answer)}")
+        return self.read(answer, path, get)
+
+    def read(self, answer: Any, path: str, get: Get) -> Look:
+        """How the video stands whose state is `answer`, at `path`."""
         ...
 
 
-def look_of(state: Any, running: tuple[str, ...], done: str, answer: Any, link: Any) -> Look:
-    """A look at an API that has a word for each state.
+def word(state: Any) -> str:
+    """A state, however it is spelt."""
+    return re.sub(r"[\W_]+", "_", str(state).strip().lower())
+
+
+def look_of(answer: Any, link: str | None) -> Look:
+    """A look at an API that has a word for each state, in `status`.
 
     Args:
-        answer: that says why, where the state is an end without a video.
-        link: of a finished video, the first of which is taken; one that has none is an end without a video.
+        link: of the video, if it is finished; None is an end without a video then.
     """
-    if not isinstance(state, str):
-        raise KeyError("no state")
-    if state.lower() in running:
+    state, said = answer.get("status"), said_in(answer)
+    if state is None and not answer.get("error"):
+        raise KeyError("no status")
+    if word(state) in _RUNNING:
         return Look()
-    if state.lower() != done:
-        return Look(end=state, said=said_in(answer))
-    found = first_link(link)
-    return Look(found) if found else Look(end=state, said="no link to a video is there")
+    if word(state) not in DONE:
+        return Look(end=str(state or "failed"), said=said)
+    return Look(link) if link else Look(end=str(state), said=said or NO_LINK)
 
 
 def first_link(value: Any) -> str | None:
@@ -106,25 +123,22 @@ def said_in(answer: Any) -> str:
     if isinstance(answer, list):
         return "; ".join(filter(None, map(said_in, answer)))
     if isinstance(answer, dict):
-        parts = (said_in(answer[name]) for name in _SAYING if answer.get(name))
+        parts = (said_in(value) for name, value in answer.items() if _SAYING.search(name))
         return ", ".join(dict.fromkeys(filter(None, parts)))
     return str(answer) if answer else ""
 
 
-def renamed(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Fields with the names of an API; a size of WxH pixels, where it has none, is its resolution and aspect ratio.
-
-    Args:
-        names: of seconds, size, seed, resolution and ratio where they differ from these.
-    """
-    fields = dict(fields)
-    width, _, height = str(fields.get("size", "")).partition("x")
-    if "resolution" in names and width.isdecimal() and height.isdecimal() and int(width) * int(height):
-        del fields["size"]
+def renamed(
+    fields: Mapping[str, Any], seconds: str = "duration", resolution: str = "resolution", ratio: str = "aspect_ratio"
+) -> dict[str, Any]:
+    """Fields with the names of an API; a size of WxH pixels becomes its resolution and aspect ratio."""
+    named = dict(fields)
+    if "seconds" in named:
+        named[seconds] = named.pop("seconds")
+    width, _, height = str(named.get("size", "")).partition("x")
+    if width.isdecimal() and height.isdecimal() and int(width) * int(height):
+        del named["size"]
         common = gcd(int(width), int(height))
-        fields = {
-            "resolution": f"{min(int(width), int(height))}p",
-            "ratio": f"{int(width) // common}:{int(height) // common}",
-            **fields,
-        }
-    return {names.get(name, name): value for name, value in fields.items()}
+        named.setdefault(resolution, f"{min(int(width), int(height))}p")
+        named.setdefault(ratio, f"{int(width) // common}:{int(height) // common}")
+    return named

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from afd_scale.data.teachers.protocols.protocol import Look, Request, VideoProtocol, look_of, renamed
-
-_NAMES = {"seconds": "duration", "resolution": "resolution", "ratio": "aspect_ratio"}
+from afd_scale.data.teachers.protocols.protocol import Get, Look, Request, VideoProtocol, first_link, look_of, renamed
 
 
 class Replicate(VideoProtocol):
@@ -15,16 +13,16 @@ class Replicate(VideoProtocol):
 
     def create(self, prompt: str, model: str, fields: Mapping[str, Any]) -> Request:
         """`model` is owner/name, or owner/name:version for one that is not Replicate's own."""
-        asked = {"input": {"prompt": prompt, **renamed(fields, _NAMES)}}
+        asked = {"input": {"prompt": prompt, **renamed(fields)}}
         if ":" in model:
-            return Request("POST", "predictions", json={"version": model, **asked})
-        return Request("POST", f"models/{model}/predictions", json=asked)
+            return Request("predictions", json={"version": model, **asked})
+        return Request(f"models/{model}/predictions", json=asked)
 
-    def look(self, video_id: str, model: str) -> Request:
-        return Request("GET", f"predictions/{quote(video_id, safe='')}")
+    def path(self, video_id: str, model: str) -> str:
+        return f"predictions/{quote(video_id, safe='')}"
 
-    def read(self, video_id: str, model: str, answer: Any) -> Look:
+    def read(self, answer: Any, path: str, get: Get) -> Look:
         output = answer.get("output")
         if isinstance(output, dict):
             output = output.get("video") or output
-        return look_of(answer["status"], ("starting", "processing"), "succeeded", answer, output)
+        return look_of(answer, first_link(output))
