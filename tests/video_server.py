@@ -31,7 +31,7 @@ class VideoServer(Stub):
     Attributes:
         told: prompt to a list of what its next requests meet: a status, or (status, body); `drop` (before it is
             accepted), `vanish` (accepted, and then no answer), `accepted 500` (and then that answer), `slow` (accepted,
-            answered after a second), `html`, `html as json`; then all is well.
+            answered after five seconds), `html`, `html as json`; then all is well.
         outcome: prompt to `failed`, `html`, `json`, `empty`, `cut` (once), `cut unseen` (once, and no length told),
             `expired` (its link is dead), `moved` (to `elsewhere`, where it is expired), `no poll` (400 to every poll),
             `state NAME` (it ends in that), `nothing` (finished without a video); or (status, body), which every poll is
@@ -85,7 +85,7 @@ class VideoServer(Stub):
         elif fault in ("html", "html as json"):
             answer(request, 200, PAGE, "text/html" if fault == "html" else "application/json")
         elif fault in ("", "slow"):
-            time.sleep(1.0 if fault else 0.0)
+            time.sleep(5.0 if fault else 0.0)
             with suppress(OSError):  # nobody waits any more
                 answer(request, self.dialect.created_status, self.dialect.created(number, path))
         elif isinstance(fault, tuple):

@@ -28,7 +28,10 @@ _ACCOUNT = _words(
     r"quota|api.?key|permission|model.{0,60}(not.?(found|exist|open)|deprecated)",
     r"\b(account|user|organi[sz]ation|project)\b.{0,40}(suspended|deactivated|disabled|locked|blocked)",
 )
-_RATE = _words(r"rate.?limit|too many|throttl|per.?(second|minute|hour|day)|\brp[smd]\b|concurren|(try|retry).{0,9} in")
+_RATE = _words(
+    r"rate.?limit|too many|throttl|per.?(sec|min|hour|day)|concurren|(try|retry).{0,9} in",
+    r"(?<![a-z])[rt]p[smd](?![a-z])",
+)
 _GIVEN_BACK = _words(r"refund|returned|not.{0,9}charged|no charge")  # of one video; there is money
 
 

@@ -10,25 +10,31 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from afd_scale.codecs.codec import VideoForm
-from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Reject
-from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.teachers.exchange import Endpoint, Exchange
 from afd_scale.data.teachers.faults import Fault, fault_of
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.journal import ASKED, ASKING, Journal
+from afd_scale.data.teachers.prompts import prompt_id_of
 from afd_scale.data.teachers.protocols import PROTOCOLS
 from afd_scale.data.teachers.protocols.protocol import NO_LINK, Look, said_in
+from afd_scale.data.teachers.stub import Stub, answer
+from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.data.video import read_video
 from tests.distributed.processes import forking, run
+from tests.tools import call_tool
 from tests.video_server import SPOKEN, VideoServer
 from tests.videos import moving_bar, write_video
 
@@ -521,10 +527,15 @@ def test_a_journal_that_was_damaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("401", "it answers 401"), ("html", "names no video"), ("html as json", "names no video")],
+    [
+        ("401", "it answers 401"),
+        ("html", "names no video: Welcome;"),
+        ("html as json", "names no video: Welcome;"),
+        ((200, {"error": {"message": "insufficient credits"}}), "names no video: insufficient credits"),
+    ],
 )
 def test_an_endpoint_that_cannot_be_used_stops_the_job(
-    serve: Callable[..., VideoServer], tmp_path: Path, fault: str, message: str
+    serve: Callable[..., VideoServer], tmp_path: Path, fault: Any, message: str
 ) -> None:
     server = serve()
     server.told = {"bar 0": [fault]}
@@ -535,6 +546,20 @@ def test_an_endpoint_that_cannot_be_used_stops_the_job(
     assert len(server.bodies) == 1
     found.collect()
     assert len(videos(found)) == 4
+
+
+@pytest.mark.parametrize("said", [b"", {"task_id": "1", "message": "success"}])
+def test_a_success_that_names_no_video_may_have_been_paid_for(
+    serve: Callable[..., VideoServer], tmp_path: Path, said: Any
+) -> None:
+    server = serve()
+    server.told = {"bar 0": [(202, said)]}
+    found = teacher(server, tmp_path, prompts=2, concurrency=1)
+    with pytest.raises(ConfigError, match="it speaks no openai, for its answer names no video"):
+        found.collect()
+    found.collect()
+    assert videos(found) == ["bar 1"]
+    assert "may have been paid for" in reasons(found)[0]
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
@@ -608,43 +633,133 @@ def test_stopped_at_any_moment_it_asks_for_nothing_twice(
     assert all("may have been paid for" in reason for reason in lost)
 
 
+class HeldStub(Stub):
+    """The videos that are asked for after the first `finishes` are on their way."""
+
+    finishes = 1 << 30
+
+    def __init__(self, protocol: str):
+        self.ids: list[str] = []
+        super().__init__(protocol, seconds=0.0)
+
+    def _id(self, asked: dict[str, Any]) -> str:
+        self.ids.append(super()._id(asked))
+        return self.ids[-1]
+
+    def get(self, request: BaseHTTPRequestHandler) -> None:
+        held = [video_id for video_id in self.ids[self.finishes :] if video_id in request.path]
+        if held:
+            answer(request, *self.dialect.look(request.path.removeprefix("/v1/"), held[0], False, ""))
+        else:
+            super().get(request)
+
+
 @every_protocol
-def test_killed_three_times_it_makes_the_same_dataset_for_the_same_money(
-    serve: Callable[..., VideoServer], tmp_path: Path, protocol: str
+def test_killed_three_times_it_makes_the_same_dataset_for_the_same_money(tmp_path: Path, protocol: str) -> None:
+    """At three moments of its life, while no request is unanswered: such a video is lost, as the next test shows."""
+    (tmp_path / "prompts.txt").write_text("".join(f"a ball on hill {number}\n" for number in range(20)))
+
+    def command(name: str, budget: float) -> list[str]:
+        return (f"--teacher http --protocol {protocol} --url {stub.url} --model a/b --source {tmp_path / name} "
+                f"--out {tmp_path / name / 'out'} --prompts {tmp_path / 'prompts.txt'} --price 0.07 --budget {budget} "
+                "--size 16x16 --frames 12 --fps 8 --poll-seconds 0.02 --backoff-seconds 0.02").split()  # fmt: skip
+
+    def files(name: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (*(tmp_path / name / "out").iterdir(),
+                                                          *(tmp_path / name).glob("*.mp4"))}  # fmt: skip
+
+    with closing(HeldStub(protocol)) as stub:
+        done = call_tool("make_shards", *command("whole", 1.40))
+        assert done.returncode == 0, done.stderr
+        journal = tmp_path / "killed" / "journal.jsonl"
+        for finished in (1, 7, 14):
+            stub.finishes = 20 + finished
+            with forking(str(TOOL), *command("killed", 1.40)) as (process, _):
+                deadline = time.monotonic() + 60
+                while time.monotonic() < deadline:  # until four are asked for that do not finish
+                    lines = map(json.loads, journal.read_text().splitlines() if journal.exists() else ())
+                    if len({line["prompt_id"] for line in lines if line["state"] == "asked"}) == finished + 4:
+                        break
+                    time.sleep(0.01)
+                process.kill()
+                assert process.wait(20) == -signal.SIGKILL
+            assert len(stub.asked) == stub.finishes + 4, "it was at work"
+        stub.finishes = 1 << 30
+        done = call_tool("make_shards", *command("killed", 1.40))
+        assert done.returncode == 0, done.stderr
+        assert Counter(stub.asked[:20]) == Counter(stub.asked[20:]), "each collection asks once for each prompt"
+        assert len(set(stub.asked)) == 20
+        assert files("killed") == files("whole")
+        assert len({content for name, content in files("whole").items() if name.endswith(".mp4")}) == 20
+        done = call_tool("make_shards", *command("poorer", 1.39))
+        assert done.returncode == 2
+        assert "budget (1.39) must be higher for more videos: 19 at 0.07 were asked for" in done.stderr
+        assert len(stub.asked) == 20 + 20 + 19
+
+
+def test_a_kill_in_the_middle_of_a_request_loses_that_video_until_it_is_asked_for_again(
+    serve: Callable[..., VideoServer], tmp_path: Path
 ) -> None:
-    server = serve(protocol=protocol)
-    form = VideoForm(frames=12, fps=8.0, height=16, width=16, colour="gray")
+    server = serve()
+    server.told = {"bar 0": ["slow"]}
+    with forking("-c", COLLECT, server.url, tmp_path, "openai") as (process, _):
+        deadline = time.monotonic() + 30
+        kept = tmp_path / "kept" / "journal.jsonl"
+        while time.monotonic() < deadline:  # until the server has the one and has answered the other
+            if server.created["bar 0"] and Journal(kept).last((prompt_id_of("bar 1"), 0)).get("state") == "have":
+                break
+            time.sleep(0.01)
+        process.kill()
+        process.wait(20)
+    found = teacher(server, tmp_path, prompts=2)
+    found.collect()
+    assert videos(found) == ["bar 1"]
+    assert "it may have been paid for; --ask-again asks once more" in reasons(found)[0]
+    assert server.created["bar 0"] == 1
+    paid = Journal(kept).paid
+    assert paid == sum(server.created.values()), "what is lost counts as paid for"
+    with pytest.raises(ConfigError, match=r"budget \(.*\) must be higher"):
+        teacher(server, tmp_path, prompts=2, price=1.0, budget=paid, ask_again=True).collect()
+    teacher(server, tmp_path, prompts=2, price=1.0, budget=paid + 1, ask_again=True).collect()
+    assert videos(found) == ["bar 0", "bar 1"]
+    assert (server.created["bar 0"], server.created["bar 1"]) == (2, 1)
 
-    def dataset(found: HttpTeacher) -> dict[str, bytes]:
-        out = found.folder.parent / "out"
-        make_shards(ShardJob(found, IdentityCodec.of_form(form, TEXT_SHAPE), form, out))
-        return {path.name: path.read_bytes() for path in out.iterdir()}
 
-    folders = [tmp_path / name for name in ("whole", "killed")]
-    for folder in folders:
-        folder.mkdir()
-    budget = {"price": 0.1, "budget": 1.2, "protocol": protocol}
-    whole = teacher(server, folders[0], prompts=12, **budget)
-    whole.collect()
-    journal = folders[1] / "kept" / "journal.jsonl"
-    for kill in range(3):
-        server.finishes = 12 + 4 * kill
-        with forking("-c", COLLECT, server.url, folders[1], protocol) as (process, printed):
-            assert printed.readline() == b"begin\n"
-            deadline = time.monotonic() + 30
-            while time.monotonic() < deadline:  # until four are asked for that do not finish
-                lines = journal.read_text().splitlines() if journal.exists() else []
-                if len({line for line in lines if '"state": "asked"' in line}) >= 4 * kill + 4:
-                    break
-                time.sleep(0.01)
-            process.kill()
-            process.wait(20)
-    server.finishes = 1 << 30
-    killed = teacher(server, folders[1], prompts=12, **budget)
-    killed.collect()
-    assert dataset(killed) == dataset(whole)
-    assert server.created == Counter({f"bar {number}": 2 for number in range(12)}), "once by each collection"
-    assert Journal(journal).paid == 12
+@pytest.mark.parametrize("protocol", ["openai", "google"])  # the others: where collections are killed, above
+def test_a_rehearsal_makes_a_dataset_that_says_so(
+    tmp_path: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROTOCOLS[protocol].key, KEY)
+    sentence = toy_prompts()[0].sentence
+    (tmp_path / "prompts.txt").write_text(f"a cat on the moon\n{sentence}\n")
+    command = (f"--teacher http --protocol {protocol} --source {tmp_path / 'paid'} --out {tmp_path / 'out'} --prompts "
+               f"{tmp_path / 'prompts.txt'} --size 16x16 --frames 49 --fps 8 --request seconds=6").split()  # fmt: skip
+    done = call_tool("make_shards", *command, "--url", "stub", "--poll-seconds", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "2 clips of stub:stub" in done.stdout
+    facts = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert facts["provenance"]["source"]["url"] == "stub"
+    clip = read_video(tmp_path / "paid" / f"{prompt_id_of(sentence)}-0.mp4", VideoForm(12, 8.0, 128, 128))
+    seed = int.from_bytes(hashlib.blake2b(f"{sentence}\nNone".encode(), digest_size=4).digest())
+    shown = render_clips(toy_prompts()[:1], seed=seed)[0].repeat(8, axis=1).repeat(8, axis=2)
+    assert np.abs(clip.astype(int).mean(-1) - shown).mean() < 3, "a prompt of the toy world is rendered as it says"
+    for url in ("http://127.0.0.1:9/v1", "stub"):
+        other = call_tool("make_shards", *command, "--url", url, "--model", "another", "--attempts", "1")
+        assert other.returncode == 2
+        assert "must be of a rehearsal" in other.stderr or url == "stub"
+        assert "name another folder" in other.stderr
+
+
+def test_a_stub_knows_what_an_earlier_one_was_asked_for(tmp_path: Path) -> None:
+    with closing(Stub("ark")) as earlier:
+        found = teacher(earlier.url, tmp_path, prompts=1, protocol="ark", timeout_seconds=0.01)
+        with pytest.raises(ConfigError, match="must be longer"):
+            found.collect()
+    with closing(Stub("ark")) as later:
+        found = teacher(later.url, tmp_path, prompts=1, protocol="ark")
+        found.collect()
+        assert not later.asked
+    assert videos(found) == ["bar 0"]
 
 
 def test_a_line_that_a_crash_cut_is_no_line(serve: Callable[..., VideoServer], tmp_path: Path) -> None:
