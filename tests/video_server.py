@@ -47,7 +47,7 @@ class VideoServer(Stub):
 
     def __init__(self, video: bytes, polls: int = 1, protocol: str = "openai"):
         self.video, self.polls, self.protocol = video, polls, protocol
-        self.key_header = next(iter(PROTOCOLS[protocol].key_headers("")))
+        self.key_header = PROTOCOLS[protocol].key_header[0]
         self.finishes = 1 << 30
         self.told: dict[str, list[Any]] = {}
         self.outcome: dict[str, Any] = {}

@@ -138,18 +138,10 @@ class Collector:
             fault, lost = Fault.BUSY if isinstance(error, NEVER_SENT) else Fault.UNCLEAR, False
         self._journal.write(clip.asked, LOST if lost or fault is Fault.UNCLEAR else NOT_MADE)
         if fault is Fault.ACCOUNT:
-            raise self._account(error)
+            raise self._exchange.account_at_fault(error)
         if fault is Fault.PROMPT:
             raise RejectedError(f"the teacher refused the prompt: {self._exchange.text(error)}")
         return fault
-
-    def _account(self, said: AnswerError | httpx.HTTPError | str) -> ConfigError:
-        answer = f"it answers {said.status}, " if isinstance(said, AnswerError) else ""
-        if isinstance(said, AnswerError) and said.status < 300:
-            answer = f"it speaks no {self._endpoint.protocol}, for its answer names no video: "
-        return ConfigError(f"url ({self._endpoint.url}) must make videos with this key, account and model "
-                           f"{self._endpoint.model}: {answer}{self._exchange.text(said)}; "
-                           "the same command goes on with what is left to ask for")  # fmt: skip
 
     # --- what was accepted
 
@@ -159,8 +151,9 @@ class Collector:
             link = self._wait(clip, video_id)
             self._exchange.patiently(lambda: self._download(clip, link))
         except NotHadError as error:
-            self._journal.write(clip.asked, ASKED, id=video_id, reason=str(error))
-            log.warning("%s: %s", clip.video, error)
+            why = f"the server must give the teacher's video: {error}"
+            self._journal.write(clip.asked, ASKED, id=video_id, reason=why)
+            log.warning("%s: %s", clip.video, why)
             return False
         self._journal.write(clip.asked, HAVE, id=video_id)
         return True
@@ -175,7 +168,7 @@ class Collector:
             if look.end is not None:
                 if is_unpaid(look.said.replace(clip.prompt, "")):
                     self._journal.write(clip.asked, NOT_MADE)
-                    raise self._account(look.said)
+                    raise self._exchange.account_at_fault(look.said)
                 why = f"{look.end}, {look.said}" if look.said else look.end
                 raise RejectedError(f"the teacher made no video: {self._exchange.text(why)}")
             if time.monotonic() > deadline:

@@ -16,8 +16,7 @@ import httpx
 from afd_scale.codecs.codec import RejectedError
 from afd_scale.config import ConfigError, one_line
 from afd_scale.data.teachers.faults import Fault, fault_of, is_unpaid
-from afd_scale.data.teachers.protocols import PROTOCOLS
-from afd_scale.data.teachers.protocols.protocol import Look, Request, said_in
+from afd_scale.data.teachers.protocols import PROTOCOLS, Look, Request, said_in
 
 T = TypeVar("T")
 
@@ -102,7 +101,9 @@ class AnswerError(Exception):
             answer = None if page else response.text
         self.said = one_line(said_in(answer))
         self.refuses = not response.is_success or page or (isinstance(answer, dict) and bool(answer.get("error")))
-        super().__init__(self.said or one_line(_MARKUP.sub(" ", response.text)) or response.reason_phrase)
+        text = self.said or one_line(_MARKUP.sub(" ", response.text)) or response.reason_phrase
+        what = " and names no video" if response.is_success else ""
+        super().__init__(f"it answers {response.status_code}{what}: {text}")
         self.status, self.ours = response.status_code, ours
         asked_for = response.headers.get("retry-after", "")
         self.wait_seconds = float(asked_for) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", asked_for) else 0.0
@@ -120,7 +121,7 @@ class Exchange:
         # A connection kept open may break just as a request leaves; nobody could tell whether it arrived.
         self._client = httpx.Client(
             timeout=endpoint.exchange_seconds, limits=httpx.Limits(max_keepalive_connections=0),
-            event_hooks={"request": [self._add_key]},
+            event_hooks={"request": [self._add_key]}, trust_env=endpoint.url != STUB,  # no proxy to this machine
         )  # fmt: skip
         self.stop = Event()
         self._pacing = Lock()
@@ -128,10 +129,10 @@ class Exchange:
 
     def _add_key(self, request: httpx.Request) -> None:
         """Give the key to the endpoint alone, wherever links and redirects lead."""
-        for name, value in self.protocol.key_headers(self._key or "").items():
-            request.headers.pop(name, None)
-            if self._key and self._is_ours(request.url):
-                request.headers[name] = value
+        name, before = self.protocol.key_header
+        request.headers.pop(name, None)
+        if self._key and self._is_ours(request.url):
+            request.headers[name] = f"{before}{self._key}"
 
     def _is_ours(self, url: httpx.URL) -> bool:
         return (url.scheme, url.host, url.port) == (self._url.scheme, self._url.host, self._url.port)
@@ -148,9 +149,8 @@ class Exchange:
             AnswerError, httpx.HTTPError: what came is no video, or nothing came.
         """
         form = {name: (None, text) for name, text in (request.form or {}).items()}
-        response = self._checked(self._client.post(
-            self._at(request.path), json=request.json, files=form or None, headers={"Idempotency-Key": repeat}
-        ))  # fmt: skip
+        headers = {"Idempotency-Key": repeat}
+        response = self._send("POST", request.path, json=request.json, files=form or None, headers=headers)
         try:
             video_id = self.protocol.id_of(response.json())
         except ValueError:  # it says that it is JSON, and is not
@@ -166,7 +166,7 @@ class Exchange:
             AnswerError, httpx.HTTPError: see `download`.
             ValueError, KeyError, TypeError, AttributeError: the answer does not say.
         """
-        return self.protocol.look(video_id, self.endpoint.model, lambda path: self._get(path).json())
+        return self.protocol.look(video_id, self.endpoint.model, lambda path: self._send("GET", path).json())
 
     def download(self, link: str) -> bytes:
         """What is behind a link, once.
@@ -174,15 +174,11 @@ class Exchange:
         Raises:
             AnswerError, httpx.HTTPError: what came is no success, or nothing came.
         """
-        return self._get(link).content
+        return self._send("GET", link).content
 
-    def _get(self, path: str) -> httpx.Response:
-        return self._checked(self._client.get(self._at(path), follow_redirects=True))
-
-    def _at(self, path: str) -> str:
-        return path if path.startswith(("http://", "https://")) else f"{str(self._url).rstrip('/')}/{path}"
-
-    def _checked(self, response: httpx.Response) -> httpx.Response:
+    def _send(self, method: str, path: str, **body: Any) -> httpx.Response:
+        url = path if path.startswith(("http://", "https://")) else f"{str(self._url).rstrip('/')}/{path}"
+        response = self._client.request(method, url, follow_redirects=method == "GET", **body)
         if not response.is_success:
             raise AnswerError(response, self._is_ours(response.url))
         return response
@@ -211,19 +207,24 @@ class Exchange:
         failed = f"{self.endpoint.attempts} attempts failed, the last with {self.text(problem)}"
         if isinstance(problem, NEVER_SENT) and self._is_ours(problem.request.url):
             raise ConfigError(f"url ({self.endpoint.url}) must answer: {failed}; what was made stays, start again")
-        raise NotHadError(f"the server must give the teacher's video: {failed}")
+        raise NotHadError(failed)
 
     def _raise_what_stays(self, error: AnswerError) -> None:
         """Raise what an answer about one video means, unless another attempt may help."""
-        fault, answer = fault_of(error.status, error.said), f"it answers {error.status}, {self.text(error)}"
+        fault = fault_of(error.status, error.said)
         # A key may see some videos and not others, and a link that leads elsewhere is that video's alone.
         of_all = error.status in (401, 402, 429) or is_unpaid(error.said)
         if error.ours and fault is Fault.ACCOUNT and of_all:
-            raise ConfigError(f"url ({self.endpoint.url}) must take this key and account: {answer}") from None
+            raise self.account_at_fault(error) from None
         if error.ours and error.status == 422:  # a model's own answer to the prompt
             raise RejectedError(f"the teacher refused the prompt: {self.text(error)}") from None
         if fault in (Fault.ACCOUNT, Fault.PROMPT):
-            raise NotHadError(f"the server must still have the teacher's video: {answer}") from None
+            raise NotHadError(self.text(error)) from None
+
+    def account_at_fault(self, said: object) -> ConfigError:
+        return ConfigError(f"url ({self.endpoint.url}) must make videos by protocol {self.endpoint.protocol} with this "
+                           f"key, account and model {self.endpoint.model}: {self.text(said)}; "
+                           "the same command goes on with what is left to ask for")  # fmt: skip
 
     def pace(self) -> None:
         """Wait until another video may be asked for."""

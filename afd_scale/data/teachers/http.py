@@ -61,8 +61,9 @@ class HttpTeacher:
         endpoint, journal = self.endpoint, self._journal(clips)
         request = endpoint.create(clips[0].prompt, clips[0].index)
         body = {"json": request.json} if request.form is None else {"form": request.form}
-        headers = PROTOCOLS[endpoint.protocol].key_headers("***" if self._key else "")
-        shown = {"method": "POST", "url": f"{endpoint.url.rstrip('/')}/{request.path}", "headers": headers, **body}
+        name, before = PROTOCOLS[endpoint.protocol].key_header
+        shown = {"method": "POST", "url": f"{endpoint.url.rstrip('/')}/{request.path}",
+                 "headers": {name: f"{before}***"} if self._key else {}, **body}  # fmt: skip
         there = sum(journal.last(clip.asked).get("state") not in (None, NOT_MADE) for clip in clips)
         left = len(clips) - there
         cost = f"{len(clips)} videos at {endpoint.price:g}: {len(clips) * endpoint.price:g}"

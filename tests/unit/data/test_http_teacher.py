@@ -28,8 +28,7 @@ from afd_scale.data.teachers.faults import Fault, fault_of
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.journal import ASKED, ASKING, Journal
 from afd_scale.data.teachers.prompts import prompt_id_of
-from afd_scale.data.teachers.protocols import PROTOCOLS
-from afd_scale.data.teachers.protocols.protocol import NO_LINK, Look, said_in
+from afd_scale.data.teachers.protocols import NO_LINK, PROTOCOLS, Look, said_in
 from afd_scale.data.teachers.stub import Stub, answer
 from afd_scale.data.toy_world import render_clips, toy_prompts
 from afd_scale.data.video import read_video
@@ -102,7 +101,7 @@ def test_every_video_is_asked_for_once_and_kept(
     for clip in clips:
         assert (tmp_path / "kept" / clip.video).read_bytes() == video
     assert sum(bool(re.search(r'name="seed"\r\n\r\n1\r\n|"seed": ?1\b', body)) for body in server.bodies) == 4
-    assert server.keys == set(PROTOCOLS[protocol].key_headers(KEY).values())
+    assert server.keys == {PROTOCOLS[protocol].key_header[1] + KEY}
     assert server.paths == {*SPOKEN[protocol][2], server.dialect.content}
     found.collect()
     assert sum(server.created.values()) == 8, "nothing is left to ask for"
@@ -188,7 +187,7 @@ def test_a_redirect_to_a_dead_link_is_that_videos_alone(serve: Callable[..., Vid
     found = teacher(server, tmp_path, prompts=2)
     found.collect()
     assert videos(found) == ["bar 1"]
-    assert "it answers 403, AccessDenied Request has expired" in reasons(found)[0]
+    assert "it answers 403: AccessDenied Request has expired" in reasons(found)[0]
     assert server.keys_elsewhere == {None}
 
 
@@ -210,7 +209,9 @@ def test_an_account_at_fault_leaves_prompts_unasked(
     server = serve()
     server.told = {"bar 1": [(status, said)]}
     found = teacher(server, tmp_path, concurrency=1, price=1.0, budget=4.0)
-    with pytest.raises(ConfigError, match=f"must make videos with this key, account .* it answers {status}") as caught:
+    with pytest.raises(
+        ConfigError, match=f"must make videos by protocol openai with this key, .*: it answers {status}"
+    ) as caught:
         found.collect()
     assert "\n" not in str(caught.value)
     assert len(server.bodies) == 2
@@ -555,7 +556,7 @@ def test_a_success_that_names_no_video_may_have_been_paid_for(
     server = serve()
     server.told = {"bar 0": [(202, said)]}
     found = teacher(server, tmp_path, prompts=2, concurrency=1)
-    with pytest.raises(ConfigError, match="it speaks no openai, for its answer names no video"):
+    with pytest.raises(ConfigError, match="must make videos by protocol openai .* it answers 202 and names no video"):
         found.collect()
     found.collect()
     assert videos(found) == ["bar 1"]
