@@ -208,8 +208,8 @@ def _look_of(answer: Any, link: str | None) -> Look:
         link: of the video, if it is finished; None is an end without a video then.
     """
     state, said = answer.get("status"), said_in(answer)
-    if state is None and not answer.get("error"):
-        raise KeyError("no status")
+    if state is None and not ("status" in answer and answer.get("error")):
+        raise KeyError(f"no status, {said}")
     if _word(state) in _RUNNING:
         return Look()
     if _word(state) not in _DONE:

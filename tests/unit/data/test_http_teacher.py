@@ -318,13 +318,14 @@ def test_one_video_that_a_server_cannot_tell_of_does_not_stop_the_rest(
     serve: Callable[..., VideoServer], tmp_path: Path
 ) -> None:
     server, another = serve(), {"id": "video_4", "status": "completed"}
-    server.outcome = {"bar 0": (500, {}), "bar 1": (200, []), "bar 2": (200, another), "bar 3": (200, b"")}
-    server.outcome |= {"bar 4": "json", "bar 5": "empty"}
+    server.outcome = {"bar 0": (500, {}), "bar 1": (200, []), "bar 2": (200, another)}
+    server.outcome |= {"bar 3": (200, {"error": "busy"}), "bar 4": "json", "bar 5": "empty"}
     found = teacher(server, tmp_path, prompts=7, concurrency=1, attempts=2)
     found.collect()
     assert videos(found) == ["bar 6"]
     assert all("2 attempts failed" in reason for reason in reasons(found))
     assert "the state of another video, video_4" in reasons(found)[2]
+    assert "busy" in reasons(found)[3]
 
 
 @pytest.mark.parametrize(
@@ -735,10 +736,11 @@ def test_a_rehearsal_makes_a_dataset_that_says_so(
     sentence = toy_prompts()[0].sentence
     (tmp_path / "prompts.txt").write_text(f"a cat on the moon\n{sentence}\n")
     command = (f"--teacher http --protocol {protocol} --source {tmp_path / 'paid'} --out {tmp_path / 'out'} --prompts "
-               f"{tmp_path / 'prompts.txt'} --size 16x16 --frames 49 --fps 8 --request seconds=6").split()  # fmt: skip
+               f"{tmp_path / 'prompts.txt'} --size 16x16 --frames 49 --fps 8 --request seconds=6 "
+               "--videos-per-prompt 2").split()  # fmt: skip
     done = call_tool("make_shards", *command, "--url", "stub", "--poll-seconds", "0.5")
     assert done.returncode == 0, done.stderr
-    assert "2 clips of stub:stub" in done.stdout
+    assert "4 clips of stub:stub" in done.stdout
     facts = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert facts["provenance"]["source"]["url"] == "stub"
     clip = read_video(tmp_path / "paid" / f"{prompt_id_of(sentence)}-0.mp4", VideoForm(12, 8.0, 128, 128))
