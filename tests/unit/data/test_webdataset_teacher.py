@@ -6,6 +6,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +224,9 @@ def test_of_a_damaged_tar_what_lies_before_is_used_and_one_line_names_it(tmp_pat
 def test_what_is_no_tar_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     job = ShardJob(WebDatasetTeacher(tmp_path), IdentityCodec.of_form(FORM), FORM, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"source \(webdataset:.* a\.tar: must be a whole, uncompressed tar") as caught:
+    with pytest.raises(
+        ConfigError, match=r"source \(webdataset:.* a\.tar: must be a whole, uncompressed tar"
+    ) as caught:
         make_shards(job)
     assert "\n" not in str(caught.value)
 
@@ -240,12 +243,9 @@ def test_no_sequence_of_headers_ends_in_a_traceback(tmp_path: Path, video: bytes
         header = data[begin : begin + 512]  # with a checksum that holds, it gets further
         data[begin + 148 : begin + 156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
         (tmp_path / "a.tar").write_bytes(data)
-        try:
+        with suppress(ConfigError):  # no row can be read, or no prompt is left
             clips, reasons = told(tmp_path / "a.tar")
-        except ConfigError as error:
-            assert "\n" not in str(error)
-        else:
-            assert len(clips) + len(reasons) > 0
+            assert clips or reasons
 
 
 def test_negative_sizes_and_endless_headers_end(tmp_path: Path, video: bytes) -> None:
@@ -257,7 +257,7 @@ def test_negative_sizes_and_endless_headers_end(tmp_path: Path, video: bytes) ->
     pax.type, pax.size = tarfile.XHDTYPE, 0
     for data in (bytes(block) * 3, pax.tobuf(tarfile.GNU_FORMAT) * 5000):
         (tmp_path / "a.tar").write_bytes(data)
-        clips, reasons = told(tmp_path / "a.tar") if data else ([], {})
+        clips, reasons = told(tmp_path / "a.tar")
         assert clips == []
         assert reasons["a.tar"].startswith("must be a whole, uncompressed tar")
 
@@ -271,8 +271,8 @@ def test_names_with_a_range(tmp_path: Path, video: bytes) -> None:
         WebDatasetTeacher(tmp_path / "v-{008..011}.tar")
     with pytest.raises(ConfigError, match="must be a tar, a folder of them or names such as"):
         WebDatasetTeacher(tmp_path / "absent.tar")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="must be a tar or hold some"):
-        (tmp_path / "empty").mkdir()
         WebDatasetTeacher(tmp_path / "empty")
 
 
