@@ -103,8 +103,11 @@ def test_columns_of_json_members_are_checked_before_the_first_row(tmp_path: Path
 
 
 def test_a_named_column_is_taken_before_the_txt(tmp_path: Path, video: bytes) -> None:
-    tar = write_tar(tmp_path / "a.tar", {"0.mp4": video, "0.txt": "short", "0.json": '{"long": "a long one"}'})
+    told_twice = '{"long": "a long one", "prompt": "of the json"}'
+    tar = write_tar(tmp_path / "a.tar", {"0.mp4": video, "0.txt": "short", "0.json": told_twice})
+    assert told(tar)[0][0].prompt == "short"
     assert told(tar, prompt="long")[0][0].prompt == "a long one"
+    assert told(tar, prompt="prompt")[0][0].prompt == "of the json"
 
 
 def test_members_that_cannot_be_used_are_told_by_name(tmp_path: Path, video: bytes) -> None:
