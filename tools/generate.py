@@ -62,7 +62,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     asked = parser.add_argument_group("what is asked for")
     asked.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
-    asked.add_argument("--prompts", type=Path, metavar="FILE", help=".txt, .jsonl or .csv")
+    asked.add_argument("--prompts", type=Path, metavar="FILE", help=".txt, .jsonl, .json, .csv or .parquet")
     asked.add_argument("--dataset", metavar="SHARDS", help="folder or URL of a dataset, for its prompts")
     asked.add_argument("--split", help="of the dataset's prompts")
     asked.add_argument("--max-prompts", type=int, metavar="N", help="of them, spread evenly")

@@ -2,16 +2,18 @@
 
     tools/make_shards.py --teacher folder --source DIR --prompts FILE --out DIR --codec wan --models DIR
                          --size 480x832 --frames 81 --fps 16
+    tools/make_shards.py --teacher webdataset --source DIR --out DIR ...
     tools/make_shards.py --teacher http --protocol NAME --model NAME --source DIR --prompts FILE --out DIR ...
     tools/make_shards.py --teacher procedural --out DIR --clips 1024 --seed 1
     tools/make_shards.py --teacher none --prompts FILE --out DIR --codec wan --models DIR
 
-`folder` takes videos below --source; the rows of --prompts (.jsonl, .csv) name them:
-{"video": "a.mp4", "prompt": "..."}. Without --prompts a txt lies beside each video. `http` asks a video API (--protocol
-openai, ark, fal, replicate, google) for a video of each prompt, and keeps them in --source, with a journal: no video is
-asked for twice. Its key is read from OPENAI_API_KEY, ARK_API_KEY, FAL_KEY, REPLICATE_API_TOKEN or GEMINI_API_KEY.
---dry-run shows the first request and what all cost, and asks for nothing. --url stub rehearses with a small server
-on this machine, which wants no key and no money.
+`folder` takes videos below --source; the rows of --prompts (.jsonl, .json, .csv, .parquet) name them:
+{"video": "a.mp4", "prompt": "..."}. Where columns have other names, --columns prompt=text,video=file_name says so.
+Without --prompts a txt lies beside each video. `webdataset` takes videos in tars, each with a txt or json of its key.
+`http` asks a video API (--protocol openai, ark, fal, replicate, google) for a video of each prompt, and keeps them in
+--source, with a journal: no video is asked for twice. Its key is read from OPENAI_API_KEY, ARK_API_KEY, FAL_KEY,
+REPLICATE_API_TOKEN or GEMINI_API_KEY. --dry-run shows the first request and what all cost, and asks for nothing.
+--url stub rehearses with a small server on this machine, which wants no key and no money.
 `none` makes a dataset of prompts alone. What cannot be used is listed in OUT/rejects.jsonl. The same command again goes
 on where a job was stopped. Several processes share the job: torchrun --nproc_per_node 8 tools/make_shards.py ...
 
@@ -45,8 +47,9 @@ from afd_scale.data.teachers.exchange import STUB, Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.http import HttpTeacher
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
-from afd_scale.data.teachers.prompts import PromptsAlone
+from afd_scale.data.teachers.prompts import PromptsAlone, parse_columns
 from afd_scale.data.teachers.protocols import PROTOCOLS
+from afd_scale.data.teachers.webdataset import WebDatasetTeacher
 from afd_scale.data.writer import COMPRESSIONS
 from afd_scale.parallel.launchers import Launched, launched_as
 from afd_scale.parallel.ranks import start_ranks
@@ -56,10 +59,12 @@ from afd_scale.progress import progress
 def parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--teacher", default="procedural", choices=("folder", "http", "procedural", "none"),
+    add("--teacher", default="procedural", choices=("folder", "webdataset", "http", "procedural", "none"),
         help="procedural is the toy world, none is prompts alone (%(default)s)")  # fmt: skip
-    add("--source", type=Path, help="folder of videos; for http, where they are kept")
-    add("--prompts", type=Path, help=".jsonl, .csv or .txt")
+    add("--source", type=Path, help="folder of videos, for webdataset of tars; for http, where videos are kept")
+    add("--prompts", type=Path, help=".jsonl, .json, .csv, .parquet or .txt")
+    add("--columns", action="append", default=[], metavar="FIELD=COLUMN,...",
+        help="names that --prompts, or a tar's json, has for prompt, video, prompt_id, split")  # fmt: skip
     add("--out", type=Path, required=True, help="folder to write")
     add("--name", help="of the teacher, in the dataset (default: the folder's or the model's)")
     form = parser.add_argument_group("form of the videos")
@@ -201,13 +206,21 @@ def codec_of(options: argparse.Namespace, form: VideoForm, launched: Launched) -
 
 
 def teacher_of(options: argparse.Namespace) -> Teacher:
+    columns = parse_columns(options.columns)
     if options.teacher == "procedural":
         return ProceduralTeacher(ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed))
     if options.teacher == "none":
-        return PromptsAlone(given(options, "prompts", "with teacher none: they are all there is"))
-    given(options, "source", f"with teacher {options.teacher}: the folder of its videos")
+        return PromptsAlone(given(options, "prompts", "with teacher none: they are all there is"), columns)
+    given(options, "source", f"with teacher {options.teacher}: where its videos are")
+    if options.teacher == "webdataset":
+        if options.prompts is not None:
+            raise ConfigError(f"prompts ({options.prompts}) must not be given with teacher webdataset: "
+                              "they lie beside the videos in the tars")  # fmt: skip
+        return WebDatasetTeacher(options.source, options.name, columns)
     if options.teacher == "folder":
-        return FolderTeacher(options.source, options.prompts, options.name)
+        if columns and options.prompts is None:
+            raise ConfigError("columns must come with prompts: a txt beside a video has none")
+        return FolderTeacher(options.source, options.prompts, options.name, columns)
     return http_teacher(options)
 
 
@@ -234,7 +247,7 @@ def http_teacher(options: argparse.Namespace) -> HttpTeacher:
     endpoint = Endpoint(**settings | {"request": dict(map(request_field, options.request))})
     return HttpTeacher(
         endpoint, options.prompts, options.source, videos_per_prompt=options.videos_per_prompt, key=key,
-        name=options.name,
+        name=options.name, columns=parse_columns(options.columns),
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from afd_scale.codecs.cleaning import clean_prompt
 from afd_scale.codecs.codec import ChunkDecoder, VideoForm
 from afd_scale.codecs.conversions import to_float16
 from afd_scale.config import ConfigError, one_line
@@ -154,8 +155,7 @@ class WanCodec:
     def embed(self, prompt: str) -> NDArray[np.float16]:
         """(n, E) UMT5 hidden states of a prompt's n tokens; a prompt of more than T tokens loses its end.
 
-        Cleaned as WanPipeline cleans prompts: HTML entities resolved twice, runs of blanks made one, and, where ftfy
-        is installed, which this project does not ask for, broken characters mended.
+        It is cleaned by `clean_prompt`, unless that was done.
 
         Raises:
             ConfigError: the text encoder cannot be loaded.
@@ -171,11 +171,9 @@ class WanCodec:
 
     @torch.no_grad()
     def _embed(self, prompt: str) -> NDArray[np.float16]:
-        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-
         tokenizer, encoder = self._text
         length = self.text_shape[0]
-        cleaned = prompt_clean(prompt)
+        cleaned = clean_prompt(prompt)
         # Padded to the full length although padding is masked: the embeddings are then WanPipeline's to the last bit.
         tokens = tokenizer(cleaned, padding="max_length", max_length=length, truncation=True,
                            return_attention_mask=True, return_tensors="pt")  # fmt: skip

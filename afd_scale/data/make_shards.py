@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from afd_scale.codecs.cleaning import CLEANING
 from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
 from afd_scale.codecs.conversions import to_float16, to_unit
 from afd_scale.config import ConfigError
@@ -76,7 +77,7 @@ class ShardJob:
             codec=self.codec.name,
             teacher=self.teacher.name,
             num_samples=0,
-            provenance={"source": self.teacher.provenance, "codec": self.codec.provenance,
+            provenance={"source": self.teacher.provenance, "codec": self.codec.provenance, "prompts": CLEANING,
                         "form": self.form and asdict(self.form), "clips": _digest(clips)},
         )  # fmt: skip
 
@@ -144,10 +145,18 @@ def _complete(job: ShardJob, expected: DatasetFacts) -> DatasetFacts | None:
         there = DatasetFacts.load(job.out, job.field)
     except ConfigError:
         there = None
-    if there is None or json.dumps(asdict(replace(there, num_samples=0))) != json.dumps(asdict(expected)):
+    if there is None or _compared(replace(there, num_samples=0)) != _compared(expected):
         check_new_folder(job.out, job.field)
     shutil.rmtree(job.records, ignore_errors=True)  # of a job that was killed in its last moment
     return there
+
+
+def _compared(facts: DatasetFacts) -> dict[str, Any]:
+    """What two jobs must have in common; how prompts are cleaned shows in the clips, so another version that leaves
+    these as they are makes the same dataset, and so did those from before there was a record of it."""
+    compared: dict[str, Any] = json.loads(json.dumps(asdict(facts)))
+    compared["provenance"].pop("prompts", None)
+    return compared
 
 
 def _prepare(job: ShardJob, facts: DatasetFacts, parts: int, alone: ExitStack) -> None:
@@ -159,7 +168,7 @@ def _prepare(job: ShardJob, facts: DatasetFacts, parts: int, alone: ExitStack) -
     make_folder(job.growing, job.out, job.field)
     make_folder(job.records, job.out, job.field)
     alone.enter_context(only_one(job.records / "lock", f"{job.field} ({job.out}) must be made by one job at a time"))
-    begun = {**json.loads(json.dumps(asdict(facts))), "compression": job.compression}
+    begun = {**_compared(facts), "compression": job.compression}
     del begun["provenance"]["clips"]  # a part knows its own
     record = job.records / "job.json"
     if not record.exists():

@@ -12,6 +12,7 @@ import torch
 from av.error import FFmpegError
 
 from afd_scale.codecs.choose import codec_of
+from afd_scale.codecs.cleaning import clean_prompt
 from afd_scale.codecs.codec import RejectedError, VideoForm
 from afd_scale.codecs.conversions import to_uint8
 from afd_scale.config import ConfigError
@@ -19,7 +20,8 @@ from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.inspection import samples_at
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.folder import FolderTeacher
-from afd_scale.data.teachers.prompts import VIDEO_SUFFIXES, prompt_id_of
+from afd_scale.data.teachers.prompts import prompt_id_of
+from afd_scale.data.teachers.walk import VIDEO_SUFFIXES, videos_below
 from afd_scale.data.validate import load_beside
 from afd_scale.data.video import fit, own_form, same_rate
 from afd_scale.evaluation.video import read_title
@@ -130,11 +132,12 @@ def in_form(frames: Frames, fps: float, form: VideoForm) -> Frames:
 
 def titled_clips(folder: Path) -> list[Clip | Reject]:
     """The videos below a folder with their titles as prompts; a file's name stands in for a title that is absent."""
-    clips: list[Clip | Reject] = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
+    videos, unread = videos_below(folder)
+    clips: list[Clip | Reject] = [*unread]
+    for path in videos:
         video = path.relative_to(folder).as_posix()
         try:
-            prompt = " ".join(read_title(path).split()) or path.stem
+            prompt = clean_prompt(read_title(path)) or path.stem
         except (FFmpegError, OSError) as error:
             clips.append(Reject(video, path.stem, f"must be a readable video: {error.strerror}"))
         else:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from afd_scale.codecs.cleaning import clean_prompt
 from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
 from afd_scale.codecs.conversions import to_unit
 from afd_scale.config import ConfigError
@@ -33,7 +34,7 @@ _SHEET_FRAMES, _SHEET_PIXELS = 8, 120  # of a video on a contact sheet: how many
 
 
 def prompts_of_file(path: Path) -> list[str]:
-    """The prompts of a .jsonl, .csv or .txt file, each once.
+    """The prompts of a table, each once.
 
     Raises:
         ConfigError: the file cannot be read, or a row cannot be used.
@@ -73,7 +74,7 @@ def read_dataset(location: Location, split: str | None, student: StudentConfig) 
 
 
 def embedded(texts: Sequence[str], codec: Codec, student: StudentConfig) -> Prompts:
-    """Prompts with their embeddings, padded to the student's text length.
+    """Prompts, cleaned, with their embeddings, padded to the student's text length.
 
     Raises:
         ConfigError: a prompt cannot be embedded, or not for this student.
@@ -82,6 +83,7 @@ def embedded(texts: Sequence[str], codec: Codec, student: StudentConfig) -> Prom
     if codec.text_shape[1] != text_dim:
         raise ConfigError(f"models must give embeddings of {text_dim} numbers, as student.text_dim says: "
                           f"{codec.name} gives {codec.text_shape[1]}")  # fmt: skip
+    texts = [clean_prompt(text) for text in texts]
     embeddings = torch.zeros(len(texts), text_length, text_dim)
     for row, text in zip(embeddings, texts, strict=True):
         try:

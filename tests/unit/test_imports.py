@@ -78,13 +78,25 @@ LIBRARIES: dict[str, set[str]] = {
     "streaming": {"data"},
     "torchvision": {"data", "models"},
     "httpx": {"data"},
+    "pyarrow": {"data"},
+    "ftfy": {"codecs"},
     "diffusers": {"checkpoint", "codecs"},
     "transformers": {"models", "codecs", "evaluation"},
     "cv2": {"vision"},
     "vbench": {"evaluation"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
-ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton", "cv2", "vbench"}
+ONE_FILE = {
+    "transformer_engine",
+    "flash_attn",
+    "flash_attn.cute",
+    "flash_attn_3",
+    "triton",
+    "cv2",
+    "vbench",
+    "pyarrow",
+    "ftfy",
+}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -7,7 +7,8 @@
     for frames in pipe.stream("a cat", height=480, width=832):  # without end, where the student has a window
         ...
 
-An exported folder holds a copy of this file, which needs torch and diffusers alone; the text encoder, transformers.
+An exported folder holds a copy of this file, which needs torch and diffusers alone; the text encoder, transformers,
+and ftfy, without which prompts beyond ASCII may be embedded otherwise than in training.
 
 The network is a WanTransformer3DModel; causal is how it is called. A chunk of latent frames is denoised in a few steps.
 Each step predicts the clean chunk and noises it again, to the next level. Self-attention sees the clean chunks
@@ -32,12 +33,15 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.utils import is_ftfy_available, logging
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 ROPE_BASE = 10000.0
 TIMESTEPS = 1000  # the transformer's timestep is 1000 sigma
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -100,6 +104,17 @@ class CausalSelfAttention(WanAttnProcessor):
         attended = dispatch_attention_fn(self.cache.rotate(query), keys, values, backend=self._attention_backend)
         project, dropout = attn.to_out
         return dropout(project(attended.flatten(2).to(query.dtype)))
+
+
+def cleaned(prompt: str) -> str:
+    """A prompt as training data has it: cleaned as Wan does, which takes ftfy, until nothing changes any more."""
+    if not (prompt.isascii() or is_ftfy_available()):
+        logger.warning("ftfy is not installed: prompts beyond ASCII may be embedded otherwise than in training")
+    for _ in range(8):
+        before, prompt = prompt, prompt_clean(prompt)
+        if prompt == before:
+            break
+    return prompt
 
 
 class CausalWanPipeline(DiffusionPipeline):
@@ -238,7 +253,7 @@ class CausalWanPipeline(DiffusionPipeline):
         """(B, T, E) UMT5 hidden states, zero after a prompt's end; rounded to float16, as training data is."""
         if self.text_encoder is None:
             raise ValueError("prompt must be given as prompt_embeds: this pipeline has no text encoder")
-        prompts = [prompt_clean(one) for one in ([prompt] if isinstance(prompt, str) else prompt)]
+        prompts = [cleaned(one) for one in ([prompt] if isinstance(prompt, str) else prompt)]
         tokens = self.tokenizer(prompts, padding="max_length", max_length=self.config.text_length, truncation=True,
                                 return_attention_mask=True, return_tensors="pt").to(self._execution_device)  # fmt: skip
         hidden = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,28 @@ class FolderTeacher:
 
     clips_at_once = 64
 
-    def __init__(self, folder: Path, prompts: Path | None, name: str | None = None):
+    def __init__(
+        self, folder: Path, prompts: Path | None, name: str | None = None, columns: Mapping[str, str] | None = None
+    ):
         """Args:
             folder: that the table's `video` is relative to.
-            prompts: see `read_prompts`; None reads a txt beside each video.
+            prompts, columns: see `read_prompts`; without a table a txt is read beside each video.
             name: of the teacher; None takes the folder's.
         Raises:
             ConfigError: it is no folder.
         """  # fmt: skip
         if not folder.is_dir():
-            raise ConfigError(f"source ({folder}) must be a folder of videos: there is none")
-        self.folder, self.prompts = folder, prompts
+            hint = "; a .tar is read with --teacher webdataset" if folder.suffix == ".tar" else ""
+            raise ConfigError(f"source ({folder}) must be a folder of videos: there is none{hint}")
+        self.folder, self.prompts, self.columns = folder, prompts, columns
         self.name = name or f"folder:{folder.resolve().name}"
         self.provenance: dict[str, Any] = {"name": "folder", "folder": folder.resolve().name}
 
     def clips(self) -> list[Clip | Reject]:
-        rows = read_sidecars(self.folder) if self.prompts is None else read_prompts(self.prompts)
+        if self.prompts is None:
+            rows = read_sidecars(self.folder)
+        else:
+            rows = read_prompts(self.prompts, needs=("prompt", "video"), columns=self.columns)
         videos_of: Counter[str] = Counter()
         return [row if isinstance(row, Reject) else self._clip(row, videos_of) for row in rows]
 

@@ -5,18 +5,20 @@ and not when shards are made again in another form.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from afd_scale.codecs.cleaning import clean_prompt
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.teachers.collector import Collector
 from afd_scale.data.teachers.exchange import STUB, Endpoint, Exchange
 from afd_scale.data.teachers.journal import HAVE, LOST, NOT_MADE, Journal
-from afd_scale.data.teachers.prompts import read_prompts
+from afd_scale.data.teachers.prompts import prompt_id_of, read_prompts
 from afd_scale.data.teachers.protocols import PROTOCOLS
 from afd_scale.data.teachers.stub import Stub
 from afd_scale.data.video import file_fingerprint, read_video
@@ -33,15 +35,15 @@ class HttpTeacher:
 
     def __init__(
         self, endpoint: Endpoint, prompts: Path, folder: Path, *, videos_per_prompt: int = 1, key: str | None = None,
-        name: str | None = None,
+        name: str | None = None, columns: Mapping[str, str] | None = None,
     ):  # fmt: skip
         """Args:
-            prompts: see `read_prompts`.
+            prompts, columns: see `read_prompts`.
             folder: of videos and journal; made where it is not there.
             key: of the endpoint; it is written nowhere. None is for servers that want none.
             name: of the teacher; None takes the model's.
         """  # fmt: skip
-        self.endpoint, self.prompts, self.folder = endpoint, prompts, folder
+        self.endpoint, self.prompts, self.folder, self.columns = endpoint, prompts, folder, columns
         self.videos_per_prompt, self._key = videos_per_prompt, key
         self._rehearses = endpoint.url == STUB
         self.name = name or f"{STUB if self._rehearses else 'http'}:{endpoint.model}"
@@ -124,7 +126,7 @@ class HttpTeacher:
         def had(clip: Clip) -> Clip | Reject:
             last = journal.last(clip.asked)
             if last.get("state") == HAVE:
-                return clip
+                return replace(clip, prompt=clean_prompt(clip.prompt))
             why = _NOBODY_KNOWS if last.get("state") == LOST else "there is no video yet; the same command asks again"
             return Reject(clip.video, clip.prompt, last.get("reason", why))
 
@@ -138,9 +140,14 @@ class HttpTeacher:
 
     def _asked_for(self) -> Iterator[Clip | Reject]:
         """A prompt's videos follow one another."""
-        for row in read_prompts(self.prompts, once=True):
+        journal = Journal(self.folder / JOURNAL)
+        for row in read_prompts(self.prompts, columns=self.columns, once=True):
             if isinstance(row, Reject):
                 yield row
-            else:
-                for index in range(self.videos_per_prompt):
-                    yield Clip(f"{row.prompt_id}-{index}.mp4", row.prompt, row.prompt_id, index, row.split)
+                continue
+            prompt, prompt_id = row.prompt, row.prompt_id
+            # Folders that were begun before prompts were cleaned hold videos, paid for, of prompts as they are written.
+            if row.written and prompt_id == prompt_id_of(prompt) and journal.last((prompt_id_of(row.written), 0)):
+                prompt, prompt_id = row.written, prompt_id_of(row.written)
+            for index in range(self.videos_per_prompt):
+                yield Clip(f"{prompt_id}-{index}.mp4", prompt, prompt_id, index, row.split)
