@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": {"types", "protocols", "config", "layers", "models", "parallel"},
     "checkpoint": {"types", "protocols", "config", "files", "layers", "engines"},
     "planning": {"types", "config", "layers", "models"},
+    "health": {"config", "layers", "parallel", "data", "planning"},
     "benchmarks": {
         "types",
         "config",
@@ -82,9 +83,10 @@ LIBRARIES: dict[str, set[str]] = {
     "transformers": {"models", "codecs", "evaluation"},
     "cv2": {"vision"},
     "vbench": {"evaluation"},
+    "pynvml": {"health"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
-ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton", "cv2", "vbench"}
+ONE_FILE = {"transformer_engine", "flash_attn", "flash_attn.cute", "flash_attn_3", "triton", "cv2", "vbench", "pynvml"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
