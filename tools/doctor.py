@@ -20,18 +20,21 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from afd_scale.config import ConfigError, load_config, one_line
 from afd_scale.config.command_line import Parser
-from afd_scale.health.checks import Asked, Machine, check_layout, look_at_machine, look_at_ranks, of_all_machines
+from afd_scale.health.checks import Asked, can_meet, check_layout, look_at_machine, look_at_ranks, of_all_machines
 from afd_scale.health.findings import Finding, as_json, is_wrong, table
-from afd_scale.health.links import TOPIC, everyones
+from afd_scale.health.links import TOPIC
+from afd_scale.health.meeting import exchange, within
 from afd_scale.health.names import read_hostfile
 from afd_scale.parallel.launchers import launched_as
 from afd_scale.parallel.ranks import start_ranks
 
-MEETING_MINUTES = 2
+MEETING_SECONDS = 120  # for all ranks to come; as much again to measure
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,40 +58,57 @@ def main(arguments: list[str] | None = None) -> int:
             () if options.hostfile is None else read_hostfile(options.hostfile),
             options.clean,
         )
-        findings = alone(asked) if asked.launched.size == 1 else together(asked)
+        show = partial(print_findings, as_one_object=options.json)
+        return alone(asked, show) if asked.launched.size == 1 else together(asked, show)
     except ConfigError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    if findings is None:  # the main rank has them
-        return 0
-    print(json.dumps(as_json(findings)) if options.json else table(findings))
-    return 1 if is_wrong(findings) else 0
 
 
-def alone(asked: Asked) -> list[Finding]:
+def print_findings(findings: list[Finding], as_one_object: bool) -> None:
+    print(json.dumps(as_json(findings)) if as_one_object else table(findings), flush=True)
+
+
+def alone(asked: Asked, show: Callable[[list[Finding]], None]) -> int:
     """Of one process without a launcher."""
     layout = check_layout(asked.config, [host.slots for host in asked.hosts])
-    return [*look_at_machine(asked).findings, *layout]
+    findings = [*look_at_machine(asked).findings, *layout]
+    show(findings)
+    return int(is_wrong(findings))
 
 
-def together(asked: Asked) -> list[Finding] | None:
-    """Of all ranks, on the main one; where they do not meet, of its own machine on the first rank of each."""
+def together(asked: Asked, show: Callable[[list[Finding]], None]) -> int:
+    """Of all ranks, shown by the main one; where it is not reached, by the first rank of each machine."""
     launched = asked.launched
-    leads = launched.local_rank == 0
-    machine = look_at_machine(asked) if leads else None
-    # A rank that waits in vain is told so, and not killed (torch 2.13).
-    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-    try:
-        with start_ranks(launched, MEETING_MINUTES) as ranks:
-            found: list[Machine] = [each for each in everyones(ranks, machine) if each is not None]
-            among_ranks = look_at_ranks(asked, ranks)
-    except RuntimeError as error:  # of torch.distributed, whatever lies behind it
-        if machine is None:
-            return None
+    machine = look_at_machine(asked) if launched.local_rank == 0 else None
+    findings = [] if machine is None else machine.findings
+    shows = machine is not None
+
+    def give_up(why: str) -> None:
         place = f"rank {launched.rank} of {launched.size} at {launched.address}:{launched.port}"
-        remedy = "see what is wrong or warned of above, on each machine; then NCCL_DEBUG=INFO (docs/cluster.md, NCCL)"
-        return [*machine.findings, Finding(TOPIC, "meeting", f"{place}: {one_line(error)}", "wrong", remedy)]
-    return [*of_all_machines(found), *among_ranks] if launched.rank == 0 else None
+        remedy = "mend what is said of names above; else NCCL_DEBUG=INFO says more (docs/cluster.md, NCCL)"
+        if shows:
+            show([*findings, Finding(TOPIC, "meeting", f"{place}: {why}", "wrong", remedy)])
+
+    try:
+        found = exchange(launched, machine, MEETING_SECONDS)
+        findings, shows = of_all_machines([each for each in found if each is not None]), launched.rank == 0
+        if not can_meet(findings):
+            give_up("not tried, machines would wait for each other")
+            return 1
+        # A rank that waits in vain for nccl is told so, and not killed (torch 2.13).
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+        with (
+            within(2 * MEETING_SECONDS, lambda: give_up(f"not done in {2 * MEETING_SECONDS} s")),
+            start_ranks(launched, MEETING_SECONDS // 60) as ranks,
+        ):
+            findings = [*findings, *look_at_ranks(asked, ranks)]
+    except RuntimeError as error:  # of torch.distributed, whatever lies behind it
+        give_up(one_line(error))
+        return 1
+    if shows:
+        show(findings)
+    return int(is_wrong(findings))
 
 
 if __name__ == "__main__":

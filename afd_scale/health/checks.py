@@ -141,6 +141,11 @@ def of_all_machines(machines: Sequence[Machine]) -> list[Finding]:
     return found + versions.check_same({machine.host: machine.versions for machine in machines})
 
 
+def can_meet(findings: Sequence[Finding]) -> bool:
+    """Whether ranks that join would find each other."""
+    return not any(finding.topic == names.TOPIC and finding.state == "wrong" for finding in findings)
+
+
 def _bundled_cudnn() -> str | None:
     major = (torch.version.cuda or "").partition(".")[0]
     return versions.installed(f"nvidia-cudnn-cu{major}") if major else None
@@ -163,11 +168,15 @@ def _look_at_disks(asked: Asked) -> list[Finding]:
 
 def _look_at_names(asked: Asked) -> list[Finding]:
     launched, environment, host = asked.launched, asked.environment, socket.gethostname()
-    main = names.resolve(launched.address)
+    main, networks = names.resolve(launched.address), names.interfaces()
     towards = names.address_towards(main[0]) if main and not main[0].startswith("127.") else None
     several = asked.several_machines
+    # One that only starts the ranks of others needs no name of its own.
+    takes_part = launched.size > 1 or any(
+        each.name == host or set(names.resolve(each.name)) & set(networks.values()) for each in asked.hosts
+    )
     found = [
-        names.check_own_name(host, names.resolve(host), names.interfaces(), environment, several, towards),
+        names.check_own_name(host, names.resolve(host), networks, environment, several and takes_part, towards),
         *names.check_chosen_interfaces(environment, list(psutil.net_if_addrs())),
         *names.check_hosts(asked.hosts),
     ]

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from afd_scale.config import RunConfig
-from afd_scale.health.findings import Finding
+from afd_scale.health.findings import Finding, size_words
 from afd_scale.planning.activations import FLOAT32
 from afd_scale.planning.memory import ADAM, MASTER, itemsize
 from afd_scale.planning.parameters import network_sizes
 
 TOPIC = "disks"
-GIB = 2**30
 PROBE_BYTES = 64 * 2**20
-SPARE_BYTES = 2 * GIB  # for videos, logs and reports
+SPARE_BYTES = 2 * 2**30  # for videos, logs and reports
 SLOW_BYTES_PER_SECOND = 50e6  # below it a checkpoint of a 1.3B student takes minutes
 CLOCK_SECONDS = 2.0  # file systems keep whole seconds at worst
 
@@ -50,10 +49,10 @@ def check_room(what: str, folder: Path, needed: int) -> Finding:
     place = existing(folder)
     free = shutil.disk_usage(place).free
     inodes = os.statvfs(place)
-    words = f"{free / GIB:.1f} GiB free" + (f", about {needed / GIB:.1f} needed" if needed else "") + f" ({folder})"
+    words = f"{size_words(free)} free" + (f", about {size_words(needed)} needed" if needed else "") + f" ({folder})"
     if free < needed + SPARE_BYTES:
         return Finding(TOPIC, what, words, "wrong" if free < needed or free < SPARE_BYTES / 4 else "warning",
-                       f"make room for {(needed + SPARE_BYTES) / GIB:.1f} GiB, or name a folder on another disk"
+                       f"make room for {size_words(needed + SPARE_BYTES)}, or name a folder on another disk"
                        )  # fmt: skip
     if inodes.f_files and inodes.f_favail < 10_000:
         return Finding(TOPIC, what, f"{words}; {inodes.f_favail} files left", "wrong",

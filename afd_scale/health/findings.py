@@ -29,6 +29,11 @@ class Finding:
     where: str = ""
 
 
+def size_words(size: int) -> str:
+    """Bytes, as people read them."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
 def located(findings: Sequence[Finding], where: str) -> list[Finding]:
     """The same, of a machine or rank."""
     return [replace(finding, where=finding.where or where) for finding in findings]

@@ -14,7 +14,7 @@ from afd_scale.data.leftovers import (
     remove_dead_locks,
     unusable,
 )
-from afd_scale.health.findings import Finding
+from afd_scale.health.findings import Finding, size_words
 
 TOPIC = "shared memory"
 MIB = 2**20
@@ -30,7 +30,7 @@ def check_room(ranks_on_gpus: int, folder: Path = SHARED_MEMORY) -> Finding:
         return Finding(TOPIC, str(folder), "is not there", "wrong", f"mount -t tmpfs tmpfs {folder}")
     total, _, free = shutil.disk_usage(folder)
     needed = NCCL_BYTES if ranks_on_gpus > 1 else STREAMING_BYTES
-    words = f"{_size(free)} of {_size(total)} free, {_size(needed)} needed"
+    words = f"{size_words(free)} of {size_words(total)} free, {size_words(needed)} needed"
     if free >= needed:
         return Finding(TOPIC, str(folder), words)
     if total >= needed:
@@ -66,7 +66,7 @@ def _counted(what: str, found: Sequence[Leftover]) -> Finding:
     if not dead:
         return Finding(TOPIC, what, words or "none")
     size = sum(each.bytes for each in dead)
-    words += f" ({_size(size)})" if size >= MIB else ""
+    words += f" ({size_words(size)})" if size >= MIB else ""
     return Finding(TOPIC, what, words, "warning", "tools/doctor.py --clean removes the dead ones")
 
 
@@ -78,7 +78,3 @@ def _lasting_fault(folder: Path, in_use: set[Path]) -> str | None:
     time.sleep(0.2)
     again = unusable(folder)
     return again if again == fault and any(fault.startswith(f"{path} ") for path in in_use) else None
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / MIB:.0f} MiB"
