@@ -5,6 +5,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from afd_scale.config import RunConfig
@@ -82,7 +83,8 @@ def check_writing(
         return [Finding(TOPIC, f"{what}: writing", f"{error.strerror} ({place})", "wrong",
                         "give this user a folder that can be written to")]  # fmt: skip
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink()
     rate = size / (ended - began)
     words = f"{rate / 1e6:.0f} MB/s, of {ended - began:.2f} s {ended - written:.2f} s for fsync ({place})"
     slow = rate < SLOW_BYTES_PER_SECOND

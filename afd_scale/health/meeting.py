@@ -14,6 +14,8 @@ from afd_scale.parallel.launchers import Launched
 
 T = TypeVar("T")
 
+_OURS = "afd_scale.health"  # keys of the store, which torch and launchers write to as well
+
 
 def exchange(launched: Launched, mine: T, seconds: float) -> list[T]:
     """Each rank's picklable value, on all ranks; needs no more than MASTER_ADDR and its port.
@@ -21,11 +23,13 @@ def exchange(launched: Launched, mine: T, seconds: float) -> list[T]:
     Raises:
         RuntimeError: the place is not reached in time, or ranks have not come.
     """
-    os.environ.update(launched.environment)
-    timeout = timedelta(seconds=seconds)
-    found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    store = dist.PrefixStore("afd_scale.health", found)
-    store.set_timeout(timeout)
+    # torch's own rendezvous would wait for all of them and not say who is absent. The process group that is made later
+    # shares a server that this process starts.
+    is_hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # it is defined where torch is built for several processes
+        launched.address, int(launched.port), is_master=launched.rank == 0 and not is_hosted,
+        timeout=timedelta(seconds=seconds), wait_for_workers=False, multi_tenant=True,
+    )  # fmt: skip
     _write(store, f"of {launched.rank}", mine)
     ranks = range(launched.size)
     if launched.rank == 0:
@@ -44,16 +48,16 @@ def _all_of(store: Any, key: str, ranks: range) -> list[Any]:
     try:
         return [_read(store, f"{key} {rank}") for rank in ranks]
     except RuntimeError as error:
-        missing = [str(rank) for rank in ranks if not store.check([f"{key} {rank}"])]
+        missing = [str(rank) for rank in ranks if not store.check([f"{_OURS} {key} {rank}"])]
         raise RuntimeError(f"ranks {', '.join(missing)} of {len(ranks)} have not come") from error
 
 
 def _write(store: Any, key: str, value: object) -> None:
-    store.set(key, pickle.dumps(value))
+    store.set(f"{_OURS} {key}", pickle.dumps(value))
 
 
 def _read(store: Any, key: str) -> Any:
-    return pickle.loads(store.get(key))
+    return pickle.loads(store.get(f"{_OURS} {key}"))
 
 
 @contextmanager
