@@ -29,7 +29,7 @@ from afd_scale.config.command_line import Parser
 from afd_scale.health.checks import Asked, can_meet, check_layout, look_at_machine, look_at_ranks, of_all_machines
 from afd_scale.health.findings import Finding, as_json, is_wrong, table
 from afd_scale.health.links import TOPIC
-from afd_scale.health.meeting import exchange, within
+from afd_scale.health.meeting import exchanged, within
 from afd_scale.health.names import read_hostfile
 from afd_scale.parallel.launchers import launched_as
 from afd_scale.parallel.ranks import start_ranks
@@ -49,19 +49,23 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     # torch 2.13 renames the collectives that DeepSpeed 0.19 calls; nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    is_main = True
     try:
+        launched = launched_as(os.environ)
+        is_main = launched.rank == 0
         if options.overrides and options.config is None:
             raise ConfigError(f"override ({options.overrides[0]}) must come with --config: it changes a run")
         asked = Asked(
-            launched_as(os.environ),
+            launched,
             None if options.config is None else load_config(options.config, options.overrides),
             () if options.hostfile is None else read_hostfile(options.hostfile),
             options.clean,
         )
         show = partial(print_findings, as_one_object=options.json)
-        return alone(asked, show) if asked.launched.size == 1 else together(asked, show)
-    except ConfigError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        return alone(asked, show) if launched.size == 1 else together(asked, show)
+    except ConfigError as error:  # on all ranks
+        if is_main:
+            print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -91,18 +95,18 @@ def together(asked: Asked, show: Callable[[list[Finding]], None]) -> int:
             show([*findings, Finding(TOPIC, "meeting", f"{place}: {why}", "wrong", remedy)])
 
     try:
-        found = exchange(launched, machine, MEETING_SECONDS)
-        findings, shows = of_all_machines([each for each in found if each is not None]), launched.rank == 0
-        if not can_meet(findings):
-            give_up("not tried, machines would wait for each other")
-            return 1
-        # A rank that waits in vain for nccl is told so, and not killed (torch 2.13).
-        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-        with (
-            within(2 * MEETING_SECONDS, lambda: give_up(f"not done in {2 * MEETING_SECONDS} s")),
-            start_ranks(launched, MEETING_SECONDS // 60) as ranks,
-        ):
-            findings = [*findings, *look_at_ranks(asked, ranks)]
+        with exchanged(launched, machine, MEETING_SECONDS) as found:
+            findings, shows = of_all_machines([each for each in found if each is not None]), launched.rank == 0
+            if not can_meet(findings):
+                give_up("not tried, machines would wait for each other")
+                return 1
+            # A rank that waits in vain for nccl is told so, and not killed (torch 2.13).
+            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+            with (
+                within(2 * MEETING_SECONDS, lambda: give_up(f"not done in {2 * MEETING_SECONDS} s")),
+                start_ranks(launched, MEETING_SECONDS // 60) as ranks,
+            ):
+                findings = [*findings, *look_at_ranks(asked, ranks)]
     except RuntimeError as error:  # of torch.distributed, whatever lies behind it
         give_up(one_line(error))
         return 1

@@ -175,8 +175,9 @@ def _look_at_names(asked: Asked) -> list[Finding]:
     takes_part = launched.size > 1 or any(
         each.name == host or set(names.resolve(each.name)) & set(networks.values()) for each in asked.hosts
     )
+    by_gloo = several and takes_part and not torch.cuda.is_available()
     found = [
-        names.check_own_name(host, names.resolve(host), networks, environment, several and takes_part, towards),
+        names.check_own_name(host, names.resolve(host), networks, environment, by_gloo, towards),
         *names.check_chosen_interfaces(environment, list(psutil.net_if_addrs())),
         *names.check_hosts(asked.hosts),
     ]

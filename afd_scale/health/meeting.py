@@ -17,14 +17,16 @@ T = TypeVar("T")
 _OURS = "afd_scale.health"  # keys of the store, which torch and launchers write to as well
 
 
-def exchange(launched: Launched, mine: T, seconds: float) -> list[T]:
+@contextmanager
+def exchanged(launched: Launched, mine: T, seconds: float) -> Iterator[list[T]]:
     """Each rank's picklable value, on all ranks; needs no more than MASTER_ADDR and its port.
+
+    Ranks that join do so within: the server that the first one started is the one that they come to.
 
     Raises:
         RuntimeError: the place is not reached in time, or ranks have not come.
     """
-    # torch's own rendezvous would wait for all of them and not say who is absent. The process group that is made later
-    # shares a server that this process starts.
+    # torch's own rendezvous would wait for all of them and not say who is absent.
     is_hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
     store = dist.TCPStore(  # type: ignore[attr-defined]  # it is defined where torch is built for several processes
         launched.address, int(launched.port), is_master=launched.rank == 0 and not is_hosted,
@@ -33,14 +35,12 @@ def exchange(launched: Launched, mine: T, seconds: float) -> list[T]:
     _write(store, f"of {launched.rank}", mine)
     ranks = range(launched.size)
     if launched.rank == 0:
-        values: list[T] = _all_of(store, "of", ranks)
-        _write(store, "all", values)
-        _write(store, "seen 0", None)
-        _all_of(store, "seen", ranks)  # the store may be this process's
-        return values
-    everything: list[T] = _read(store, "all")
+        _write(store, "all", _all_of(store, "of", ranks))
+    values: list[T] = _read(store, "all")
     _write(store, f"seen {launched.rank}", None)
-    return everything
+    if launched.rank == 0:
+        _all_of(store, "seen", ranks)  # this process may end, and its server with it
+    yield values
 
 
 def _all_of(store: Any, key: str, ranks: range) -> list[Any]:

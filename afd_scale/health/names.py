@@ -12,7 +12,7 @@ import psutil
 from afd_scale.config import ConfigError
 from afd_scale.health.findings import Finding
 
-TOPIC = "names"
+TOPIC, HOSTS = "names", "hosts"
 CONNECT_SECONDS = 3.0
 _VIRTUAL = ("lo", "docker*", "veth*", "br-*", "virbr*", "cni*", "flannel*", "cali*", "tun*")  # of containers, mostly
 
@@ -71,7 +71,7 @@ def check_own_name(
         name, addresses: of this host, as it resolves them itself.
         networks: of `interfaces`.
         environment: a chosen GLOO_SOCKET_IFNAME makes the name unimportant.
-        several: a run spans machines.
+        several: gloo joins ranks of several machines; NCCL looks for networks and asks no name.
         towards: this machine's address on the way to the first one.
     """  # fmt: skip
     what, words = "own name", f"{name} is {', '.join(addresses) or 'unknown'}"
@@ -81,9 +81,10 @@ def check_own_name(
         return Finding(TOPIC, what, f"{words}; GLOO_SOCKET_IFNAME={environment['GLOO_SOCKET_IFNAME']}")
     remedy = _choose_interface(networks, towards)
     if several:
-        return Finding(TOPIC, what, words, "wrong", f"ranks of other machines would look for it on themselves, and "
+        return Finding(TOPIC, what, words, "wrong", f"ranks of other machines would look for this one on themselves, and "
                        f"wait: {remedy}; or take the line out of /etc/hosts")  # fmt: skip
-    return Finding(TOPIC, what, words, "warning", f"no harm on one machine; with several {remedy}")
+    return Finding(TOPIC, what, words, "warning", f"no harm to one machine, nor to NCCL; where gloo joins several "
+                   f"machines {remedy}")  # fmt: skip
 
 
 def check_chosen_interfaces(environment: Mapping[str, str], known: Sequence[str]) -> list[Finding]:
@@ -144,12 +145,12 @@ def check_hosts(hosts: Sequence[Host], ssh_port: int = 22, resolve: Resolve = re
         words = f"{host.slots} slots, {', '.join(addresses) or 'no address'}"
         if not addresses:
             remedy = f"add it to /etc/hosts or DNS of this machine: `getent hosts {host.name}` must print it"
-            findings.append(Finding(TOPIC, host.name, words, "wrong", remedy))
+            findings.append(Finding(HOSTS, host.name, words, "wrong", remedy))
         elif addresses[0].startswith("127.") and len(hosts) > 1:
             remedy = "the others would look for it on themselves: let it stand for an address of the network"
-            findings.append(Finding(TOPIC, host.name, words, "wrong", remedy))
+            findings.append(Finding(HOSTS, host.name, words, "wrong", remedy))
         else:
-            findings.append(_reached(host.name, words, addresses[0], ssh_port, "an ssh server"))
+            findings.append(_reached(HOSTS, host.name, words, addresses[0], ssh_port, "an ssh server"))
     return findings
 
 
@@ -168,10 +169,10 @@ def check_main_address(address: str, port: int, is_first: bool, several: bool, r
         return Finding(TOPIC, what, words, "wrong", "name the first machine by an address that the others reach")
     if is_first:
         return Finding(TOPIC, what, words)
-    return _reached(what, words, addresses[0], port, None)
+    return _reached(TOPIC, what, words, addresses[0], port, None)
 
 
-def _reached(what: str, words: str, address: str, port: int, server: str | None) -> Finding:
+def _reached(topic: str, what: str, words: str, address: str, port: int, server: str | None) -> Finding:
     """Whether a machine answers at a port.
 
     Args:
@@ -181,13 +182,13 @@ def _reached(what: str, words: str, address: str, port: int, server: str | None)
         socket.create_connection((address, port), CONNECT_SECONDS).close()
     except ConnectionRefusedError:
         if server is None:
-            return Finding(TOPIC, what, f"{words}; reachable")
-        return Finding(TOPIC, what, f"{words}; nobody listens at port {port}", "wrong", f"start {server} there")
+            return Finding(topic, what, f"{words}; reachable")
+        return Finding(topic, what, f"{words}; nobody listens at port {port}", "wrong", f"start {server} there")
     except OSError as error:
         reason = errno.errorcode.get(error.errno, "") if error.errno else "it does not answer"
-        return Finding(TOPIC, what, f"{words}; port {port}: {error.strerror or reason}", "wrong",
+        return Finding(topic, what, f"{words}; port {port}: {error.strerror or reason}", "wrong",
                        f"see routes and firewalls: `nc -vz {address} {port}` must connect")  # fmt: skip
-    return Finding(TOPIC, what, f"{words}; reachable")
+    return Finding(topic, what, f"{words}; reachable")
 
 
 def _choose_interface(networks: Mapping[str, str], towards: str | None) -> str:
