@@ -81,8 +81,8 @@ def check_own_name(
         return Finding(TOPIC, what, f"{words}; GLOO_SOCKET_IFNAME={environment['GLOO_SOCKET_IFNAME']}")
     remedy = _choose_interface(networks, towards)
     if several:
-        return Finding(TOPIC, what, words, "wrong", f"ranks of other machines would look for this one on themselves, and "
-                       f"wait: {remedy}; or take the line out of /etc/hosts")  # fmt: skip
+        return Finding(TOPIC, what, words, "wrong", "ranks of other machines would look for this one on themselves, "
+                       f"and wait: {remedy}; or take the line out of /etc/hosts")  # fmt: skip
     return Finding(TOPIC, what, words, "warning", f"no harm to one machine, nor to NCCL; where gloo joins several "
                    f"machines {remedy}")  # fmt: skip
 
