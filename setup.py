@@ -48,6 +48,7 @@ setup(
         "rich>=13",
         "tensorboard>=2.17,<3",
         "xxhash>=3.4,<4",
+        "packaging>=23",
         "psutil>=5.9",
         "nvidia-ml-py>=12",
     ],

@@ -5,6 +5,7 @@ Imported when a dataset is opened, for `streaming` takes seconds to import.
 
 import logging
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from afd_scale.config import ConfigError, LostInputError, RunConfig, one_line
 from afd_scale.data.environment import in_environment
+from afd_scale.data.leftovers import REMEDY, SHARED_MEMORY, remove_dead, unusable
 from afd_scale.data.schema import HASH
 from afd_scale.data.storage import DOWNLOAD_TIMEOUT_SECONDS, Location, cache_lock
 from afd_scale.torchvision_ops import define_torchvision_ops
@@ -40,16 +43,27 @@ class SharedStream(Stream):
     """Shards of a dataset; the processes of a machine, of other jobs too, share the copies of remote ones.
 
     Streaming's own locks are of one job, and it leaves a download that fails its checksum where it is next taken for
-    good.
+    good. It also claims the folder of a remote dataset for one job, in shared memory, where a killed one leaves its
+    claim for good. So the dataset gets a stream that is not remote, and another one behind it brings the shards.
     """
 
     def __init__(self, location: Location):
-        super().__init__(
+        super().__init__(local=str(location.folder), keep_zip=not location.is_remote)
+        self._location = location
+        self._source = Stream(
             remote=location.remote, local=str(location.folder), download_retry=2,
             download_timeout=DOWNLOAD_TIMEOUT_SECONDS, validate_hash=HASH if location.is_remote else None,
             keep_zip=not location.is_remote,
         )  # fmt: skip
-        self._location = location
+
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        """Readers of the shards that the index names."""
+        shards: list[Reader] = self._source.get_shards(world, allow_unsafe_types)
+        return shards
+
+    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """See which of them are here."""
+        self._source.set_up_local(shards, cache_usage_per_shard)
 
     def prepare_shard(self, shard: Reader) -> int:
         """Download, check and unpack a shard that is not here.
@@ -60,7 +74,8 @@ class SharedStream(Stream):
         location, files = self._location, [part.basename for part in shard.file_pairs[0] if part is not None]
         with cache_lock(location, files[0]) if location.is_remote else nullcontext():
             try:
-                return super().prepare_shard(shard)
+                bytes_more: int = self._source.prepare_shard(shard)
+                return bytes_more
             except Exception as error:  # every storage has its own
                 for name in files if location.is_remote else ():
                     (location.folder / name).unlink(missing_ok=True)
@@ -113,12 +128,15 @@ def open_stream(location: Location, config: RunConfig, batch: int) -> NumberedDa
                           "multiple of it: each machine reads whole parts of the data; 1 suits any number")  # fmt: skip
     # Our positions count samples, each once for all ranks of a sequence, so its warning about them is beside the point.
     logging.getLogger("streaming.base.dataset").addFilter(_is_not_about_replication)
-    if location.is_remote:
-        _release_claims(location.folder)
     # It reads these and nothing else. The deepspeed launcher and srun do not set the last, and every rank would then
     # take itself for the first of its machine. Goes when streaming (0.13) takes ranks as arguments.
     world = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(local_ranks)}
-    with in_environment(world), _first_come(rank % local_ranks == 0):
+    leads = rank % local_ranks == 0
+    with in_environment(world), _first_come(leads), _leftovers_named():
+        if leads and (removed := remove_dead()):
+            log.debug("removed what killed jobs left in shared memory: %s", ", ".join(map(str, removed)))
+        if dist.is_initialized():
+            dist.barrier()  # all ranks of a machine must find the same numbers free
         return NumberedDataset(
             streams=[SharedStream(location)],
             # A local dataset is looked through at once, so the threads that do it end; a remote one in time.
@@ -154,6 +172,24 @@ def _first_come(leads: bool) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def _leftovers_named() -> Iterator[None]:
+    """Where a dataset cannot be opened for what another job left in shared memory, say what it is.
+
+    Raises:
+        ConfigError: a block that is no good, and still in use, or of another user.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        block = unusable()
+        if block is None and isinstance(error, PermissionError) and re.match(r"/\d{6,}_", str(error.filename)):
+            block = f"{SHARED_MEMORY}{error.filename} must be gone: it is another user's"
+        if block is None:
+            raise
+        raise ConfigError(f"{block}; {REMEDY} ({one_line(error)})") from error
+
+
 def _is_not_about_replication(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("The `replication` arg")
 
@@ -168,24 +204,6 @@ def _ranks() -> tuple[int, int, int]:
     if len(set(counts.values())) > 1:
         raise ConfigError(f"hosts ({counts}) must run the same number of ranks each: samples are dealt to hosts first")
     return dist.get_rank(), dist.get_world_size(), counts[socket.gethostname()]
-
-
-def _release_claims(cache: Path) -> None:
-    """Release a cache folder from the claims of earlier runs.
-
-    A killed run leaves its claim on the folder in shared memory, and streaming (0.13) then refuses the folder to the
-    run that resumes. Its own clean-up also unlinks what other jobs on the machine are using. A run that is alive loses
-    nothing by it: shards are prepared under our locks.
-    """
-    for claim in sorted(Path("/dev/shm").glob("[0-9]*_locals")):
-        try:
-            with claim.open("r+b") as memory:
-                # A claim is its length (int32), the folder, and a number, both as text.
-                if memory.read()[4:].split(b"\0")[0] == os.path.abspath(cache).encode():
-                    memory.seek(0)
-                    memory.write(np.int32(0).tobytes())
-        except OSError:  # another user's, or gone meanwhile
-            continue
 
 
 def open_shards(location: Location) -> tuple[SharedStream, list[Reader]]:

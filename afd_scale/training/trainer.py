@@ -24,6 +24,7 @@ from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.evaluation.report import metric_table, write_report
 from afd_scale.files import write_text
+from afd_scale.health.nvml import gpu_meter
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.spent import Spent
@@ -69,6 +70,7 @@ class Trainer:
         self.config, self.ranks = config, ranks
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
         self.inner_seconds = 0.0  # of the phases within the present one
+        self.read_gpu = gpu_meter(ranks.device)
         self.trackers: list[Tracker] = []  # on the main rank, while the run lasts
         with self._phase("prepare"), _input_errors():
             facts = ranks.run_on_main(_check_inputs, config)
@@ -194,6 +196,7 @@ class Trainer:
                     last_log, last_time = step, self._clock()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
                     values["compute/pflop"] = self.spent.pflop(step)
+                    values |= self.read_gpu()
                     try:
                         values |= self._diagnosis() if looks else {}
                     finally:  # a step that is done is recorded, also where a judge fails behind it

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": {"types", "protocols", "config", "layers", "models", "parallel"},
     "checkpoint": {"types", "protocols", "config", "files", "layers", "engines"},
     "planning": {"types", "config", "layers", "models"},
+    "health": {"config", "layers", "parallel", "data", "planning"},
     "benchmarks": {
         "types",
         "config",
@@ -84,6 +85,7 @@ LIBRARIES: dict[str, set[str]] = {
     "transformers": {"models", "codecs", "evaluation"},
     "cv2": {"vision"},
     "vbench": {"evaluation"},
+    "pynvml": {"health"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
 ONE_FILE = {
@@ -96,6 +98,7 @@ ONE_FILE = {
     "vbench",
     "pyarrow",
     "ftfy",
+    "pynvml",
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
