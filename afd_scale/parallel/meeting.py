@@ -82,8 +82,9 @@ def named(ranks: list[int]) -> str:
 
 def _open_store(launched: Launched, seconds: float) -> dist.Store:
     if launched.local_size < launched.size and _is_loopback(launched.address):
+        own = ", ".join(_own_addresses()) or "its own"
         raise LostInputError(f"MASTER_ADDR ({launched.address}) must be an address that other machines reach: here it "
-                             f"means this machine itself; set it to one of {', '.join(_own_addresses()) or 'its own'}")  # fmt: skip
+                             f"means this machine itself; set it to one of {own}")  # fmt: skip
     # torchrun's agent keeps a store already; every other launcher leaves it to the first rank.
     ours = launched.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
