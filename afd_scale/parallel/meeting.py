@@ -7,7 +7,8 @@ import time
 from datetime import timedelta
 
 import psutil
-import torch.distributed as dist
+from torch.distributed import DistStoreError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from afd_scale.config import LostInputError, one_line
 from afd_scale.parallel.launchers import Launched
@@ -18,7 +19,7 @@ MEETING_SECONDS = 600.0  # from the first rank's start to the last one's: contai
 _TOLD_EVERY_SECONDS = 15.0
 
 
-def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> dist.Store:
+def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> Store:
     """Wait until every rank of a run is at the first one's address; say who is not.
 
     Returns:
@@ -26,14 +27,14 @@ def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> dist.Store:
     Raises:
         LostInputError: the address is none that other machines reach, it does not answer, or a rank does not come.
     """
-    store = dist.PrefixStore("afd_scale", _open_store(launched, seconds))
+    store = PrefixStore("afd_scale", _open_store(launched, seconds))
     store.set(f"here/{launched.rank}", socket.gethostname())
     deadline, missing = time.monotonic() + seconds, list(range(launched.size))
     while missing:
         try:
             store.wait([f"here/{rank}" for rank in missing], timedelta(seconds=min(_TOLD_EVERY_SECONDS, seconds)))
             missing = []
-        except dist.DistStoreError:
+        except DistStoreError:
             missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
         except RuntimeError as error:  # the first rank is gone, and the store with it
             raise LostInputError(
@@ -80,7 +81,7 @@ def named(ranks: list[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {few}"
 
 
-def _open_store(launched: Launched, seconds: float) -> dist.Store:
+def _open_store(launched: Launched, seconds: float) -> Store:
     if launched.local_size < launched.size and _is_loopback(launched.address):
         own = ", ".join(_own_addresses()) or "its own"
         raise LostInputError(f"MASTER_ADDR ({launched.address}) must be an address that other machines reach: here it "
@@ -88,7 +89,7 @@ def _open_store(launched: Launched, seconds: float) -> dist.Store:
     # torchrun's agent keeps a store already; every other launcher leaves it to the first rank.
     ours = launched.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        return dist.TCPStore(
+        return TCPStore(
             launched.address, int(launched.port), None, ours, timedelta(seconds=seconds), wait_for_workers=False,
             multi_tenant=True,
         )  # fmt: skip
