@@ -25,7 +25,7 @@ from afd_scale.config.models import OptimizerConfig
 from afd_scale.engines.captured import NewCapture
 from afd_scale.engines.cast import State
 from afd_scale.engines.deepspeed_config import deepspeed_config
-from afd_scale.engines.resharding import SavedShards, save_shards
+from afd_scale.engines.resharding import SavedShards, Shards, snapshot
 from afd_scale.engines.shards import Residency, kept_whole, merged_weights, unreduced, whole_weight
 from afd_scale.engines.twin import Twin
 from afd_scale.layers.lora import FOLDER, adapter_of
@@ -217,20 +217,25 @@ class TrainedNetwork(ShardedNetwork):
         """ZeRO-3 parameters that the optimizer steps, by name."""
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
-    def save(self, folder: Path) -> None:
-        """This rank's shards of weights and optimizer; frozen weights are the start's, a run builds them again."""
-        shards = {}
+    def snapshot(self, folder: Path) -> Shards:
+        """This rank's shards of weights and optimizer; frozen weights are the start's, a run builds them again.
+
+        Args:
+            folder: optimizer states on NVMe are written into it at once, on all ranks together.
+        """
         if self._on_nvme:
             self.engine.save_checkpoint(str(folder), tag=_NVME_TAG, save_latest=False, exclude_frozen_parameters=True)
-            # DeepSpeed puts scripts beside it that unpickle; the student's weights lie in safetensors next door.
+            # DeepSpeed puts scripts beside it that unpickle; the weights lie in safetensors next door.
             for script in ("zero_to_fp32.py", "zero_to_torch.py"):
                 (folder / script).unlink(missing_ok=True)
-        else:
-            for name, parameter in self.trained().items():
-                shards[f"{WEIGHT}/{name}"] = safe_get_local_fp32_param(parameter).cpu()  # one at a time on the device
-                for moment in MOMENTS:
-                    shards[f"{moment}/{name}"] = safe_get_local_optimizer_state(parameter, moment).cpu()
-        save_shards(folder, shards, optimizer_steps=self._optimizer_steps(), nvme=self._on_nvme)
+        return snapshot(self._saved_shards(), optimizer_steps=self._optimizer_steps(), nvme=self._on_nvme)
+
+    def _saved_shards(self) -> Iterator[tuple[str, Tensor]]:
+        """One at a time on the device."""
+        for name, parameter in self.trained().items():
+            yield f"{WEIGHT}/{name}", safe_get_local_fp32_param(parameter)
+            for moment in () if self._on_nvme else MOMENTS:
+                yield f"{moment}/{name}", safe_get_local_optimizer_state(parameter, moment)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -240,7 +245,7 @@ class TrainedNetwork(ShardedNetwork):
             ValueError: files are absent or damaged, or of another network.
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        with SavedShards(folder) as saved:
+        with SavedShards(folder, first=rank) as saved:
             self._check_nvme(folder, saved.facts, ranks)
             if self._on_nvme:
                 self.engine.load_checkpoint(str(folder), tag=_NVME_TAG, load_lr_scheduler_states=False,
@@ -319,14 +324,15 @@ class AveragedPolicy(ShardedNetwork):
         dist.all_gather(shards, shard)
         return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
 
-    def save(self, folder: Path) -> None:
-        save_shards(folder, self.shards)
+    def snapshot(self, folder: Path) -> Shards:
+        return snapshot(self.shards.items())
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        with SavedShards(folder) as saved:
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        with SavedShards(folder, first=rank) as saved:
             for name, shard in self.shards.items():
-                shard.copy_(saved.part(name, self.averaged[name].ds_numel, dist.get_rank(), dist.get_world_size()))
+                shard.copy_(saved.part(name, self.averaged[name].ds_numel, rank, ranks))
         self._write()
 
 

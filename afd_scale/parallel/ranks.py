@@ -71,9 +71,14 @@ class Ranks:
 
     def any(self, condition: bool) -> bool:
         """Whether it holds on some rank; the same answer on all."""
-        flag = torch.tensor(float(condition), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+        return bool(self.largest([condition])[0])
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each over the ranks, in one collective; the same answer on all."""
+        found = torch.tensor([float(value) for value in values], device=self.device)
+        if self.size > 1:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return [float(value) for value in found.tolist()]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -136,6 +141,8 @@ class Ranks:
 
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on the main rank only; all ranks get its result, or raise its exception."""
+        if self.size == 1:
+            return work(*arguments)
         result: Any = None
         if self.is_main:
             try:

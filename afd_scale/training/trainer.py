@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from afd_scale.checkpoint.adapters import check_base
-from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
+from afd_scale.checkpoint.resume import newest_whole_checkpoint
+from afd_scale.checkpoint.run_state import RunCheckpoints, SavedStudent
 from afd_scale.checkpoint.weights import FOLDER_NAME
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.judges import JudgeConfig
@@ -76,10 +77,7 @@ class Trainer:
             self.stream = Ahead(TeacherStream(config), pinned=ranks.device.type == "cuda")
             self.built: Run = build_run(config, ranks)
             self.base = ranks.run_on_main(base_of, config)
-            self.checkpoints = RunCheckpoints(
-                config.folder / "checkpoints", is_main=ranks.is_main, size=ranks.size, barrier=ranks.barrier,
-                keep=config.train.keep_checkpoints,
-            )  # fmt: skip
+            self.checkpoints = RunCheckpoints(config, ranks)
             codec = build_codec(config.codec, facts.codec, ranks.device)
             self.decode = None if codec is None else codec.decode
             self.evaluator = Evaluator(config, ranks, codec)
@@ -90,7 +88,6 @@ class Trainer:
                 self.diagnostics = Diagnostics(config, self.built, self.evaluator)
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
         self.step, self.position = 0, self.stream.state_dict()  # the last one finished, and where in the data it ended
-        self.saved_step = 0
         self.metrics: Metrics = {}  # of that step
 
     def run(self) -> None:
@@ -107,6 +104,9 @@ class Trainer:
         self.ranks.run_on_main(self._open_trackers, first)
         try:
             metrics = self._steps_and_comparison(first)
+        except (ConfigError, Preempted):  # of all ranks alike
+            self.checkpoints.settle(wait=True)
+            raise
         finally:
             tell(self.trackers, lambda tracker: tracker.close())
         if self.ranks.is_main:
@@ -127,6 +127,7 @@ class Trainer:
                 self._train(self.step + 1, self.config.train.steps)
             with self._phase("save"):
                 self._save()
+                self.checkpoints.finish()
         with self._phase("evaluate"):
             metrics = self.evaluator.compare(self.built.exported)
             self._show()
@@ -152,18 +153,18 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the newest complete checkpoint, where there is one."""
-        checkpoint = self.ranks.run_on_main(newest_checkpoint, self.checkpoints.folder)
+        checkpoint = newest_whole_checkpoint(self.checkpoints.folder, self.ranks)
         if checkpoint is None:
             return
         if self.base is not None:
             self.ranks.run_on_main(check_base, checkpoint["folder"] / FOLDER_NAME, self.base)
         log.info("%s resumes after step %d from %s", self.config.name, checkpoint["step"], checkpoint["folder"])
-        # What is damaged is perhaps a file that one rank alone reads.
-        self.ranks.run_on_all(self.checkpoints.load, checkpoint["folder"], self.built.networks)
+        # What does not fit is perhaps a file that one rank alone reads.
+        self.ranks.run_on_all(self.checkpoints.load, checkpoint, self.built.networks)
         self.stream.load_state_dict(checkpoint["data"])
         for name, value in checkpoint["method"].items():
             self.built.memory[name] = torch.tensor(value)
-        self.step = self.saved_step = checkpoint["step"]
+        self.step = checkpoint["step"]
         self.position = checkpoint["data"]
 
     def _train(self, first: int, last: int) -> None:
@@ -193,19 +194,23 @@ class Trainer:
                     values["system/gathered_gib"] = counter.bytes / 2**30 / (step - last_log)
                     last_log, last_time = step, self._clock()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
+                    values |= self.checkpoints.metrics()
                     values["compute/pflop"] = self.spent.pflop(step)
                     try:
                         values |= self._diagnosis() if looks else {}
                     finally:  # a step that is done is recorded, also where a judge fails behind it
                         record(step, values)
+                self.checkpoints.settle()
                 told_to_stop = self.ranks.any(stop.made)
                 if told_to_stop and step < 1:
                     raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
                 if step < 1 or (step == last and not told_to_stop):
                     continue
                 alarm = self._stopping_alarm(record)
-                if told_to_stop or alarm or self._is_due(config.train.save_every):
+                if told_to_stop or alarm or self._is_due(config.train.save_every) or self._is_time_to_save():
                     self._check_and_save()
+                if told_to_stop or alarm:
+                    self.checkpoints.finish()
                 if told_to_stop:
                     raise Preempted(f"{config.name} was told to stop and saved step {step}; start it again to go on")
                 if alarm:
@@ -232,9 +237,10 @@ class Trainer:
         try:
             yield
         except JudgeError as error:
-            if self.step > self.saved_step:
+            if self.step > self.checkpoints.asked:
                 self._check_and_save()
-            kept = f"step {self.saved_step} is saved" if self.saved_step else "no step is finished"
+            self.checkpoints.finish()
+            kept = f"step {self.checkpoints.saved} is saved" if self.checkpoints.saved else "no step is finished"
             line = f"{self.config.name} ends, {kept}: {error}"
             if isinstance(error, UnreachableJudgeError):
                 raise Preempted(f"{line}; start it again to go on") from error
@@ -244,6 +250,12 @@ class Trainer:
         self._check_finite(self._reduce(self.metrics))
         with self._phase("save"):
             self._save()
+
+    def _is_time_to_save(self) -> bool:
+        """By the main rank's clock."""
+        return self.config.train.save_minutes is not None and self.ranks.any(
+            self.ranks.is_main and self.checkpoints.due()
+        )
 
     def _stopping_alarm(self, record: Recorder) -> str | None:
         """Of the alarms that are on, one that ends the run, with what there is to say of it."""
@@ -283,17 +295,16 @@ class Trainer:
         return dict(zip(names, self.ranks.mean(values).tolist(), strict=True))
 
     def _save(self) -> None:
-        student, exported = self.config.student, self.built.exported
-        if self.base is None:  # adapters, if any, are merged into what is saved
-            student, weights = student.model_copy(update={"lora": None}), exported.full_weights()
-        else:
-            weights = exported.adapter_weights()
-        policy = PolicyConfig(student=student, sampler=self.config.sampler)
-        path = self.checkpoints.save(
-            self.step, self.built.networks, self.position, weights, policy, self.base, self._memory()
-        )
-        self.saved_step = self.step
-        log.info("%s saved %s", self.config.name, path)
+        """Begin to."""
+        config, exported = self.config, self.built.exported
+        student, gathered = config.student, None
+        if self.base is not None:
+            gathered = exported.adapter_weights()
+        elif student.lora is not None:  # over a random start, which is nowhere else: the adapters are merged
+            student, gathered = student.model_copy(update={"lora": None}), exported.full_weights()
+        policy = PolicyConfig(student=student, sampler=config.sampler)
+        saved = SavedStudent(policy, config.method.exported, self.base, gathered)
+        self.checkpoints.save(self.step, self.built.networks, self.position, saved, self._memory())
 
     def _memory(self) -> dict[str, float]:
         return {name: float(value) for name, value in self.built.memory.items()}
