@@ -3,9 +3,9 @@
     tools/chaos.py --config configs/toy/smoke/afd.yaml --kills 10 --json train.save_every=5
 
 The run is trained twice, with torchrun on this machine: once in peace, and once killed with SIGKILL: a rank, all
-processes at once or the launcher alone; while it starts, at the beginning of a step (where a method rolls out), anywhere
-in one, or while a checkpoint is written. After each kill the same command starts it again. Compared are the metrics of
-each step, the evaluation and every tensor of the last checkpoint, bit for bit.
+processes at once or the launcher alone; while it starts, at the beginning of a step (where a method rolls out),
+anywhere in one, or while a checkpoint is written. After each kill the same command starts it again. Compared are the
+metrics of each step, the evaluation and every tensor of the last checkpoint, bit for bit.
 
 Exit 0: identical. Exit 1: they differ, and it is said where first. Exit 2: bad input, one line says which.
 """

@@ -5,14 +5,15 @@ clock: those of two machines differ.
 """
 
 import json
+import logging
 import os
 import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,14 +22,30 @@ import psutil
 from pydantic import TypeAdapter
 from torch.distributed import DistError
 
+from afd_scale.config import one_line
 from afd_scale.parallel.meeting import named
+
+log = logging.getLogger(__name__)
 
 FOLDER = "heartbeats"
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 30.0  # without a sign: dead or stopped, or its machine is
+_BEATS_OF_A_LOOK = 3  # at the others, of whom there may be a thousand
 _LAST_WORDS_SECONDS = 10.0  # until the ranks that live have said how they ended
 _PACKAGE = str(Path(__file__).parents[1])
 _OF_GLOO = re.compile(r"gloo/|Connection (closed|reset) by peer|Timed out waiting|Application timeout", re.IGNORECASE)
+
+
+class LostRanksError(Exception):
+    """Other ranks are gone; one line says which.
+
+    Attributes:
+        known: it does; otherwise what lies behind it may tell more.
+    """
+
+    def __init__(self, line: str, known: bool):
+        super().__init__(line)
+        self.known = known
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,11 @@ _SIGN = TypeAdapter(Sign)
 
 
 class Heart:
-    """Writes this rank's signs from a thread of its own, and on the main rank tells of others that fall silent."""
+    """Writes this rank's signs from a thread of its own, and on the main rank tells of others that fall silent.
+
+    Attributes:
+        phase: that this rank is at.
+    """
 
     def __init__(self, folder: Path, rank: int, size: int, tell: Callable[[str], None] | None = None):
         """Args:
@@ -77,7 +98,7 @@ class Heart:
         """  # fmt: skip
         self.folder, self.rank, self.size, self._tell = folder / FOLDER, rank, size, tell
         self.host = socket.gethostname()
-        self._phase, self._since, self._began = "start", time.monotonic(), time.monotonic()
+        self.phase, self._since, self._began = "start", time.monotonic(), time.monotonic()
         self._main_thread = threading.main_thread().ident
         self._stop, self._silent = threading.Event(), set[int]()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -89,7 +110,7 @@ class Heart:
 
     def at(self, phase: str) -> None:
         """From now on this rank is at something else."""
-        self._phase, self._since = phase, time.monotonic()
+        self.phase, self._since = phase, time.monotonic()
 
     def end(self, why: str | None = None, bereaved: bool = False) -> None:
         """Beat no more; without a reason all went well, and nothing is left to read."""
@@ -102,8 +123,8 @@ class Heart:
         else:
             self._write(why, bereaved)
 
-    def lost(self) -> str | None:
-        """Which ranks made this one fail, after it has said its own end; None where others say it, or nobody can.
+    def lost(self) -> tuple[str, bool]:
+        """Which ranks made this one fail, after it has said its own end, and whether that is known.
 
         The first rank that is left on a machine tells of that machine, whose processes it sees; and the main rank of
         those that have no last word after a while, for it sees all signs.
@@ -113,15 +134,18 @@ class Heart:
             signs = self._read()
             here = {rank: sign for rank, sign in signs.items() if sign.host == self.host and rank != self.rank}
             faults = {rank: fault for rank, sign in here.items() if (fault := _fault(sign))}
-            if any(rank < self.rank and rank not in faults for rank in here):
-                return None
+            first = min((rank for rank in here if rank not in faults), default=self.rank)
+            if first < self.rank:
+                return f"others are lost; rank {first} says which", True
             late = time.monotonic() > deadline
             if late and self.rank == 0:
                 silent = {rank: sign for rank, sign in signs.items() if sign.end is None and rank != 0}
                 faults |= {rank: f"has no last word; it was at {sign.at}" for rank, sign in silent.items()
                            if rank not in faults}  # fmt: skip
-            if faults or late:
-                return "; ".join(f"{signs[rank]} {fault}" for rank, fault in sorted(faults.items())[:4]) or None
+            if faults:
+                return "; ".join(f"{signs[rank]} {fault}" for rank, fault in sorted(faults.items())[:4]), True
+            if late:
+                return f"no rank is known to be lost; {self.places()}", False
             time.sleep(0.2)
 
     def places(self) -> str:
@@ -132,13 +156,13 @@ class Heart:
         return "; ".join(f"{named(ranks)} at {place}" for place, ranks in sorted(at.items(), key=lambda x: len(x[1])))
 
     def _beat(self) -> None:
+        looks = 0
         while not self._stop.wait(BEAT_SECONDS):
-            try:
+            looks += 1
+            with suppress(OSError):  # a file system that fails for a while; the run has more to say of it
                 self._write()
-                if self._tell is not None:
+                if self._tell is not None and looks % _BEATS_OF_A_LOOK == 0:
                     self._look_around(self._tell)
-            except OSError:
-                continue  # a file system that fails for a while; the run has more to say of it
 
     def _look_around(self, tell: Callable[[str], None]) -> None:
         signs = self._read()
@@ -152,7 +176,7 @@ class Heart:
 
     def _write(self, end: str | None = None, bereaved: bool = False) -> None:
         now = time.monotonic()
-        sign = Sign(self.rank, self.host, os.getpid(), self._phase, self._place(), now - self._since,
+        sign = Sign(self.rank, self.host, os.getpid(), self.phase, self._place(), now - self._since,
                     now - self._began, end, bereaved)  # fmt: skip
         path = self._path(self.rank)
         partial = path.with_suffix(".partial")
@@ -201,6 +225,28 @@ def _fault(sign: Sign) -> str | None:
     if state == psutil.STATUS_ZOMBIE:
         return f"is gone; it was at {sign.at}"
     return f"is stopped; it was at {sign.at}" if state == psutil.STATUS_STOPPED else None
+
+
+@contextmanager
+def living(folder: Path, rank: int, size: int) -> Iterator[Heart]:
+    """Give signs of life; what others' deaths make of this rank becomes a line that names them.
+
+    Args:
+        folder: of the run.
+    Raises:
+        LostRanksError: other ranks are gone, or did not come to a collective in time.
+    """
+    heart = Heart(folder, rank, size, log.warning if rank == 0 else None)
+    heart.start()
+    try:
+        yield heart
+    except Exception as error:
+        bereaved = is_bereavement(error)
+        heart.end(f"{type(error).__name__}: {one_line(error)[:300]}", bereaved)
+        if bereaved:
+            raise LostRanksError(*heart.lost()) from error
+        raise
+    heart.end()
 
 
 def is_bereavement(error: BaseException) -> bool:

@@ -160,6 +160,8 @@ class Ranks:
 
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on the main rank only; all ranks get its result, or raise its exception."""
+        if self.size == 1:
+            return work(*arguments)
         result: Any = None
         if self.is_main:
             try:

@@ -5,6 +5,7 @@ another whether one was told, at every micro-batch: launchers kill half a minute
 step they are in is then given up, the one before it saved, and the next start does it again, exactly.
 """
 
+import logging
 import os
 import signal
 import time
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from afd_scale.parallel.ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LONG_STEP_SECONDS = 5.0  # from here on a step may be given up
@@ -76,7 +79,12 @@ class StopRequest:
 
     def _time(self) -> None:
         now = time.monotonic()
-        self.longest_seconds, self._looked = max(self.longest_seconds, now - self._looked), now
+        seconds, limit = now - self._looked, seconds_before_kill()
+        if max(self.longest_seconds, limit) < seconds and self.ranks.is_main:
+            log.warning("being told to stop was not looked at for %.0f s, and launchers kill after %.0f: work between "
+                        "two looks is a micro-batch; lower train.micro_batch, or give torchrun a longer "
+                        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", seconds, limit)  # fmt: skip
+        self.longest_seconds, self._looked = max(self.longest_seconds, seconds), now
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from afd_scale.checkpoint.run_state import newest_checkpoint, remove_checkpoint
+from afd_scale.checkpoint.resume import check_format, damaged_checkpoints
+from afd_scale.checkpoint.run_state import remove_checkpoint
 from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError, RunConfig, resolved_yaml
 from afd_scale.evaluation.report import DIAGNOSED, provenance_header
@@ -42,14 +43,15 @@ def check_folder(config: RunConfig) -> None:
         raise ConfigError(f"out ({config.out}) must be a folder that can be written to: {existing}: {reason}")
     path = config.folder / CONFIG
     if config.train.resume and path.exists() and (config.folder / "checkpoints").exists():
-        newest_checkpoint(config.folder / "checkpoints")
+        check_format(config.folder / "checkpoints")
         _refuse_another_config(path, config)
 
 
 def start_anew(config: RunConfig) -> None:
     """Remove what an earlier run left; its summary first, for a run with a summary counts as complete."""
     (config.folder / SUMMARY).unlink(missing_ok=True)
-    for checkpoint in complete_checkpoints(config.folder / "checkpoints"):
+    checkpoints = config.folder / "checkpoints"
+    for checkpoint in (*complete_checkpoints(checkpoints), *damaged_checkpoints(checkpoints)):
         remove_checkpoint(checkpoint)
     for folder in ("samples", "tensorboard"):
         shutil.rmtree(config.folder / folder, ignore_errors=True)

@@ -54,17 +54,17 @@ def test_a_dead_rank_is_named_by_the_first_that_is_left(
     sign_of(tmp_path, 1, process.pid, phase="train, step 7", seconds=4.2)
     process.kill()
     process.wait()
-    said = heart.lost()
-    assert said is not None
+    said, known = heart.lost()
+    assert known
     assert f"pid {process.pid}) is gone; it was at train, step 7 for 4 s, in" in said
-    assert Heart(tmp_path, 2, 3).lost() is None  # rank 0 is there and says it
+    assert Heart(tmp_path, 2, 3).lost() == ("others are lost; rank 0 says which", True)
 
 
 def test_a_stopped_rank_is_named(heart: Heart, tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     sign_of(tmp_path, 2, process.pid)
     os.kill(process.pid, signal.SIGSTOP)
-    said = heart.lost()
-    assert said is not None
+    said, known = heart.lost()
+    assert known
     assert "rank 2 " in said
     assert "is stopped" in said
 
@@ -72,8 +72,8 @@ def test_a_stopped_rank_is_named(heart: Heart, tmp_path: Path, process: subproce
 def test_who_failed_is_named_and_not_who_mourns(heart: Heart, tmp_path: Path) -> None:
     sign_of(tmp_path, 1, os.getpid(), end="connection closed", bereaved=True)
     sign_of(tmp_path, 2, os.getpid(), end="CUDA out of memory", phase="train, step 9")
-    said = heart.lost()
-    assert said is not None
+    said, known = heart.lost()
+    assert known
     assert said.count("rank") == 1
     assert "rank 2 " in said
     assert "failed at train, step 9" in said
@@ -83,15 +83,17 @@ def test_who_failed_is_named_and_not_who_mourns(heart: Heart, tmp_path: Path) ->
 def test_a_rank_of_another_machine_without_a_last_word_is_named_by_the_main_one(heart: Heart, tmp_path: Path) -> None:
     sign_of(tmp_path, 1, 1, host="elsewhere", end="connection closed", bereaved=True)
     sign_of(tmp_path, 2, 1, host="elsewhere", phase="save")
-    said = heart.lost()
-    assert said is not None
+    said, known = heart.lost()
+    assert known
     assert said.startswith("rank 2 (elsewhere, pid 1) has no last word; it was at save")
 
 
 def test_nobody_is_named_where_all_mourn(heart: Heart, tmp_path: Path) -> None:
     for rank in (1, 2):
         sign_of(tmp_path, rank, os.getpid(), end="timed out", bereaved=True)
-    assert heart.lost() is None
+    said, known = heart.lost()
+    assert not known
+    assert "no rank is known to be lost; " in said
 
 
 def test_silence_is_told_once_and_so_is_its_end(heart: Heart, tmp_path: Path) -> None:
