@@ -89,8 +89,8 @@ class TrainConfig(Section):
     keep_every: PositiveInt | None = None
     """Checkpoints of steps that are multiples of this are kept for good, too; None keeps no others."""
     most_skipped_steps: PositiveInt = 5
-    """Steps in a row whose gradients are not finite, and whose updates are therefore left out, before the run goes back to
-    its newest checkpoint, and on from there with the data that comes next; if that does not help, it ends."""
+    """Steps in a row whose gradients are not finite, and whose updates are therefore left out, before the run goes back
+    to its newest checkpoint, and on from there with the data that comes next; if that does not help, it ends."""
     sample_every: PositiveInt | None = None
     """Steps between sample videos; None makes them at the end only."""
     diagnose_every: PositiveInt | None = None

@@ -16,7 +16,7 @@ import psutil
 import torch
 from safetensors import safe_open
 
-from afd_scale.checkpoint.run_state import complete_checkpoints
+from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError, RunConfig, resolved_yaml
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def plan_kills(count: int, steps: int, seed: int) -> list[Kill]:
     whom = _shuffled(WHOM, count, chance)
     when = _shuffled(WHEN, count, chance)
     at = sorted(chance.randrange(steps) for _ in range(count))
-    return [Kill(step, *each, chance.random()) for step, *each in zip(at, whom, when, strict=True)]
+    return [Kill(*each, chance.random()) for each in zip(at, whom, when, strict=True)]
 
 
 def run_chaos(config: RunConfig, kills: list[Kill], ranks: int, folder: Path, seed: int = 0) -> Outcome:

@@ -1,6 +1,7 @@
 """What becomes of a run whose gradients are not finite."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 from afd_scale.config import ConfigError
@@ -23,7 +24,7 @@ class Guard:
 
     def __init__(self, most: int):
         self.most, self.left_out = most, 0
-        self._in_a_row = self._went_back_at = 0
+        self._in_a_row, self._went_back_at = 0, -math.inf
 
     def see(self, step: int, roles: Sequence[str]) -> bool:
         """See a step that is done.
@@ -50,10 +51,10 @@ class Guard:
         Raises:
             ConfigError: it did so already, or has nothing to go back to.
         """
-        tried = f", also after it went back to step {checkpoint} and on with other data" if self._went_back_at else ""
-        if self._went_back_at >= step - self.most or not checkpoint:
-            raise ConfigError(f"gradients of {', '.join(roles)} must be finite: those of {self._in_a_row} steps in a row "
-                              f"to step {step} are not{tried}. Lower the learning rate, or look at the data; earlier "
-                              "checkpoints stand")  # fmt: skip
+        if not checkpoint or step <= self._went_back_at + self.most:
+            tried = f", also after going back to step {checkpoint} and on with other data" if checkpoint else ""
+            raise ConfigError(f"gradients of {', '.join(roles)} must be finite: those of {self._in_a_row} steps in a "
+                              f"row to step {step} are not{tried}. Lower the learning rate, or look at the data; "
+                              "earlier checkpoints stand")  # fmt: skip
         log.warning("step %d: going back to step %d, and on with the data that comes next", step, checkpoint)
         self._in_a_row, self._went_back_at = 0, step
