@@ -239,11 +239,14 @@ class TrainedNetwork(ShardedNetwork):
         return snapshot(self._saved_shards(), optimizer_steps=self._optimizer_steps(), nvme=self.on_nvme)
 
     def _saved_shards(self) -> Iterator[tuple[str, Tensor]]:
-        """One at a time on the device."""
+        """One at a time on the device; before the first step moments are zeros, which AdamW makes in it."""
+        begun = self._optimizer_steps() > 0
         for name, parameter in self.trained().items():
-            yield f"{WEIGHT}/{name}", safe_get_local_fp32_param(parameter)
+            weight = safe_get_local_fp32_param(parameter)
+            yield f"{WEIGHT}/{name}", weight
             for moment in () if self.on_nvme else MOMENTS:
-                yield f"{moment}/{name}", safe_get_local_optimizer_state(parameter, moment)
+                state = safe_get_local_optimizer_state(parameter, moment) if begun else torch.zeros_like(weight)
+                yield f"{moment}/{name}", state
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:

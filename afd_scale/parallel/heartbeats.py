@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 
 FOLDER = "heartbeats"
 BEAT_SECONDS = 5.0
+_SHORTEST_BEAT_SECONDS = 1.0  # a new phase is told sooner
 SILENT_SECONDS = 30.0  # without a sign: dead or stopped, or its machine is
-_BEATS_OF_A_LOOK = 3  # at the others, of whom there may be a thousand
+_LOOK_SECONDS = 15.0  # at the others, of whom there may be a thousand
 _LAST_WORDS_SECONDS = 10.0  # until the ranks that live have said how they ended
 _PACKAGE = str(Path(__file__).parents[1])
 _OF_GLOO = re.compile(r"gloo/|Connection (closed|reset) by peer|Timed out waiting|Application timeout", re.IGNORECASE)
@@ -100,7 +101,7 @@ class Heart:
         self.host = socket.gethostname()
         self.phase, self._since, self._began = "start", time.monotonic(), time.monotonic()
         self._main_thread = threading.main_thread().ident
-        self._stop, self._silent = threading.Event(), set[int]()
+        self._stop, self._changed, self._silent = threading.Event(), threading.Event(), set[int]()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -111,17 +112,23 @@ class Heart:
     def at(self, phase: str) -> None:
         """From now on this rank is at something else."""
         self.phase, self._since = phase, time.monotonic()
+        self._changed.set()
 
-    def end(self, why: str | None = None, bereaved: bool = False) -> None:
-        """Beat no more; without a reason all went well, and nothing is left to read."""
+    def end(self, error: BaseException | None = None) -> None:
+        """Beat no more; without an error all went well, and nothing is left to read."""
         self._stop.set()
+        self._changed.set()
         self._thread.join()
-        if why is None:
+        if error is None:
             self._path(self.rank).unlink(missing_ok=True)
             with suppress(OSError):  # others are in it still
                 self.folder.rmdir()
         else:
-            self._write(why, bereaved)
+            trace = error.__traceback__
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            place = _place_of(trace.tb_frame if trace is not None else None)
+            self._write(place, f"{type(error).__name__}: {one_line(error)[:300]}", is_bereavement(error))
 
     def lost(self) -> tuple[str, bool]:
         """Which ranks made this one fail, after it has said its own end, and whether that is known.
@@ -140,7 +147,7 @@ class Heart:
             late = time.monotonic() > deadline
             if late and self.rank == 0:
                 silent = {rank: sign for rank, sign in signs.items() if sign.end is None and rank != 0}
-                faults |= {rank: f"has no last word; it was at {sign.at}" for rank, sign in silent.items()
+                faults |= {rank: f"has no last word; its last sign was {sign.at}" for rank, sign in silent.items()
                            if rank not in faults}  # fmt: skip
             if faults:
                 return "; ".join(f"{signs[rank]} {fault}" for rank, fault in sorted(faults.items())[:4]), True
@@ -156,12 +163,14 @@ class Heart:
         return "; ".join(f"{named(ranks)} at {place}" for place, ranks in sorted(at.items(), key=lambda x: len(x[1])))
 
     def _beat(self) -> None:
-        looks = 0
-        while not self._stop.wait(BEAT_SECONDS):
-            looks += 1
+        looked = time.monotonic()
+        while not self._stop.wait(_SHORTEST_BEAT_SECONDS):
+            self._changed.wait(BEAT_SECONDS - _SHORTEST_BEAT_SECONDS)
+            self._changed.clear()
             with suppress(OSError):  # a file system that fails for a while; the run has more to say of it
                 self._write()
-                if self._tell is not None and looks % _BEATS_OF_A_LOOK == 0:
+                if self._tell is not None and time.monotonic() - looked > _LOOK_SECONDS:
+                    looked = time.monotonic()
                     self._look_around(self._tell)
 
     def _look_around(self, tell: Callable[[str], None]) -> None:
@@ -169,14 +178,16 @@ class Heart:
         now = signs[self.rank].written
         silent = {rank for rank, sign in signs.items() if now - sign.written > SILENT_SECONDS and sign.end is None}
         for rank in sorted(silent - self._silent):
-            tell(f"{signs[rank]} has given no sign for {now - signs[rank].written:.0f} s; it was at {signs[rank].at}")
+            tell(
+                f"{signs[rank]} has given no sign for {now - signs[rank].written:.0f} s; its last was {signs[rank].at}"
+            )
         for rank in sorted(self._silent - silent):
             tell(f"rank {rank} gives signs again")
         self._silent = silent
 
-    def _write(self, end: str | None = None, bereaved: bool = False) -> None:
+    def _write(self, place: str | None = None, end: str | None = None, bereaved: bool = False) -> None:
         now = time.monotonic()
-        sign = Sign(self.rank, self.host, os.getpid(), self.phase, self._place(), now - self._since,
+        sign = Sign(self.rank, self.host, os.getpid(), self.phase, place or self._place(), now - self._since,
                     now - self._began, end, bereaved)  # fmt: skip
         path = self._path(self.rank)
         partial = path.with_suffix(".partial")
@@ -192,13 +203,18 @@ class Heart:
         return sign_path(self.folder.parent, rank)
 
     def _place(self) -> str:
-        """The innermost function of this package that the main thread is in."""
-        frame: FrameType | None = sys._current_frames().get(self._main_thread or 0)
-        while frame is not None and not frame.f_code.co_filename.startswith(_PACKAGE):
-            frame = frame.f_back
-        if frame is None:
-            return "other code"
-        return f"{Path(frame.f_code.co_filename).relative_to(_PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}"
+        """Where the main thread is."""
+        frame = sys._current_frames().get(self._main_thread or 0)
+        return _place_of(frame)
+
+
+def _place_of(frame: FrameType | None) -> str:
+    """The innermost function of this package that a frame is in."""
+    while frame is not None and not frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    if frame is None:
+        return "other code"
+    return f"{Path(frame.f_code.co_filename).relative_to(_PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
 def sign_path(folder: Path, rank: int) -> Path:
@@ -223,8 +239,8 @@ def _fault(sign: Sign) -> str | None:
     except psutil.NoSuchProcess:
         state = psutil.STATUS_ZOMBIE
     if state == psutil.STATUS_ZOMBIE:
-        return f"is gone; it was at {sign.at}"
-    return f"is stopped; it was at {sign.at}" if state == psutil.STATUS_STOPPED else None
+        return f"is gone; its last sign was {sign.at}"
+    return f"is stopped; its last sign was {sign.at}" if state == psutil.STATUS_STOPPED else None
 
 
 @contextmanager
@@ -241,9 +257,8 @@ def living(folder: Path, rank: int, size: int) -> Iterator[Heart]:
     try:
         yield heart
     except Exception as error:
-        bereaved = is_bereavement(error)
-        heart.end(f"{type(error).__name__}: {one_line(error)[:300]}", bereaved)
-        if bereaved:
+        heart.end(error)
+        if is_bereavement(error):
             raise LostRanksError(*heart.lost()) from error
         raise
     heart.end()

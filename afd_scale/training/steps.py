@@ -46,6 +46,7 @@ class StepWatch:
         self._stop, self._networks, self._last, self._memory = stop, networks, last, memory
         self._before: dict[str, _Before] = {}
         self._remembered: dict[str, Tensor] = {}
+        self._is_kept = False
         self.skipped: list[str] = []
 
     def between(self) -> None:
@@ -53,7 +54,7 @@ class StepWatch:
 
     def updating(self, engine: Any) -> None:
         role = self._role(engine)
-        if self._stop.holds or role in self._before:
+        if not self._is_kept or self._stop.holds or role in self._before:
             return
         if role == self._last or engine.on_nvme:
             self._stop.hold()
@@ -64,10 +65,14 @@ class StepWatch:
         self.skipped.append(self._role(engine))
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, kept: bool) -> Iterator[None]:
         """A step, which forgets what it kept when it ends well, and what the method took from numbers that are not
-        finite."""
-        self._remembered, self.skipped = dict(self._memory), []
+        finite.
+
+        Args:
+            kept: something is saved where it is given up; in a warm-up nothing is.
+        """
+        self._remembered, self.skipped, self._is_kept = dict(self._memory), [], kept
         with self._stop.step():
             yield
         self._before = {}

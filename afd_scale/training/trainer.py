@@ -273,7 +273,7 @@ class Trainer:
     def _run_step(self, step: int) -> None:
         """One step of the method."""
         self.heart.at(f"step {step}")
-        with self._judges_may_fail(), self.watch.step():
+        with self._judges_may_fail(), self.watch.step(kept=step >= 1):
             self.metrics = self.built.method.train_step(self._next_batch(), step)
         self.step, self.position = step, self.stream.state_dict()
 

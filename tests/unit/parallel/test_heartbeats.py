@@ -56,7 +56,7 @@ def test_a_dead_rank_is_named_by_the_first_that_is_left(
     process.wait()
     said, known = heart.lost()
     assert known
-    assert f"pid {process.pid}) is gone; it was at train, step 7 for 4 s, in" in said
+    assert f"pid {process.pid}) is gone; its last sign was train, step 7 for 4 s, in" in said
     assert Heart(tmp_path, 2, 3).lost() == ("others are lost; rank 0 says which", True)
 
 
@@ -85,7 +85,7 @@ def test_a_rank_of_another_machine_without_a_last_word_is_named_by_the_main_one(
     sign_of(tmp_path, 2, 1, host="elsewhere", phase="save")
     said, known = heart.lost()
     assert known
-    assert said.startswith("rank 2 (elsewhere, pid 1) has no last word; it was at save")
+    assert said.startswith("rank 2 (elsewhere, pid 1) has no last word; its last sign was save")
 
 
 def test_nobody_is_named_where_all_mourn(heart: Heart, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_silence_is_told_once_and_so_is_its_end(heart: Heart, tmp_path: Path) ->
         heart._write()
         heart._look_around(told.append)
     assert len(told) == 2
-    assert "has given no sign for 31 s; it was at save for 2 s" in told[0]
+    assert "has given no sign for 31 s; its last was save for 2 s" in told[0]
     assert told[1] == "rank 1 gives signs again"
 
 
