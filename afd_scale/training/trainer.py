@@ -23,8 +23,8 @@ from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts
-from afd_scale.evaluation.report import metric_table, write_report
-from afd_scale.files import write_text
+from afd_scale.evaluation.report import metric_table, read_summary, write_report
+from afd_scale.files import full_disk_explained, write_text
 from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.heartbeats import Heart, living
 from afd_scale.parallel.ranks import Ranks
@@ -137,8 +137,7 @@ class Trainer:
             raise
         finally:
             tell(self.trackers, lambda tracker: tracker.close())
-        if self.ranks.is_main:
-            self._finish(metrics)
+        self.ranks.run_on_main(self._finish, metrics)
         self.stream.close()
         self.ranks.barrier()
 
@@ -399,8 +398,9 @@ class Trainer:
             "metrics": metrics,
             "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
         }
-        write_text(self.config.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
-        report = write_report(self.config.folder)
+        with full_disk_explained(self.config.out, "out"):
+            write_text(self.config.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+            report = write_report(self.config.folder)
         if metrics:
             log.info("%s\n%s", self.config.name, metric_table(summary))
         log.info("%s is complete; look at %s", self.config.name, report)
@@ -433,13 +433,10 @@ def _check_inputs(config: RunConfig) -> DatasetFacts:
 
 
 def _complete_summary(config: RunConfig) -> dict[str, Any] | None:
-    """Check a run's folder; the summary in it where the run has come to its end."""
+    """Check a run's folder; the summary in it where the run has come to its end. One that is damaged is made anew."""
     check_folder(config)
-    path = config.folder / SUMMARY
-    if not (config.train.resume and path.exists()):
-        return None
-    summary = json.loads(path.read_text())
-    return summary if summary["steps"] >= config.train.steps else None
+    summary = read_summary(config.folder / SUMMARY) if config.train.resume else None
+    return summary if summary is not None and summary["steps"] >= config.train.steps else None
 
 
 @contextmanager

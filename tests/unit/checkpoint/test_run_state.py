@@ -1,11 +1,10 @@
 """What a checkpoint is made of, when it is complete, and what becomes of one that cannot be written."""
 
 import errno
-import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.models import PolicyConfig, StudentConfig
 from afd_scale.engines.resharding import SavedShards, Shards, snapshot
 from afd_scale.parallel.ranks import alone
+from tests.disks import small_disk
 from tests.students import read_folder
 
 POLICY = PolicyConfig(student=StudentConfig())
@@ -282,25 +282,15 @@ def test_one_ranks_full_disk_is_all_ranks(config: RunConfig) -> None:
     assert sorted(path.name for path in (config.folder / "checkpoints").iterdir()) == ["latest", "step_00000001"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.system(f"mount -t tmpfs -o size=256k none {folder} 2>/dev/null"):
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    os.system(f"umount {folder}")
-
-
-def test_a_real_full_disk(config: RunConfig, small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoints = checkpoints_of(config.model_copy(update={"out": small_disk}))
-    save(checkpoints, 1)
-    large = Part(2)
-    large.weight = torch.ones(100_000)
-    save(checkpoints, 2, large)
-    assert names(checkpoints) == ["latest", "step_00000001"]
-    assert "step 2 could not be saved (" in caplog.text
-    assert "\n" not in caplog.messages[-1]
-    save(checkpoints, 3)
-    assert json.loads((checkpoints.folder / "step_00000003" / "state.json").read_text())["step"] == 3
+def test_a_real_full_disk(config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with small_disk(tmp_path / "disk", kib=256) as disk:
+        checkpoints = checkpoints_of(config.model_copy(update={"out": disk}))
+        save(checkpoints, 1)
+        large = Part(2)
+        large.weight = torch.ones(100_000)
+        save(checkpoints, 2, large)
+        assert names(checkpoints) == ["latest", "step_00000001"]
+        assert "step 2 could not be saved (" in caplog.text
+        assert "\n" not in caplog.messages[-1]
+        save(checkpoints, 3)
+        assert read_state(checkpoints.folder / "step_00000003")["step"] == 3
