@@ -75,7 +75,7 @@ def test_told_to_stop_before_its_first_step_a_run_ends_at_once(config: Path) -> 
 
 
 @pytest.mark.parametrize(("what", "said"), [
-    ("die", r"rank 1 \(\S+, pid \d+\) is gone; its last sign was step 2 for \d+ s, in methods/afd.py:\d+ "),
+    ("die", r"rank 1 \(\S+, pid \d+\) is gone; its last sign was step 2 for \d+ s, in \S+:\d+ "),
     ("fail", r"rank 1 \(\S+, pid \d+\) failed at step 2 for \d+ s, in .*: RuntimeError: it burns"),
 ])  # fmt: skip
 def test_a_rank_that_is_lost_is_named(config: Path, what: str, said: str) -> None:
