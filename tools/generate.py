@@ -25,7 +25,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from afd_scale.config import ConfigError, one_line
+from afd_scale.config import ConfigError, LostInputError, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.config.presets import ARCHITECTURES, FAMILIES
 from afd_scale.data.storage import Location
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO if is_main else logging.WARNING)
         with tempfile.TemporaryDirectory() as cache, ranks_of_job(launched, options.sequence) as ranks:
             found = generate(job_of(options, Path(cache)), ranks)
-    except UnfinishedError as error:  # the other ranks do not know of it; their launcher ends them
+    except (UnfinishedError, LostInputError) as error:  # the other ranks do not know of it; their launcher ends them
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:  # on all ranks

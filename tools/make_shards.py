@@ -37,7 +37,7 @@ import yaml
 from afd_scale.codecs.codec import Codec, VideoForm
 from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
 from afd_scale.codecs.wan import TEXT_LENGTH, WanCodec
-from afd_scale.config import ConfigError, one_line
+from afd_scale.config import ConfigError, LostInputError, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.clips import Teacher
@@ -136,6 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         if launched is None or launched.rank == 0:
             print(f"error: {parse_problem(error)}", file=sys.stderr)
+        return 2
+    except LostInputError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from what is finished", file=sys.stderr)

@@ -16,7 +16,7 @@ class ConfigError(ValueError):
 
 
 class LostInputError(Exception):
-    """Input that can no longer be read in the middle of a run, met by one rank alone; one line as above."""
+    """What one rank alone meets, input that can no longer be read or ranks that do not come; one line as above."""
 
 
 def one_line(error: object) -> str:

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from afd_scale.config import ConfigError
 from afd_scale.parallel.launchers import Launched
+from afd_scale.parallel.meeting import meet, network_of
+
+# NCCL's last collectives, written where one times out: which rank waits in which.
+_FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Ranks:
         device: where this rank computes.
         sequence: ranks that share one video's tokens.
         sequence_group: those of this rank's video; None where each has its own.
+        control_group: all of them, over gloo: what they agree on there waits for no device; None is the default group.
     """
 
     rank: int
@@ -35,6 +40,7 @@ class Ranks:
     device: torch.device
     sequence: int = 1
     sequence_group: dist.ProcessGroup | None = None
+    control_group: dist.ProcessGroup | None = None
 
     @property
     def data_rank(self) -> int:
@@ -71,9 +77,27 @@ class Ranks:
 
     def any(self, condition: bool) -> bool:
         """Whether it holds on some rank; the same answer on all."""
-        flag = torch.tensor(float(condition), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+        return bool(self.largest([condition])[0])
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each over the ranks, in one collective; the same answer on all."""
+        return self.ask_largest(values)()
+
+    def ask_largest(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """`largest`, answered later: what is returned waits until all ranks have asked.
+
+        It goes through host memory and waits for no device, and an answer that is wanted later takes no time.
+        """
+        found = torch.tensor([float(value) for value in values])
+        if self.size == 1:
+            return found.tolist
+        work = dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control_group, async_op=True)
+
+        def answer() -> list[float]:
+            work.wait()
+            return found.tolist()
+
+        return answer
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -136,6 +160,8 @@ class Ranks:
 
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on the main rank only; all ranks get its result, or raise its exception."""
+        if self.size == 1:
+            return work(*arguments)
         result: Any = None
         if self.is_main:
             try:
@@ -146,6 +172,17 @@ class Ranks:
         if isinstance(result, Exception):
             raise result
         return result
+
+
+def _gpu_of(launched: Launched, visible: int) -> int:
+    """The GPU of a rank among those that it sees: one of all, or its own, as with `srun --gpus-per-task=1`.
+
+    Raises:
+        ConfigError: there are fewer than ranks on this machine.
+    """
+    if visible not in (1, launched.local_size) and launched.local_rank >= visible:
+        raise ConfigError(f"ranks of a machine ({launched.local_size}) must have a GPU each: {visible} are visible")
+    return 0 if visible == 1 else launched.local_rank
 
 
 def alone() -> Ranks:
@@ -168,29 +205,44 @@ def start_ranks(
 
     Args:
         agreed: exceptions that all ranks raise together; after any other the rest may never come to the good-bye.
+    Raises:
+        LostInputError: see `meet`.
+        ConfigError: this rank has no GPU of its own.
     """
     import deepspeed
 
-    os.environ.update(launched.environment)
+    os.environ.update(launched.environment | network_of(launched))
     on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", launched.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
+        device = torch.device("cuda", _gpu_of(launched, torch.cuda.device_count()))
         torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed sets the device
+        for name, value in _FLIGHT_RECORDER.items():
+            os.environ.setdefault(name, value)
     else:
+        device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             # Ranks of one machine share its cores; without this each takes all of them.
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launched.local_size))
         # DeepSpeed 0.19 would compile its shared-memory operator for a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    deepspeed.init_distributed(
+    timeout = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        auto_mpi_discovery=False,
-        timeout=timedelta(minutes=timeout_minutes),
-        verbose=False,
+        store=meet(launched),
+        rank=launched.rank,
+        world_size=launched.size,
+        timeout=timeout,
     )
+    deepspeed.init_distributed(
+        auto_mpi_discovery=False, timeout=timeout, verbose=False
+    )  # takes the group that is there
     try:
-        yield Ranks(launched.rank, launched.size, launched.local_rank, launched.local_size, device)
+        yield Ranks(
+            launched.rank, launched.size, launched.local_rank, launched.local_size, device,
+            control_group=dist.new_group(backend="gloo", timeout=timeout),
+        )  # fmt: skip
     except Exception as error:
         if isinstance(error, agreed):
             dist.destroy_process_group()

@@ -41,3 +41,13 @@ def test_machines_must_be_told_where_to_meet() -> None:
     with pytest.raises(ConfigError, match=r"MASTER_ADDR \(not set\) must name the first of the machines"):
         launched_as(srun)
     assert launched_as({**srun, "SLURM_STEP_NUM_NODES": "1"}).address == "127.0.0.1"
+
+
+def test_a_rank_takes_its_gpu_among_those_it_sees() -> None:
+    from afd_scale.parallel.ranks import _gpu_of
+
+    fourth = Launched(3, 4, 3, 4, "127.0.0.1", "1234")
+    assert _gpu_of(fourth, visible=4) == 3
+    assert _gpu_of(fourth, visible=1) == 0  # srun --gpus-per-task=1
+    with pytest.raises(ConfigError, match=r"ranks of a machine \(4\) must have a GPU each: 2 are visible"):
+        _gpu_of(fourth, visible=2)

@@ -1,0 +1,67 @@
+"""How ranks find one another, and what is said of those that do not come."""
+
+import logging
+import threading
+from dataclasses import replace
+
+import pytest
+
+from afd_scale.config import LostInputError
+from afd_scale.parallel import meeting
+from afd_scale.parallel.launchers import Launched, launched_as
+from afd_scale.parallel.meeting import interface_towards, meet, named, network_of
+
+
+@pytest.fixture
+def two() -> Launched:
+    return Launched(0, 2, 0, 2, "127.0.0.1", launched_as({}).port)
+
+
+def test_ranks_meet_at_the_first_one(two: Launched) -> None:
+    second = threading.Thread(target=meet, args=(replace(two, rank=1, local_rank=1), 20.0))
+    second.start()
+    store = meet(two, 20.0)
+    second.join()
+    store.set("said", "once")
+    assert store.get("said") == b"once"
+
+
+def test_a_rank_that_does_not_come_is_named(two: Launched, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), pytest.raises(LostInputError, match=r"2 ranks meet within 0.2 s: rank 1 did"):
+        meet(two, 0.2)
+    with pytest.raises(LostInputError, match="ranks 1, 2 did not come"):
+        meet(replace(two, size=3, local_size=3, port=launched_as({}).port), 0.2)
+
+
+def test_main_rank_says_whom_it_waits_for(
+    two: Launched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meeting, "_TOLD_EVERY_SECONDS", 0.2)
+    with caplog.at_level(logging.INFO), pytest.raises(LostInputError):
+        meet(two, 0.5)
+    assert "waiting for rank 1 of 2" in caplog.text
+
+
+def test_an_address_without_an_answer_is_named(two: Launched) -> None:
+    with pytest.raises(LostInputError, match=rf"127\.0\.0\.1:{two.port}\) must answer"):
+        meet(replace(two, rank=1), 0.5)
+
+
+def test_several_machines_cannot_meet_at_an_address_of_each_alone(two: Launched) -> None:
+    with pytest.raises(LostInputError, match=r"MASTER_ADDR \(localhost\) must be an address that other machines"):
+        meet(replace(two, address="localhost", local_size=1), 0.5)
+
+
+def test_network_is_the_one_that_leads_to_the_first_rank(two: Launched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("no such host.") is None
+    assert network_of(two) == {}  # one machine needs none
+    assert network_of(replace(two, local_size=1)) == {"GLOO_SOCKET_IFNAME": "lo"}
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")  # the user knows
+    assert network_of(replace(two, local_size=1)) == {}
+
+
+def test_many_ranks_are_named_in_a_line() -> None:
+    assert named([3]) == "rank 3"
+    assert named(list(range(10))) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
