@@ -31,11 +31,13 @@ class Track:
         stream: PyAV's.
         header: what that does not tell.
         shape: the codec's word on the shape of pixels when the file was opened.
+        end: after which nothing of it is shown, seconds.
     """
 
     stream: Any
     header: Header
     shape: Fraction | None
+    end: float
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,15 @@ class Said:
 
 @dataclass(frozen=True)
 class Picture:
-    """(H, W, C) of a frame, and the width of a pixel over its height."""
+    """A frame on its way.
+
+    Attributes:
+        pixels: (H, W, C).
+        square: height and width that it has with square pixels.
+    """
 
     pixels: Frames
-    ratio: float = 1.0
+    square: tuple[int, int]
 
 
 def shown(frame: Any, track: Track, colour: str) -> Picture:
@@ -71,7 +78,7 @@ def shown(frame: Any, track: Track, colour: str) -> Picture:
     said = Said(frame, _side_data(frame), track)
     for refuse in REFUSED:
         refuse(said)
-    picture = Picture(colours.pixels_of(frame, colour))
+    picture = Picture(colours.pixels_of(frame, colour), (frame.height, frame.width))
     for apply in APPLIED:
         picture = apply(picture, said)
     return picture
@@ -148,7 +155,8 @@ def pixel_shape(picture: Picture, said: Said) -> Picture:
     ratio = 1.0 if track.header.square else float(track.stream.sample_aspect_ratio or now or 1)
     if not _RATIOS[0] <= ratio <= _RATIOS[1]:
         raise RejectedError(f"pixels ({ratio:g} times as wide as high) must be nearly square: the metadata is wrong")
-    return replace(picture, ratio=ratio)
+    height, width = picture.pixels.shape[:2]
+    return replace(picture, square=(height, max(1, round(width * ratio))))
 
 
 def orientation(picture: Picture, said: Said) -> Picture:
@@ -164,7 +172,7 @@ def orientation(picture: Picture, said: Said) -> Picture:
         raise RejectedError(f"orientation ({said_matrix}) must be of quarter turns and mirrors: others are not applied")
     if upright > turned:
         return replace(picture, pixels=picture.pixels[:: _step(d), :: _step(a)])
-    return Picture(picture.pixels.swapaxes(0, 1)[:: _step(b), :: _step(c)], 1 / picture.ratio)
+    return Picture(picture.pixels.swapaxes(0, 1)[:: _step(b), :: _step(c)], picture.square[::-1])
 
 
 def _step(direction: int) -> int:

@@ -65,6 +65,7 @@ def _mp4(file: BinaryIO, whole: Span, track: int) -> Header:
         head = next(_found(_boxes, file, trak, b"tkhd"), None)
         if head is None or _track_id(_bytes(file, head, 24)) != track:
             continue
+        _check_edits(file, trak)
         file.seek(head[1] - 8)
         size = struct.unpack(">II", file.read(8))
         table = next(_found(_boxes, file, trak, b"mdia", b"minf", b"stbl", b"stsd"), (0, 0))
@@ -73,6 +74,19 @@ def _mp4(file: BinaryIO, whole: Span, track: int) -> Header:
             raise RejectedError("picture must be described once: the sample entries of the track differ")
         return said.pop() if said else Header()
     return Header()
+
+
+def _check_edits(file: BinaryIO, trak: Span) -> None:
+    """FFmpeg applies edits but for their rates: each has a length, a time, and a rate that may be 0, of a still."""
+    for span in _found(_boxes, file, trak, b"edts", b"elst"):
+        head = _bytes(file, span, 8)
+        width = 20 if head[:1] == b"\1" else 12
+        for number in range(min(int.from_bytes(head[4:], "big"), _MOST_CHILDREN)):
+            after = span[0] + 8 + width * (number + 1)
+            rate = _bytes(file, (after - 4, min(after, span[1])))
+            if len(rate) == 4 and rate != b"\0\1\0\0":
+                raise RejectedError(f"edit list (rate {struct.unpack('>i', rate)[0] / 65536:g}) must play at rate 1: "
+                                    "others are not applied")  # fmt: skip
 
 
 def _track_id(head: bytes) -> int:

@@ -1,6 +1,7 @@
 """Read a video file into the form of a dataset: which track, which frames, of which size."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,9 +72,8 @@ def own_form(path: Path) -> VideoForm:
     count, seconds = len(spans), spans[-1].end if spans else 0.0
     said, tick = float(track.stream.average_rate or 0), float(track.stream.time_base)
     rate = said if said and abs(count / said - seconds) <= max(_LATE, tick) else count / max(seconds, 1e-9)
-    height, width = picture.pixels.shape[:2]
     try:
-        return VideoForm(count, rate, height, max(1, round(width * picture.ratio)))
+        return VideoForm(count, rate, *picture.square)
     except ConfigError as error:
         raise RejectedError(f"{error}, in one form") from error
 
@@ -90,37 +90,52 @@ def _opened(path: Path) -> Iterator[tuple[Any, Track]]:
         if not path.is_file():
             raise RejectedError("must be a readable file: it is not there")
         with av.open(f"file:{path}") as container:  # without the prefix, 12:30.mp4 is taken for a URL
-            stream, number = _film(container.streams.video)
+            stream, number = _film(path, container.streams.video)
             # Containers with an index say where their last packet ends; the file must go as far.
-            end, size = max((entry.pos + entry.size for entry in stream.index_entries), default=0), path.stat().st_size
-            if end > size:
-                raise RejectedError(f"must be whole: it is truncated, {size} of at least {end} bytes are there")
+            size, least = (
+                path.stat().st_size,
+                max((entry.pos + entry.size for entry in stream.index_entries), default=0),
+            )
+            if least > size:
+                raise RejectedError(f"must be whole: it is truncated, {size} of at least {least} bytes are there")
             if stream.codec_context is None:
                 raise RejectedError("codec must be one that FFmpeg decodes: nothing here does")
             header = read_header(path, container.format.name, stream.id, number)
-            yield container, Track(stream, header, stream.codec_context.sample_aspect_ratio)
+            end = math.inf
+            if "mp4" in container.format.name and stream.duration:  # an edit list may cut the last frame short
+                end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+            yield container, Track(stream, header, stream.codec_context.sample_aspect_ratio, end)
     except FFmpegError as error:
         raise RejectedError(f"must be a readable video: {error.strerror}") from error
     except OSError as error:
         raise RejectedError(f"must be a readable file: {error.strerror}") from error
 
 
-def _film(streams: Iterable[Any]) -> tuple[Any, int]:
+def _film(path: Path, streams: Iterable[Any]) -> tuple[Any, int]:
     """The video track that players show, and its number among those that are no covers.
 
-    One that is marked as default comes first, then one of several frames, then the largest.
+    Tracks of one frame come last, as posters; the one that is marked as default comes first, and then the largest.
     """
     films = [stream for stream in streams if not stream.disposition & _NO_FILM]
     if not films:
         found = "only a still picture, as of a cover" if list(streams) else "no video stream"
         raise RejectedError(f"must be a whole video: {found} is found in it")
+    packets = Counter(_packets(path, films)) if len(films) > 1 else Counter()
 
     def rank(stream: Any) -> tuple[bool, bool, int]:
         area = stream.codec_context.width * stream.codec_context.height if stream.codec_context else 0
-        return bool(stream.disposition & Disposition.default), stream.frames != 1, area
+        return packets[stream.index] > 1, bool(stream.disposition & Disposition.default), area
 
     best = max(films, key=rank)
     return best, films.index(best)
+
+
+def _packets(path: Path, streams: list[Any]) -> Iterator[int]:
+    """The tracks of a file's packets."""
+    with av.open(f"file:{path}") as container:
+        for packet in container.demux([container.streams[stream.index] for stream in streams]):
+            if packet.size:
+                yield packet.stream_index
 
 
 def _first(container: Any, track: Track) -> Any:
@@ -192,7 +207,8 @@ def _spans(items: Iterable[Any], track: Track) -> Iterator[_Span]:
             yield _Span(before, begin, time)
         before, begin, interval = item, time, time - begin
     if before is not None:
-        yield _Span(before, begin, begin + _length(before, track, interval))
+        end = begin + _length(before, track, interval)
+        yield _Span(before, begin, min(end, track.end - origin) if track.end - origin > begin else end)
 
 
 def _length(item: Any, track: Track, interval: float) -> float:
@@ -220,8 +236,7 @@ def _times_of(container: Any, items: Iterable[Any]) -> Iterator[Any]:
 def _formed(frame: Any, track: Track, form: VideoForm) -> Frames:
     """(H, W, C) of one frame in its form."""
     picture = shown(frame, track, form.colour)
-    height, width = picture.pixels.shape[:2]
-    return fit(picture.pixels, form, (height, max(1, round(width * picture.ratio))))
+    return fit(picture.pixels, form, picture.square)
 
 
 def fit(pixels: Frames, form: VideoForm, square: tuple[int, int] | None = None) -> Frames:
