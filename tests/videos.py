@@ -47,6 +47,7 @@ def write_video(
     codec_options: dict[str, str] | None = None,
     setup: Callable[[Any], object] | None = None,
     times: Iterable[int] | None = None,
+    durations: Iterable[int] | None = None,
     rotation: int = 0,
     **stream_settings: Any,
 ) -> Path:
@@ -56,6 +57,7 @@ def write_video(
         options: of the container.
         setup: is given the stream before anything is written.
         times: of the frames, in units of 1 / rate; None shows one after another.
+        durations: of the packets, in the same units; for codecs that keep frames in order.
         rotation: that the metadata asks players for, degrees.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,12 +76,16 @@ def write_video(
             stream.set_display_rotation(rotation)
         if setup:
             setup(stream)
+        packets: list[av.Packet] = []
         for time, image in zip(times or range(len(frames)), frames, strict=True):
             frame = image if isinstance(image, av.VideoFrame) else _frame(image)
             frame.pts = time
             frame.time_base = 1 / Fraction(rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        for duration, packet in zip(durations or [], packets, strict=False):
+            packet.duration = round(duration / Fraction(rate) / packet.time_base)
+        container.mux(packets)
     return path
 
 

@@ -66,8 +66,7 @@ def _mp4(file: BinaryIO, whole: Span, track: int) -> Header:
         if head is None or _track_id(_bytes(file, head, 24)) != track:
             continue
         _check_edits(file, trak)
-        file.seek(head[1] - 8)
-        size = struct.unpack(">II", file.read(8))
+        size = struct.unpack(">II", _bytes(file, (max(head[0], head[1] - 8), head[1])).ljust(8, b"\0"))
         table = next(_found(_boxes, file, trak, b"mdia", b"minf", b"stbl", b"stsd"), (0, 0))
         said = {_sample_entry(file, entry, size) for _, entry in _boxes(file, (table[0] + 8, table[1]))}
         if len(said) > 1:
@@ -181,7 +180,7 @@ def _elements(file: BinaryIO, span: Span) -> Iterator[tuple[bytes, Span]]:
         id_length = 9 - head[0].bit_length() if head else 9
         size_length = 9 - head[id_length].bit_length() if id_length < len(head) else 9
         begin = at + id_length + size_length
-        if max(id_length, size_length) > 8 or begin > end:
+        if max(id_length, size_length) > 8 or begin - at > len(head):
             return
         size = int.from_bytes(head[id_length : begin - at], "big") - (1 << 7 * size_length)
         unknown = size == (1 << 7 * size_length) - 1  # of what was being written: as far as its parent

@@ -192,14 +192,14 @@ def _spans(items: Iterable[Any], track: Track) -> Iterator[_Span]:
 
     Where times are missing, one follows another by its length.
     """
-    before, begin, interval, origin = None, 0.0, 0.0, 0.0
+    before, begin, interval, origin = None, 0.0, 0.0, None
     for number, item in enumerate(items):
-        time = None if item.pts is None else float(item.pts * (item.time_base or track.stream.time_base)) - origin
-        if before is None:
-            time, origin = 0.0, time or 0.0
-        elif time is None:
-            time = begin + _length(before, track, interval)
-        elif time <= begin:
+        time = None if item.pts is None else float(item.pts * (item.time_base or track.stream.time_base))
+        if time is None or origin is None:
+            counted = 0.0 if before is None else begin + _length(before, track, interval)
+            origin = origin if time is None else time - counted
+            time = counted
+        elif (time := time - origin) <= begin:
             raise RejectedError(
                 f"must have increasing times: frame {number} is shown at {time:.3f} s after {begin:.3f} s"
             )
@@ -207,8 +207,8 @@ def _spans(items: Iterable[Any], track: Track) -> Iterator[_Span]:
             yield _Span(before, begin, time)
         before, begin, interval = item, time, time - begin
     if before is not None:
-        end = begin + _length(before, track, interval)
-        yield _Span(before, begin, min(end, track.end - origin) if track.end - origin > begin else end)
+        last, end = begin + _length(before, track, interval), track.end - (origin or 0.0)
+        yield _Span(before, begin, min(last, end) if end > begin else last)
 
 
 def _length(item: Any, track: Track, interval: float) -> float:
