@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -30,6 +31,20 @@ def test_headers_of_whole_files(mp4: Path, tmp_path: Path) -> None:
     assert read_header(mkv, "matroska,webm", 0, 0) == expected
     assert read_header(mkv, "matroska,webm", 0, 1) == Header()
     assert read_header(mkv, "avi", 0, 0) == Header()
+
+
+def test_header_of_a_film_behind_its_sound(mp4: Path, tmp_path: Path) -> None:
+    with av.open(str(mp4)) as source, av.open(str(tmp_path / "a.mkv"), "w") as copy:
+        sound = copy.add_stream("pcm_s16le", rate=8000)
+        film = copy.add_stream_from_template(source.streams.video[0])
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        samples.rate = 8000
+        copy.mux(sound.encode(samples))
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = film
+                copy.mux(packet)
+    assert read_header(tmp_path / "a.mkv", "matroska,webm", 0, 0) == Header(crop=(6, 0, 6, 8))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
