@@ -86,6 +86,13 @@ def test_fields_that_a_box_tells_of(tmp_path: Path) -> None:
     assert combs(read_video(path, FORM)) < 0.5
 
 
+def test_the_first_frame_sees_motion_too(tmp_path: Path) -> None:
+    video = woven(frames=2)
+    video[1] = 30  # what moves is gone from the second
+    path = write_video(tmp_path / "a.mp4", flagged(video, True), 25, codec_options=X264)
+    assert combs(read_video(path, VideoForm(1, 25.0, 64, 64, colour="gray"))) < 0.5
+
+
 def test_orientation_and_times_of_interlaced_frames(tmp_path: Path) -> None:
     path = marked_in_frames(tmp_path / "a.mp4", True, rotation=180, times=[0, 1, 2, 6, 7, 8, 9, 10])
     video = read_video(path, FORM)
