@@ -1,7 +1,8 @@
 """Real video files for tests."""
 
 import json
-from collections.abc import Iterable
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -37,26 +38,35 @@ def write_teacher(folder: Path) -> None:
 
 def write_video(
     path: Path,
-    frames: Frames,
+    frames: Frames | Sequence[av.VideoFrame],
     rate: Fraction | int = 8,
     *,
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
+    setup: Callable[[Any], object] | None = None,
     times: Iterable[int] | None = None,
+    durations: Iterable[int] | None = None,
     rotation: int = 0,
     **stream_settings: Any,
 ) -> Path:
-    """Write (T, H, W, 3), or (T, H, W) in grey, as the container that the suffix says.
+    """Write (T, H, W, 3), or (T, H, W) in grey, or frames, as the container that the suffix says.
 
     Args:
+        options: of the container.
+        setup: is given the stream before anything is written.
         times: of the frames, in units of 1 / rate; None shows one after another.
+        durations: of the packets, in the same units; for codecs that keep frames in order.
         rotation: that the metadata asks players for, degrees.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=rate, options={"qp": "0"} if codec == "libx264" else {})
-        stream.height, stream.width = frames.shape[1:3]
+        lossless = {"qp": "0"} if codec == "libx264" else {}
+        stream = container.add_stream(codec, rate=rate, options=lossless | (codec_options or {}))
+        first = frames[0]
+        size = (first.height, first.width) if isinstance(first, av.VideoFrame) else first.shape[:2]
+        stream.height, stream.width = size
         stream.pix_fmt = pix_fmt
         if pix_fmt == "gray":  # all values are used; a grey stream that does not say so is read as 16 to 235
             stream.codec_context.color_range = 2
@@ -64,10 +74,54 @@ def write_video(
             setattr(stream.codec_context, name, value)
         if rotation:
             stream.set_display_rotation(rotation)
+        if setup:
+            setup(stream)
+        packets: list[av.Packet] = []
         for time, image in zip(times or range(len(frames)), frames, strict=True):
-            frame = av.VideoFrame.from_ndarray(image, format="gray" if image.ndim == 2 else "rgb24")
+            frame = image if isinstance(image, av.VideoFrame) else _frame(image)
             frame.pts = time
             frame.time_base = 1 / Fraction(rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        for duration, packet in zip(durations or [], packets, strict=False):
+            packet.duration = round(duration / Fraction(rate) / packet.time_base)
+        container.mux(packets)
     return path
+
+
+def _frame(image: Frames) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(image, format="gray" if image.ndim == 2 else "rgb24")
+
+
+def box(kind: str, content: bytes) -> bytes:
+    """A box of an mp4."""
+    return struct.pack(">I", 8 + len(content)) + kind.encode() + content
+
+
+def add_box(path: Path, added: bytes, *parents: str) -> Path:
+    """Put a box at the end of a nested one of an mp4. Its index lies behind its pictures, which do not move."""
+    content = bytearray(path.read_bytes())
+    places, begin, end = [], 0, len(content)
+    for parent in parents:
+        while bytes(content[begin + 4 : begin + 8]) != parent.encode():
+            begin += int.from_bytes(content[begin : begin + 4], "big")
+            assert begin < end, f"there is no {parent}"
+        places.append(begin)
+        end = begin + int.from_bytes(content[begin : begin + 4], "big")
+        begin += {"stsd": 16, "avc1": 86}.get(parent, 8)
+    for place in places:
+        struct.pack_into(">I", content, place, int.from_bytes(content[place : place + 4], "big") + len(added))
+    content[end:end] = added
+    path.write_bytes(content)
+    return path
+
+
+def remuxed(path: Path, target: Path) -> Path:
+    """The same packets in another container, with all that FFmpeg takes along."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    return target

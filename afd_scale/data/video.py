@@ -1,9 +1,10 @@
-"""Read a video file into the form of a dataset: which frames, of which size, in which colours."""
+"""Read a video file into the form of a dataset: which track, which frames, of which size."""
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from av.error import FFmpegError
-from av.video.reformatter import Colorspace, ColorTrc
+from av.stream import Disposition
 
 from afd_scale.codecs.codec import RejectedError, VideoForm
+from afd_scale.config import ConfigError
 from afd_scale.data.clips import Frames
+from afd_scale.data.display import Track, shown
+from afd_scale.data.fields import progressive
+from afd_scale.data.headers import read_header
 
-FPS_LIMITS = (1, 240)  # what metadata may say of a video that people watch
 _SAME_RATE = 1e-4  # relative; NTSC's rates are 1e-3 from whole ones
-_UNSPECIFIED_COLORSPACE = 2
-_HD_HEIGHT = 720  # from here on, colours of unspecified standard are BT.709's
+_LATE = 1e-3  # seconds by which a frame may come late
+_COARSE_TICK = 0.01  # seconds: gif's. Where ticks are longer, as in avi, they count frames and nothing is rounded
+_NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
 def read_video(path: Path, form: VideoForm) -> Frames:
     """Read the start of a video: frame k is the one shown at k / fps seconds.
 
-    A slower video repeats frames. Frames are turned as their metadata says, cut or padded, and resized with
-    anti-aliasing; a video that is already of the form passes through unchanged.
+    A slower video repeats frames. Frames are shown as the file says (`afd_scale/data/display.py`), cut or padded, and
+    resized with anti-aliasing; a video that is already of the form passes through unchanged.
 
     Args:
         path: any container and codec that FFmpeg reads.
@@ -35,12 +40,11 @@ def read_video(path: Path, form: VideoForm) -> Frames:
         (T, H, W, C).
     Raises:
         RejectedError: it cannot be read, is damaged in a way that the decoder notices (flipped bits may decode to
-            wrong pixels instead), too short, HDR, or contradicts itself.
+            wrong pixels instead), is too short, contradicts itself, or wants to be shown as it is not done here.
     """
-    with _opened(path) as (container, stream):
-        rate = _frame_rate(stream)
-        stream.thread_type = "AUTO"
-        return np.stack([_pixels(frame, stream, form) for frame in _sampled(container, stream, rate, form)])
+    with _opened(path) as (container, track):
+        track.stream.thread_type = "AUTO"
+        return np.stack([_formed(frame, track, form) for frame in _sampled(container, track, form)])
 
 
 def check_video(path: Path) -> None:
@@ -49,26 +53,29 @@ def check_video(path: Path) -> None:
     Raises:
         RejectedError: it is not, or not all of it is there.
     """
-    with _opened(path) as (container, stream):
-        if next(container.decode(stream), None) is None:
-            raise RejectedError("must hold frames: it has none")
+    with _opened(path) as (container, track):
+        _first(container, track)
 
 
 def own_form(path: Path) -> VideoForm:
-    """The form that a video has by itself, as far as its index and its first frame tell.
+    """The form that a video has by itself, as far as its timestamps and its first frame tell.
 
     Raises:
-        RejectedError: it cannot be read, or contradicts itself.
+        RejectedError: it cannot be read, contradicts itself, or wants to be shown as it is not done here.
     """
-    with _opened(path) as (container, stream):
-        rate = _frame_rate(stream)
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise RejectedError("must hold frames: it has none")
-        seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
-        size = (frame.height, round(frame.width * float(stream.sample_aspect_ratio or 1)))
-        height, width = size[::-1] if frame.rotation % 180 else size
-        return VideoForm(stream.frames or max(1, round(seconds * rate)), float(rate), height, width)
+    with _opened(path) as (container, track):
+        picture = shown(_first(container, track), track, "rgb24")
+    with _opened(path) as (container, track):
+        packets = [packet for packet in container.demux(track.stream) if packet.size and not packet.is_discard]
+        timed = sorted(_times_of(container, packets), key=lambda packet: packet.pts or 0)
+        spans = list(_spans(timed, track))
+    count, seconds = len(spans), spans[-1].end if spans else 0.0
+    said, tick = float(track.stream.average_rate or 0), float(track.stream.time_base)
+    rate = said if said and abs(count / said - seconds) <= max(_LATE, tick) else count / max(seconds, 1e-9)
+    try:
+        return VideoForm(count, rate, *picture.square)
+    except ConfigError as error:
+        raise RejectedError(f"{error}, in one form") from error
 
 
 def same_rate(first: float, second: float) -> bool:
@@ -77,95 +84,159 @@ def same_rate(first: float, second: float) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A container and its video stream, which is all there as far as its index tells."""
+def _opened(path: Path) -> Iterator[tuple[Any, Track]]:
+    """A container and its film, which is all there as far as its index tells."""
     try:
         if not path.is_file():
             raise RejectedError("must be a readable file: it is not there")
         with av.open(f"file:{path}") as container:  # without the prefix, 12:30.mp4 is taken for a URL
-            if not container.streams.video:
-                raise RejectedError("must be a whole video: no video stream is found in it")
-            stream = container.streams.video[0]
+            stream, number = _film(path, container.streams.video)
             # Containers with an index say where their last packet ends; the file must go as far.
-            end, size = max((entry.pos + entry.size for entry in stream.index_entries), default=0), path.stat().st_size
-            if end > size:
-                raise RejectedError(f"must be whole: it is truncated, {size} of at least {end} bytes are there")
-            yield container, stream
+            size, least = (
+                path.stat().st_size,
+                max((entry.pos + entry.size for entry in stream.index_entries), default=0),
+            )
+            if least > size:
+                raise RejectedError(f"must be whole: it is truncated, {size} of at least {least} bytes are there")
+            if stream.codec_context is None:
+                raise RejectedError("codec must be one that FFmpeg decodes: nothing here does")
+            header = read_header(path, container.format.name, stream.id, number)
+            end = math.inf
+            if "mp4" in container.format.name and stream.duration:  # an edit list may cut the last frame short
+                end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+            yield container, Track(stream, header, stream.codec_context.sample_aspect_ratio, end)
     except FFmpegError as error:
         raise RejectedError(f"must be a readable video: {error.strerror}") from error
     except OSError as error:
         raise RejectedError(f"must be a readable file: {error.strerror}") from error
 
 
-def _frame_rate(stream: Any) -> Fraction:
-    rate = stream.average_rate or stream.guessed_rate
-    if rate is None or not FPS_LIMITS[0] <= rate <= FPS_LIMITS[1]:
-        said = "none" if rate is None else f"{float(rate):g}"
-        raise RejectedError(f"fps ({said}) must be from {FPS_LIMITS[0]} to {FPS_LIMITS[1]}: the metadata is wrong")
-    return Fraction(rate)
+def _film(path: Path, streams: Iterable[Any]) -> tuple[Any, int]:
+    """The video track that players show, and its number among those that are no covers.
+
+    Tracks of one frame come last, as posters; the one that is marked as default comes first, and then the largest.
+    """
+    films = [stream for stream in streams if not stream.disposition & _NO_FILM]
+    if not films:
+        found = "only a still picture, as of a cover" if list(streams) else "no video stream"
+        raise RejectedError(f"must be a whole video: {found} is found in it")
+    packets = Counter(_packets(path, films)) if len(films) > 1 else Counter()
+
+    def rank(stream: Any) -> tuple[bool, bool, int]:
+        area = stream.codec_context.width * stream.codec_context.height if stream.codec_context else 0
+        return packets[stream.index] > 1, bool(stream.disposition & Disposition.default), area
+
+    best = max(films, key=rank)
+    return best, films.index(best)
 
 
-def _sampled(container: Any, stream: Any, rate: Fraction, form: VideoForm) -> Iterator[Any]:
+def _packets(path: Path, streams: list[Any]) -> Iterator[int]:
+    """The tracks of a file's packets."""
+    with av.open(f"file:{path}") as container:
+        for packet in container.demux([container.streams[stream.index] for stream in streams]):
+            if packet.size:
+                yield packet.stream_index
+
+
+def _first(container: Any, track: Track) -> Any:
+    frame = next(_frames(container, track), None)
+    if frame is None:
+        raise RejectedError("must hold frames: it has none")
+    return frame
+
+
+def _frames(container: Any, track: Track) -> Iterator[Any]:
+    """All frames, whole ones."""
+
+    def undamaged() -> Iterator[Any]:
+        for number, frame in enumerate(_times_of(container, container.decode(track.stream))):
+            if frame.is_corrupt:
+                raise RejectedError(f"must be undamaged: frame {number} is corrupt")
+            yield frame
+
+    return progressive(undamaged(), track.stream, track.header.fields)
+
+
+def _sampled(container: Any, track: Track, form: VideoForm) -> Iterator[Any]:
     """The frames shown at 0, 1 / fps, ..., as many as the form has."""
-    taken, shown, begin, last, count = 0, None, 0.0, -1.0, 0
-    tolerance = _tolerance_seconds(stream, rate)
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise RejectedError(f"must be undamaged: frame {count} is corrupt")
-        time = frame.time if frame.time is not None else count / float(rate)
-        begin = time if shown is None else begin
-        time -= begin
-        if time <= last:
-            raise RejectedError(
-                f"must have increasing times: frame {count} is shown at {time:.3f} s after {last:.3f} s"
-            )
-        while shown is not None and taken < form.frames and taken / form.fps < time - tolerance:
-            yield shown
+    taken, end, tick = 0, 0.0, float(track.stream.time_base)
+    for span in _spans(_frames(container, track), track):
+        end = span.end
+        late = _late_seconds(span.end - span.begin, tick)
+        while taken < form.frames and taken / form.fps < end - late:
+            yield span.of
             taken += 1
         if taken == form.frames:
-            break
-        shown, last, count = frame, time, count + 1
-    _check_times(count, last, rate)
-    end = last + 1 / float(rate) if shown is not None else 0.0
-    while taken < form.frames and taken / form.fps < end - tolerance:
-        yield shown
-        taken += 1
-    if taken < form.frames:
-        raise RejectedError(f"must last {form.frames / form.fps:g} s ({form.frames} frames at {form.fps:g} a second): "
-                            f"it is too short, {end:.3f} s")  # fmt: skip
+            return
+    raise RejectedError(f"must last {form.frames / form.fps:g} s ({form.frames} frames at {form.fps:g} a second): "
+                        f"it is too short, {end:.3f} s")  # fmt: skip
 
 
-def _tolerance_seconds(stream: Any, rate: Fraction) -> float:
-    """By how much a frame may be late: containers round times to their ticks, gif's are 10 ms and webm's 1 ms.
+def _late_seconds(interval: float, tick: float) -> float:
+    """By how much the frame after an interval may be late: containers round times to their ticks."""
+    rounded = 0.6 * tick if tick <= _COARSE_TICK and interval > 1.5 * tick else 0.0
+    return min(max(_LATE, rounded), interval / 4)
 
-    Where a tick is about a frame, as in avi, frames are counted and nothing is rounded.
+
+@dataclass(frozen=True)
+class _Span:
+    """When a frame or packet is shown, seconds from the start of the first."""
+
+    of: Any
+    begin: float
+    end: float
+
+
+def _spans(items: Iterable[Any], track: Track) -> Iterator[_Span]:
+    """When frames are shown, or packets that are in the order of showing: each until the next is.
+
+    Where times are missing, one follows another by its length.
     """
-    tick = stream.time_base
-    return max(1e-3, 0.6 * float(tick)) if tick * rate < 0.5 else 1e-3
+    before, begin, interval, origin = None, 0.0, 0.0, None
+    for number, item in enumerate(items):
+        time = None if item.pts is None else float(item.pts * (item.time_base or track.stream.time_base))
+        if time is None or origin is None:
+            counted = 0.0 if before is None else begin + _length(before, track, interval)
+            origin = origin if time is None else time - counted
+            time = counted
+        elif (time := time - origin) <= begin:
+            raise RejectedError(
+                f"must have increasing times: frame {number} is shown at {time:.3f} s after {begin:.3f} s"
+            )
+        if before is not None:
+            yield _Span(before, begin, time)
+        before, begin, interval = item, time, time - begin
+    if before is not None:
+        last, end = begin + _length(before, track, interval), track.end - (origin or 0.0)
+        yield _Span(before, begin, min(last, end) if end > begin else last)
 
 
-def _check_times(count: int, last: float, rate: Fraction) -> None:
-    """Where frames are timed otherwise than the metadata says, one of them is wrong, and nobody knows which."""
-    if count > 1 and not 0.5 < (measured := (count - 1) / last) / float(rate) < 2:
-        raise RejectedError(f"fps ({float(rate):g}) must be what its frames are timed at, {measured:g}: "
-                            "the metadata is wrong")  # fmt: skip
+def _length(item: Any, track: Track, interval: float) -> float:
+    """Seconds for which a frame is shown that no other follows: its own duration, else that of the one before it."""
+    rate = track.stream.average_rate or track.stream.guessed_rate
+    if item.duration > 0:
+        return float(item.duration * (item.time_base or track.stream.time_base))
+    if not interval and not rate:
+        raise RejectedError("times must be there: frames have neither times nor durations, and the file has no rate")
+    return interval or 1 / float(rate)
 
 
-def _pixels(frame: Any, stream: Any, form: VideoForm) -> Frames:
+def _times_of(container: Any, items: Iterable[Any]) -> Iterator[Any]:
+    """Frames or packets, their times of showing set.
+
+    Avi has none, and FFmpeg's guesses are wrong for H.264 with B-frames. What is left is when each is decoded, which
+    frames come out in the order of.
+    """
+    for item in items:
+        if container.format.name == "avi":
+            item.pts = item.dts
+        yield item
+
+
+def _formed(frame: Any, track: Track, form: VideoForm) -> Frames:
     """(H, W, C) of one frame in its form."""
-    if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
-        raise RejectedError(f"colours ({ColorTrc(frame.color_trc).name}) must be SDR: HDR needs tone mapping first")
-    unspecified = frame.colorspace == _UNSPECIFIED_COLORSPACE
-    source = Colorspace.ITU709 if unspecified and frame.height >= _HD_HEIGHT else None
-    pixels = frame.reformat(format=form.colour, src_colorspace=source).to_ndarray()
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    ratio = stream.sample_aspect_ratio or 1
-    if not 0.1 <= ratio <= 10:
-        raise RejectedError(
-            f"pixels ({float(ratio):g} times as wide as high) must be nearly square: the metadata is wrong"
-        )
-    square = (pixels.shape[0], round(pixels.shape[1] * float(ratio)))
-    return fit(np.rot90(pixels, frame.rotation // 90), form, square[::-1] if frame.rotation % 180 else square)
+    picture = shown(frame, track, form.colour)
+    return fit(picture.pixels, form, picture.square)
 
 
 def fit(pixels: Frames, form: VideoForm, square: tuple[int, int] | None = None) -> Frames:

@@ -1,19 +1,26 @@
 """Real video files, read into a form: which frames, which pixels, and what is refused."""
 
+import math
+import struct
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorTrc
 
 from afd_scale.codecs.codec import RejectedError, VideoForm
 from afd_scale.config import ConfigError
-from afd_scale.data.video import fit, own_form, read_video
+from afd_scale.data.display import Track
+from afd_scale.data.headers import Header
+from afd_scale.data.video import _spans, fit, own_form, read_video
 from tests.videos import moving_bar, write_video
 
 GRAY = VideoForm(frames=12, fps=8.0, height=16, width=16, colour="gray")
+B_FRAMES = "bframes=3:b-adapt=0:scenecut=0"
 
 
 def numbered(frames: int, height: int = 16, width: int = 16) -> np.ndarray:
@@ -183,18 +190,97 @@ def test_damaged_packets(tmp_path: Path) -> None:
         read_video(path, GRAY)
 
 
-def test_wrong_fps(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mp4", numbered(20), 1000, pix_fmt="gray")
-    with pytest.raises(RejectedError, match=r"fps \(1000\) must be from 1 to 240: the metadata is wrong"):
+@pytest.mark.parametrize("rate", [Fraction(2402, 10), 1000, Fraction(1, 2), Fraction(1, 60)])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_no_rate_is_wrong(tmp_path: Path, name: str, rate: Fraction | int) -> None:
+    path = write_video(tmp_path / name, numbered(20), rate, pix_fmt="gray")
+    form = own_form(path)
+    assert form.frames == 20
+    assert form.fps == pytest.approx(float(rate), rel=1e-3)
+    assert numbers(read_video(path, replace(GRAY, frames=20, fps=form.fps))) == list(range(20))
+
+
+def test_timestamps_before_the_rate_of_the_metadata(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", numbered(6), 24, pix_fmt="gray", times=range(0, 18, 3))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 24
+    assert numbers(read_video(path, replace(GRAY, frames=5))) == [0, 1, 2, 3, 4]
+    assert own_form(path).fps == pytest.approx(6 / (15 / 24 + 1 / 24), rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv"])
+def test_the_last_frame_lasts_as_long_as_it_says(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, numbered(3), pix_fmt="gray", durations=[1, 1, 5])
+    assert numbers(read_video(path, replace(GRAY, frames=7))) == [0, 1, 2, 2, 2, 2, 2]
+    assert own_form(path).fps == pytest.approx(3 * 8 / 7)
+    with pytest.raises(RejectedError, match=r"it is too short, 0\.875 s"):
+        read_video(path, replace(GRAY, frames=8))
+
+
+def test_the_last_frame_lasts_as_long_as_the_one_before_where_it_says_nothing() -> None:
+    track = Track(SimpleNamespace(average_rate=None, guessed_rate=None), Header(), None, math.inf)
+
+    def ends(*items: tuple[int | None, int]) -> list[float]:
+        frames = [SimpleNamespace(pts=pts, duration=duration, time_base=Fraction(1, 8)) for pts, duration in items]
+        return [8 * span.end for span in _spans(frames, track)]
+
+    assert ends((40, 1), (41, 1), (44, 0)) == [1, 4, 7]
+    assert ends((None, 2), (None, 3), (None, 1)) == [2, 5, 6], "without times, one after another"
+    assert ends((None, 2), (7, 3), (None, 1)) == [2, 5, 6]
+    with pytest.raises(RejectedError, match="times must be there: frames have neither times nor durations"):
+        ends((None, 0))
+    track.stream.average_rate = Fraction(4)
+    assert ends((None, 0), (None, 0)) == [2, 4], "by the rate"
+
+
+def test_an_edit_list_may_cut_the_last_frame_short(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(3), pix_fmt="gray", durations=[1, 1, 5])
+    content = path.read_bytes()
+    whole, cut = (b"elst" + struct.pack(">III", 0, 1, milliseconds) for milliseconds in (875, 500))
+    assert whole in content
+    path.write_bytes(content.replace(whole, cut))
+    assert numbers(read_video(path, replace(GRAY, frames=4))) == [0, 1, 2, 2]
+    with pytest.raises(RejectedError, match=r"it is too short, 0\.500 s"):
+        read_video(path, replace(GRAY, frames=5))
+
+
+def test_an_edit_list_of_another_rate(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(12), pix_fmt="gray")
+    content = path.read_bytes()
+    at = content.index(b"elst") + 4
+    path.write_bytes(content[: at + 16] + struct.pack(">i", 1 << 15) + content[at + 20 :])
+    with pytest.raises(RejectedError, match=r"edit list \(rate 0\.5\) must play at rate 1"):
         read_video(path, GRAY)
 
 
-def test_frames_timed_otherwise_than_the_metadata_says(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mkv", numbered(20), 24, pix_fmt="gray", times=range(0, 60, 3))
-    with pytest.raises(
-        RejectedError, match=r"fps \(24\) must be what its frames are timed at, 8: the metadata is wrong"
-    ):
-        read_video(path, GRAY)
+@pytest.mark.parametrize("first", [5, 1000])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+def test_a_video_begins_with_its_first_frame(tmp_path: Path, name: str, first: int) -> None:
+    path = write_video(tmp_path / name, numbered(12), times=range(first, first + 12))
+    assert numbers(read_video(path, GRAY)) == list(range(12))
+    assert own_form(path) == VideoForm(12, 8.0, 16, 16)
+
+
+def test_one_frame(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(1), 90_000, pix_fmt="gray")
+    assert own_form(path) == VideoForm(1, 90_000.0, 16, 16)
+    assert numbers(read_video(path, replace(GRAY, frames=1))) == [0]
+    with pytest.raises(RejectedError, match=r"it is too short, 0\.000 s"):
+        read_video(path, replace(GRAY, frames=2))
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"), [("mpeg4", {"bf": "2"}), ("libx264", {"qp": "10", "x264-params": B_FRAMES})]
+)
+def test_avi_whose_frames_are_stored_in_another_order(tmp_path: Path, codec: str, options: dict[str, str]) -> None:
+    path = write_video(tmp_path / "a.avi", numbered(20), 12, codec=codec, codec_options=options)
+    assert numbers(read_video(path, replace(GRAY, frames=6))) == [0, 1, 3, 4, 6, 7]
+    assert own_form(path) == VideoForm(20, 12.0, 16, 16)
+
+
+def test_avi_that_left_frames_out(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", numbered(6), codec="mpeg4", times=[0, 1, 2, 6, 7, 8])
+    assert numbers(read_video(path, replace(GRAY, frames=8))) == [0, 1, 2, 2, 2, 2, 3, 4]
 
 
 def test_times_that_do_not_increase(tmp_path: Path) -> None:
