@@ -263,10 +263,11 @@ class RunCheckpoints:
     def _failed(self, error: OSError) -> None:
         self.failures += 1
         reason = error.strerror or one_line(error)
-        log.warning("step %d could not be saved (%s): the run goes on; %s", self.asked, reason, self._standing)
         if self.failures >= MOST_FAILURES:
             raise ConfigError(f"out ({self.folder}) must have room: {self.failures} saves in a row have failed, the "
                               f"last of step {self.asked} ({reason}); {self._standing}")  # fmt: skip
+        if self.ranks.is_main:
+            log.warning("step %d could not be saved (%s): the run goes on; %s", self.asked, reason, self._standing)
 
     @property
     def _standing(self) -> str:
