@@ -1,9 +1,9 @@
 """Train a run: `deepspeed --hostfile hosts launch/train.py --config FILE [section.key=value ...]`.
 
 The same file starts under python, torchrun, deepspeed and srun. Without --config it runs the embedded default, the toy
-world, which a CPU finishes in minutes. Exit codes: 0 done, 2 bad input, or an alarm of train.stop_on_alarm (one line on
-stderr), 3 told to stop (SIGTERM, SIGUSR1), or a judge's server is out of reach; it has saved, start it again to go on;
-1 anything else, such as ranks that are lost.
+world, which a CPU finishes in minutes. Exit codes: 0 done, 2 bad input, an alarm of train.stop_on_alarm, or a disk that
+stays full (one line on stderr), 3 told to stop (SIGTERM, SIGUSR1), or a judge's server is out of reach; it has saved,
+start it again to go on; 1 anything else, such as ranks that are lost.
 """
 
 import argparse

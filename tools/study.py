@@ -9,7 +9,6 @@ as the first one's FLOPs pay for. Runs are done `--jobs` at a time, in one proce
 done again, and others go on, so a study may be stopped. `--table` prints what is there.
 """
 
-import json
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pydantic import ValidationError
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.command_line import Parser
 from afd_scale.config.section import Section, first_problem
+from afd_scale.evaluation.report import read_summary
 from afd_scale.evaluation.suites import SUITES
 from afd_scale.planning.spent import Spent
 from afd_scale.progress import progress
@@ -181,11 +181,7 @@ def _config(study: Study, overrides: tuple[str, ...]) -> RunConfig:
 
 
 def _summary(out: Path, trial: Trial) -> dict[str, Any] | None:
-    path = out / trial.name / "summary.json"
-    if not path.is_file():
-        return None
-    summary: dict[str, Any] = json.loads(path.read_text())
-    return summary
+    return read_summary(out / trial.name / "summary.json")
 
 
 def _spread(values: list[float]) -> str:

@@ -135,7 +135,7 @@ class RunCheckpoints:
                  "method": dict(memory or {})}  # fmt: skip
         gathered = _on_host(student.gathered, keep=self.ranks.is_main)
         write = partial(self._write_part, folder, parts)
-        complete = partial(self._complete, folder, state, student, gathered)
+        complete = partial(self._complete, folder, json.dumps(state, indent=1), student, gathered)
         pause = time.monotonic() - self._began
         self._pauses.append(pause)
         self._write = _Write(write, complete if self.ranks.is_main else None, pause)
@@ -205,13 +205,13 @@ class RunCheckpoints:
             write_note(folder, rank, files)
 
     def _complete(
-        self, folder: Path, state: Mapping[str, Any], student: SavedStudent, gathered: Mapping[str, Tensor] | None,
+        self, folder: Path, state: str, student: SavedStudent, gathered: Mapping[str, Tensor] | None,
         abandoned: threading.Event,
     ) -> None:  # fmt: skip
         """What the main rank writes of the whole, and when all ranks are done, its note of all that is no other's."""
         _write_student(folder / FOLDER_NAME, student, gathered)
         (folder / CONFIG).write_text(resolved_yaml(self.config))
-        (folder / STATE).write_text(json.dumps(state, indent=1))
+        (folder / STATE).write_text(state)
         others = range(1, self.ranks.size)
         while not all(note_of(folder, rank).exists() for rank in others):
             if abandoned.wait(_POLL_SECONDS):
@@ -223,7 +223,9 @@ class RunCheckpoints:
         write_note(folder, 0, sorted(path for path in files if path.name not in no_note))
         for inner in (*sorted(path for path in folder.rglob("*") if path.is_dir()), folder):
             sync(inner)
-        complete = self.folder / _name(state["step"])
+        if (metrics := self.config.folder / "metrics.jsonl").exists():  # whose lines a saved step is not to outlive
+            sync(metrics)
+        complete = self.folder / _name(self.asked)
         remove_checkpoint(complete)
         folder.rename(complete)
         sync(self.folder)
@@ -263,10 +265,11 @@ class RunCheckpoints:
     def _failed(self, error: OSError) -> None:
         self.failures += 1
         reason = error.strerror or one_line(error)
-        log.warning("step %d could not be saved (%s): the run goes on; %s", self.asked, reason, self._standing)
         if self.failures >= MOST_FAILURES:
             raise ConfigError(f"out ({self.folder}) must have room: {self.failures} saves in a row have failed, the "
                               f"last of step {self.asked} ({reason}); {self._standing}")  # fmt: skip
+        if self.ranks.is_main:
+            log.warning("step %d could not be saved (%s): the run goes on; %s", self.asked, reason, self._standing)
 
     @property
     def _standing(self) -> str:

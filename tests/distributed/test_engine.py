@@ -82,7 +82,7 @@ def check_all(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         ranks.barrier()
         for name, network in (("trained", trained), ("average", average)):
-            network.save(folder / name)
+            network.snapshot(folder / name).write(folder / name, ranks.rank, ranks.size)
         before = [network(*inputs(9)[:3]).detach() for network in (trained, average)]
         noisy, timestep, text, clean = inputs(8)
         trained.backward(trained(noisy, timestep, text).square().mean())

@@ -245,7 +245,7 @@ def test_a_damaged_summary_is_left_out(tmp_path, content, caplog):
 @pytest.mark.parametrize("content", [b"", b"name: x", b"{", b"\xff"])
 def test_a_damaged_config_is_one_line(run, content):
     (run / "config.yaml").write_bytes(content)
-    with pytest.raises(ValueError, match="^run config .* must be whole: it is damaged"):
+    with pytest.raises(ValueError, match=r"^run config .* must be whole: it is damaged"):
         write_report(run)
 
 

@@ -53,8 +53,8 @@ def test_a_damaged_config_is_told_of_and_a_checkpoints_copy_is_gone_by(tmp_path,
     (checkpoint / "state.json").write_text('{"step": 3, "format": 3}')
     path.unlink() if how == "absent" else damaged(path, how)
     check_folder(RunConfig.model_validate(fields))
-    assert caplog.messages == [f"{path} is absent or damaged: the run goes on by {checkpoint / CONFIG}, and the file is "
-                               "written anew"]  # fmt: skip
+    (line,) = caplog.messages
+    assert line.startswith(f"{path} is absent or damaged: the run goes on by {checkpoint / CONFIG}, and ")
     with pytest.raises(ConfigError, match=r"^seed.*must stay"):
         check_folder(RunConfig.model_validate(fields | {"seed": 1}))
 
@@ -62,7 +62,7 @@ def test_a_damaged_config_is_told_of_and_a_checkpoints_copy_is_gone_by(tmp_path,
 def test_without_a_whole_copy_nothing_says_which_run_is_there(tmp_path):
     fields = folder_of(tmp_path)
     damaged(tmp_path / "run" / CONFIG, "cut")
-    with pytest.raises(ConfigError, match="^run config .* must be whole: .*remove it"):
+    with pytest.raises(ConfigError, match=r"^run config .* must be whole: .*remove it"):
         check_folder(RunConfig.model_validate(fields))
     (tmp_path / "run" / CONFIG).unlink()
     check_folder(RunConfig.model_validate(fields))
