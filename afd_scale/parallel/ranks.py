@@ -203,7 +203,7 @@ def start_ranks(
     """
     import deepspeed
 
-    os.environ.update(launched.environment | network_of(launched))
+    os.environ.update(launched.environment)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         device = torch.device("cuda", _gpu_of(launched, torch.cuda.device_count()))
@@ -220,9 +220,11 @@ def start_ranks(
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
     timeout = timedelta(minutes=timeout_minutes)
+    store = meet(launched)
+    os.environ.update(network_of(launched, store))
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=meet(launched),
+        store=store,
         rank=launched.rank,
         world_size=launched.size,
         timeout=timeout,

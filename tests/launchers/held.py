@@ -15,12 +15,11 @@ NAME = "tests.launchers.held:HeldConfig"
 
 
 class HeldConfig(SftConfig):
-    """Supervised fine-tuning; while the file `hold` exists, a micro-batch takes so many seconds more."""
+    """Supervised fine-tuning; a micro-batch takes as many seconds more as the file `hold` says, while it exists."""
 
     step = "tests.launchers.held:Held"
     name: Literal["tests.launchers.held:HeldConfig"] = NAME  # type: ignore[assignment]
     hold: Path
-    seconds: float
 
 
 class Held(Sft):
@@ -28,7 +27,15 @@ class Held(Sft):
 
     def _loss(self, videos: Videos, step: int) -> tuple[Tensor, Metrics]:
         assert isinstance(self.config, HeldConfig)
-        until = time.monotonic() + self.config.seconds
-        while self.config.hold.exists() and time.monotonic() < until:
+        began = time.monotonic()
+        while time.monotonic() < began + seconds_in(self.config.hold):
             time.sleep(0.05)
         return super()._loss(videos, step)
+
+
+def seconds_in(hold: Path) -> float:
+    """0 where there is no such file."""
+    try:
+        return float(hold.read_text())
+    except FileNotFoundError:
+        return 0.0

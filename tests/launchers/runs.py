@@ -18,16 +18,23 @@ def shortest_run(folder: Path, steps: int, **train: object) -> Path:
     tree = yaml.safe_load(path.read_text())
     tree["evaluation"] = {"metrics": "none"}
     tree["data"]["source"]["clips"] = 16
-    tree["train"] |= train
+    tree["student"]["weights"] = None  # a start is held against nothing then
+    tree["train"] |= {"trackers": []} | train
     path.write_text(yaml.safe_dump(tree))
     return path
 
 
-def held_run(folder: Path, steps: int, seconds: float, **train: object) -> tuple[Path, Path]:
-    """The same of a run whose micro-batches take so many seconds each while a file exists; the config and the file."""
+def held_run(folder: Path, steps: int, **train: object) -> tuple[Path, Path]:
+    """The same of a run whose micro-batches take as many seconds as a file says; the config and the file."""
     path, hold = shortest_run(folder, steps, **train), folder / "hold"
     tree = yaml.safe_load(path.read_text())
-    tree["method"] = {"name": held.NAME, "hold": str(hold), "seconds": seconds}
+    tree["method"] = {"name": held.NAME, "hold": str(hold)}
     path.write_text(yaml.safe_dump(tree))
-    hold.touch()
     return path, hold
+
+
+def write_hold(hold: Path, seconds: float) -> None:
+    """A micro-batch takes so long from here on, the one in progress included; readers see all of it or the old one."""
+    partial = hold.with_suffix(".partial")
+    partial.write_text(str(seconds))
+    partial.replace(hold)

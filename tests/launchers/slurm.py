@@ -62,7 +62,7 @@ class Cluster:
     def must(self, *command: str | Path, **settings: str) -> str:
         """What a command of SLURM prints that has to succeed."""
         done = self.call(*command, **settings)
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}\n{self.logs()}"
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}\n{self.daemons()}"
         return done.stdout
 
     def submit(self, *command: str | Path, **settings: str) -> int:
@@ -79,7 +79,7 @@ class Cluster:
         """What `scontrol show job` says."""
         return dict(re.findall(r"(\w+)=(\S*)", self.must("scontrol", "show", "job", str(job))))
 
-    def wait_for(self, job: int, *states: str, timeout: float = 60) -> dict[str, str]:
+    def wait_for(self, job: int, *states: str, timeout: float = 150) -> dict[str, str]:
         """Wait until a job is in one of these states; its facts.
 
         Raises:
@@ -91,22 +91,24 @@ class Cluster:
             state = facts["JobState"]
             if state in states:
                 return facts
-            if state in ENDED or time.monotonic() > deadline:
-                raise AssertionError(f"job {job} is {state} and not {states}:\n{self.log(job)[-4000:]}\n{self.logs()}")
+            assert state not in ENDED and time.monotonic() < deadline, f"{state}, not {states}\n{self._found(job)}"
             time.sleep(0.2)
 
-    def wait_for_line(self, job: int, line: str, timeout: float = 60) -> None:
+    def wait_for_line(self, job: int, line: str, timeout: float = 150) -> None:
         """Wait until a job has printed something."""
         deadline = time.monotonic() + timeout
         while line not in self.log(job):
-            if self.facts(job)["JobState"] in ENDED or time.monotonic() > deadline:
-                raise AssertionError(f"job {job} has not printed {line!r}:\n{self.log(job)[-4000:]}\n{self.logs()}")
+            assert self.facts(job)["JobState"] not in ENDED, f"{line!r} is not printed\n{self._found(job)}"
+            assert time.monotonic() < deadline, f"{line!r} is not printed\n{self._found(job)}"
             time.sleep(0.2)
 
-    def logs(self) -> str:
-        """The last of what the daemons say."""
+    def _found(self, job: int) -> str:
+        return f"job {job} has printed:\n{self.log(job)[-4000:]}\n{self.daemons()}"
+
+    def daemons(self) -> str:
+        """The last of what they say."""
         paths = sorted(self.folder.glob("slurm*.log"))
-        return "\n".join(f"{path.name}:\n{path.read_text()[-1500:]}" for path in paths)
+        return "\n".join(f"{path.name}:\n{path.read_text()[-800:]}" for path in paths)
 
 
 @contextmanager
@@ -137,6 +139,6 @@ def slurm(folder: Path, names: Sequence[str], own_name_is: Mapping[str, str] | N
             each.must("slurmd", "-f", folder / "slurm.conf")
         deadline = time.monotonic() + 30
         while cluster.call("sinfo", "--noheader", "--format=%T", "--partition=low").stdout.strip() != "idle":
-            assert time.monotonic() < deadline, cluster.logs()
+            assert time.monotonic() < deadline, cluster.daemons()
             time.sleep(0.2)
         yield cluster
