@@ -64,9 +64,12 @@ def slug(text: str) -> str:
 
 
 def sync(path: Path) -> None:
-    """Bring a file to the disk: a record of it must not outlive it when the machine goes down."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Bring a file to the disk, or a folder's names: a record of it must not outlive it when the machine goes down."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextmanager

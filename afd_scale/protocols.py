@@ -11,14 +11,45 @@ from afd_scale.types import Batch, Videos
 Metrics = Mapping[str, Tensor]  # scalars, left on their device until they are logged
 
 
+class Watch(Protocol):
+    """Is told how a step goes on; the trainer's may give it up."""
+
+    def between(self) -> None:
+        """Another micro-batch is to come; on all ranks together."""
+        ...
+
+    def updating(self, engine: Any) -> None:
+        """The weights of an engine are about to change; on all ranks together."""
+        ...
+
+    def skipping(self, engine: Any) -> None:
+        """An engine has left out an update, whose gradient was not finite; on all ranks together."""
+        ...
+
+
+class Unwatched:
+    """A watch that nobody keeps."""
+
+    def between(self) -> None:
+        pass
+
+    def updating(self, engine: Any) -> None:
+        pass
+
+    def skipping(self, engine: Any) -> None:
+        pass
+
+
 class Engine(Protocol):
     """What an engine, plain or sharded, adds to every network.
 
     Attributes:
         micro_batch: videos that pass through together; None is all.
+        watch: of the run's steps.
     """
 
     micro_batch: int | None
+    watch: Watch
 
     def resident(self, sampling: bool = False) -> AbstractContextManager[None]:
         """A phase of passes without gradient: weights may stay whole on every rank, and at its end none does.

@@ -2,7 +2,8 @@
 
 The same file starts under python, torchrun, deepspeed and srun. Without --config it runs the embedded default, the toy
 world, which a CPU finishes in minutes. Exit codes: 0 done, 2 bad input, or an alarm of train.stop_on_alarm (one line on
-stderr), 3 told to stop (SIGTERM, SIGUSR1), or a judge's server is out of reach; it has saved, start it again to go on.
+stderr), 3 told to stop (SIGTERM, SIGUSR1), or a judge's server is out of reach; it has saved, start it again to go on;
+1 anything else, such as ranks that are lost.
 """
 
 import argparse
@@ -60,11 +61,20 @@ def run(launched: Launched, options: argparse.Namespace) -> int:
             log.info("no --config: running the embedded default, %s", DEFAULT_CONFIG)
         config = load_config(options.config or DEFAULT_CONFIG, options.overrides)
         # Heavy imports come after the config has been checked.
+        from afd_scale.parallel.heartbeats import LostRanksError
+        from afd_scale.parallel.orphans import stop_with_launcher
         from afd_scale.parallel.ranks import start_ranks
         from afd_scale.training.trainer import train
 
-        with start_ranks(launched, config.engine.timeout_minutes, agreed=(ConfigError, Preempted)) as ranks:
-            train(config, ranks)
+        stop_with_launcher()
+        try:
+            with start_ranks(launched, config.engine.timeout_minutes, agreed=(ConfigError, Preempted)) as ranks:
+                train(config, ranks)
+        except LostRanksError as error:
+            print(f"error: rank {launched.rank}: {error}", file=sys.stderr)
+            if not error.known:
+                raise
+            return 1
     except Preempted as stop:
         log.info("%s", stop)
         return 3

@@ -6,7 +6,7 @@
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from afd_scale.checkpoint.formats.lora import DOWN, UP, Lora, write_peft_folder
 from afd_scale.checkpoint.lazy import LazyState, in_memory
-from afd_scale.checkpoint.weights import CONFIG_NAME, written_whole
+from afd_scale.checkpoint.weights import CONFIG_NAME
 from afd_scale.config.models import PolicyConfig
 from afd_scale.config.section import Section
 from afd_scale.layers.lora import merged_weight
@@ -47,21 +47,22 @@ def describe_base(path: Path, state: LazyState, dtype: torch.dtype) -> Base:
     return Base(path=path.resolve(), dtype=name, fingerprint=_fingerprint(state))
 
 
-def save_adapters(adapters: Iterable[tuple[str, Tensor]], folder: Path, config: PolicyConfig, base: Base) -> None:
+def write_adapters(adapters: Mapping[str, Tensor], folder: Path, config: PolicyConfig, base: Base) -> None:
     """Write the student's folder of a LoRA run.
 
     Args:
-        adapters: `MODULE.down` and `MODULE.up`, one by one; each is copied before the next is asked for.
+        adapters: `MODULE.down` and `MODULE.up`, in host memory.
+        folder: made.
         config: of the student, its `lora` set.
+    Raises:
+        OSError: the disk is full or fails.
     """
     lora = config.student.lora
     assert lora is not None
-    with written_whole(folder) as partial:
-        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in adapters}
-        scales = {name.rpartition(".")[0]: lora.alpha / lora.rank for name in tensors}
-        write_peft_folder(Lora(in_memory(tensors), scales), partial, str(base.path))
-        (partial / CONFIG_NAME).write_text(config.model_dump_json(indent=2))
-        (partial / BASE_NAME).write_text(base.model_dump_json(indent=2))
+    scales = {name.rpartition(".")[0]: lora.alpha / lora.rank for name in adapters}
+    write_peft_folder(Lora(in_memory(dict(adapters)), scales), folder, str(base.path))
+    (folder / CONFIG_NAME).write_text(config.model_dump_json(indent=2))
+    (folder / BASE_NAME).write_text(base.model_dump_json(indent=2))
 
 
 def read_base(folder: Path) -> Base:

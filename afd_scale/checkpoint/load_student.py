@@ -14,7 +14,7 @@ from afd_scale.checkpoint.formats.lora import Lora, open_lora
 from afd_scale.checkpoint.formats.stated import WAN_CLASS, read_stated, stated_beside
 from afd_scale.checkpoint.lazy import SAFETENSORS, LazyState, finite, open_weights, read_json
 from afd_scale.checkpoint.networks import find_network
-from afd_scale.checkpoint.roles import open_role, open_role_adapters
+from afd_scale.checkpoint.roles import check_student, open_role, open_role_adapters
 from afd_scale.checkpoint.weights import CONFIG_NAME, FOLDER_NAME, find_weights, read_config
 from afd_scale.config.models import LoraConfig, PolicyConfig, WanConfig
 
@@ -153,6 +153,7 @@ def _adapters(folder: Path, config: PolicyConfig, weights: str | None) -> Lora:
 
 
 def _read_ours(folder: Path, weights: str | None) -> StudentSource:
+    check_student(folder)
     config = read_config(folder / CONFIG_NAME)
     student = config.student
     kind = "student folder" if weights is None else f"{weights} of checkpoint"
@@ -160,9 +161,9 @@ def _read_ours(folder: Path, weights: str | None) -> StudentSource:
         base = open_base(folder, lambda path: read_student(path).state)
         state = merged(base, _adapters(folder, config, weights))
         kind += " with adapters"
-    elif weights is None:
+    elif weights is None and (any(folder.glob(f"*{SAFETENSORS}")) or folder.name != FOLDER_NAME):
         state = LazyState(open_weights(folder))
-    else:
+    else:  # a checkpoint has them in shards
         sizes = wan.WanSizes(**{field: getattr(student, field) for field in wan.WanSizes.__dataclass_fields__})
         state = open_role(folder.parent, weights, wan.weight_shapes(sizes))
     whole = config.model_copy(update={"student": student.model_copy(update={"lora": None})})

@@ -1,13 +1,16 @@
 """Any network of a run's checkpoint, put together from the shards of all ranks that wrote it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from afd_scale.checkpoint.checksums import DamagedError, check_below
 from afd_scale.checkpoint.formats.lora import DOWN, LINEARS, UP, Lora
 from afd_scale.checkpoint.lazy import LazyState, Stored
+from afd_scale.checkpoint.resume import read_state
 from afd_scale.checkpoint.run_state import NETWORKS
 from afd_scale.config.models import StudentConfig
 from afd_scale.engines.resharding import SavedShards
@@ -17,15 +20,15 @@ ROLES = {"student": "student", "old_policy": "old_policy", "ema": "average"}  # 
 _TRAINED = "weight/"  # before the names of a network's parameters that has optimizer states beside them
 
 
-def open_role(checkpoint: Path, weights: str, shapes: Mapping[str, tuple[int, ...]]) -> LazyState:
+def open_role(checkpoint: Path, weights: str | None, shapes: Mapping[str, tuple[int, ...]]) -> LazyState:
     """A role's whole weights, float32.
 
     Args:
         checkpoint: a run's `step_XXXXXXXX`.
-        weights: of ROLES.
+        weights: of ROLES; None is the one that the run exports.
         shapes: of all parameters, by name.
     Raises:
-        ValueError: the run has no such role, or its shards are damaged or elsewhere.
+        ValueError: the run has no such role, or its shards are damaged.
     """
     folder = _folder(checkpoint, weights)
     return LazyState({name: _stored(folder, name, shape) for name, shape in shapes.items()})
@@ -49,19 +52,31 @@ def open_role_adapters(checkpoint: Path, weights: str, student: StudentConfig) -
     return Lora(LazyState(tensors), dict.fromkeys(modules, lora.alpha / lora.rank))
 
 
-def _folder(checkpoint: Path, weights: str) -> Path:
-    folder = checkpoint / NETWORKS / ROLES[weights]
-    if not folder.is_dir():
-        there = sorted(path.name for path in (checkpoint / NETWORKS).glob("*")) or ["no networks"]
-        raise ValueError(
-            f"weights ({checkpoint}) must hold {weights}: it is of a run without it, with {', '.join(there)}"
-        )
-    with SavedShards(folder) as saved:
-        if saved.facts.get("nvme"):
-            raise ValueError(
-                f"weights ({folder}) must be shards: those of a run with states on nvme are DeepSpeed's own"
-            )
+def check_student(folder: Path) -> None:
+    """Check the files of a checkpoint's `student/`; ValueError. One that lies elsewhere has no checksums."""
+    with _damage_told(folder):
+        check_below(folder.parent, 1, folder.name)
+
+
+def _folder(checkpoint: Path, weights: str | None) -> Path:
+    """The folder of a role's shards, checked."""
+    with _damage_told(checkpoint):
+        role = read_state(checkpoint)["exported"] if weights is None else ROLES[weights]
+        folder = checkpoint / NETWORKS / str(role)
+        if not folder.is_dir():
+            there = sorted(path.name for path in (checkpoint / NETWORKS).glob("*")) or ["no networks"]
+            raise ValueError(f"weights ({checkpoint}) must hold {weights or 'the weights of its student'}: it is of a "
+                             f"run without it, with {', '.join(there)}")  # fmt: skip
+        check_below(checkpoint, read_state(checkpoint)["ranks"], f"{NETWORKS}/{role}")
     return folder
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DamagedError as error:
+        raise ValueError(f"weights ({path}) must be whole: {error}; name another checkpoint") from error
 
 
 def _stored(folder: Path, name: str, shape: tuple[int, ...]) -> Stored:

@@ -1,127 +1,307 @@
-"""Save and resume a whole run: every sharded network, the step and the position in the data.
+"""Save a whole run: every sharded network, the step and the position in the data.
 
-A checkpoint is written to a hidden partial folder and renamed when all ranks are done, so a folder `step_XXXXXXXX` is
-complete by existing. Every rank writes its shards of every network; any number of ranks reads them. What others load
-(`student/`) is whole: all weights, or adapters and where their base is. All of it is safetensors, but for optimizer
-states on NVMe, which DeepSpeed writes its own way.
+Saving copies this rank's shards to host memory, for which training pauses, and writes them beside the training: every
+rank its own, into a hidden partial folder. The main rank renames that when all ranks are done, so a folder
+`step_XXXXXXXX` is complete by existing, and all of it is on the disk. Any number of ranks reads it. Whole weights are
+put together from the shards by who needs them (`checkpoint.roles`). All of it is safetensors, but for optimizer states
+on NVMe: DeepSpeed writes those its own way, while training waits.
 """
 
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from afd_scale.checkpoint.adapters import Base, save_adapters
-from afd_scale.checkpoint.weights import FOLDER_NAME, complete_checkpoints, save_weights
-from afd_scale.config import ConfigError
+from afd_scale.checkpoint.adapters import BASE_NAME, Base, write_adapters
+from afd_scale.checkpoint.checksums import note_of, noted_files, write_note
+from afd_scale.checkpoint.weights import (
+    CONFIG_NAME,
+    FOLDER_NAME,
+    MAX_SHARD_BYTES,
+    STEM,
+    complete_checkpoints,
+    write_shards,
+)
+from afd_scale.config import ConfigError, RunConfig, one_line, resolved_yaml
 from afd_scale.config.models import PolicyConfig
-from afd_scale.files import write_text
+from afd_scale.engines.resharding import Shards
+from afd_scale.files import sync, write_text
 
 log = logging.getLogger(__name__)
 
 NETWORKS = "networks"  # folder of every role's shards, each below its name
-FORMAT = 3  # of a checkpoint
+STATE, CONFIG = "state.json", "config.yaml"
+FORMAT = 4  # of a checkpoint
+MOST_FAILURES = 3  # saves that fail one after the other, before the run ends
+_POLL_SECONDS = 0.05
 
 
 class Checkpointed(Protocol):
     """A network that saves and loads this rank's part of it."""
 
-    def save(self, folder: Path) -> None: ...
+    def snapshot(self, folder: Path) -> Shards:
+        """This rank's part, copied to host memory; what only DeepSpeed can write is written to the folder at once."""
 
     def load(self, folder: Path) -> None: ...
 
 
-class RunCheckpoints:
-    """The checkpoints of one run folder.
+class Agreeing(Protocol):
+    """What the ranks of a run agree by."""
 
-    Args:
-        folder: `<run>/checkpoints`.
-        is_main, size, barrier: of the ranks.
-        keep: newest complete checkpoints that stay.
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def is_main(self) -> bool: ...
+
+    def largest(self, values: Sequence[float]) -> list[float]: ...
+
+    def run_on_all(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
+
+    def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class SavedStudent:
+    """What a checkpoint says of the student that it is loaded as.
+
+    Attributes:
+        config: its `lora` is set where `gathered` are adapters.
+        role: whose shards it is.
+        base: of adapters.
+        gathered: what is written as whole tensors, streamed on all ranks together: adapters, or the merged weights
+            of a student whose base is nowhere else. None where the shards have it all.
     """
 
-    def __init__(self, folder: Path, *, is_main: bool, size: int, barrier: Callable[[], None], keep: int):
-        self.folder, self.is_main, self.size, self.barrier, self.keep = folder, is_main, size, barrier, keep
+    config: PolicyConfig
+    role: str
+    base: Base | None = None
+    gathered: Iterable[tuple[str, Tensor]] | None = None
+
+
+class RunCheckpoints:
+    """The checkpoints of one run folder. All methods but `due` and `metrics` are for all ranks together.
+
+    Attributes:
+        asked: the last step that was to be saved.
+        saved: the newest that is.
+        failures: saves that failed, one after the other.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Agreeing):
+        self.folder, self.config, self.ranks = config.folder / "checkpoints", config, ranks
+        self.asked = self.saved = self.failures = 0
+        self._write: _Write | None = None
+        self._began = time.monotonic()
+        self._pauses: list[float] = []
+        self._written: list[float] = []
 
     def save(
-        self, step: int, networks: Mapping[str, Checkpointed], data: Mapping[str, Any],
-        weights: Iterable[tuple[str, Tensor]], student: PolicyConfig, base: Base | None = None,
+        self, step: int, networks: Mapping[str, Checkpointed], data: Mapping[str, Any], student: SavedStudent,
         memory: Mapping[str, float] | None = None,
-    ) -> Path:  # fmt: skip
-        """Write the checkpoint of a finished step; on all ranks together.
+    ) -> None:  # fmt: skip
+        """Begin to write the checkpoint of a finished step; one that is still being written is waited for.
 
         Args:
             networks: by role, each with this rank's part.
             data: position in the data, JSON-serialisable.
-            weights: the student's whole weights, or its adapters, streamed; written as safetensors by the main rank.
-            student: what they are of; its `lora` is set where they are adapters.
-            base: of adapters.
             memory: of the method.
+        Raises:
+            ConfigError: of the saves before, too many have failed.
         """
-        partial, complete = self.folder / f".{_name(step)}.partial", self.folder / _name(step)
-        if self.is_main:
-            self._sweep()
-            (partial / NETWORKS).mkdir(parents=True)
-        self.barrier()
-        for name, network in networks.items():
-            network.save(partial / NETWORKS / name)
-        if self.is_main:
-            if base is None:
-                save_weights(weights, partial / FOLDER_NAME, student)
-            else:
-                save_adapters(weights, partial / FOLDER_NAME, student, base)
-            state = {"format": FORMAT, "step": step, "ranks": self.size, "data": dict(data),
-                     "method": dict(memory or {})}  # fmt: skip
-            (partial / "state.json").write_text(json.dumps(state, indent=1))
-        else:
-            for _ in weights:  # gathering a weight takes all ranks
-                pass
-        self.barrier()
-        if self.is_main:
-            remove_checkpoint(complete)
-            partial.rename(complete)
-            self._point_to_newest()
-            for old in complete_checkpoints(self.folder)[: -self.keep]:
-                remove_checkpoint(old)
-        self.barrier()
-        return complete
+        self._began = time.monotonic()
+        self.settle(wait=True)
+        self.asked, folder = step, self.folder / f".{_name(step)}.partial"
+        try:
+            self.ranks.run_on_all(self._begin, folder)
+        except OSError as error:
+            self._failed(error)
+            return
+        parts = {name: network.snapshot(folder / NETWORKS / name) for name, network in networks.items()}
+        state = {"format": FORMAT, "step": step, "ranks": self.ranks.size, "exported": student.role, "data": dict(data),
+                 "method": dict(memory or {})}  # fmt: skip
+        gathered = _on_host(student.gathered, keep=self.ranks.is_main)
+        write = partial(self._write_part, folder, parts)
+        complete = partial(self._complete, folder, state, student, gathered)
+        pause = time.monotonic() - self._began
+        self._pauses.append(pause)
+        self._write = _Write(write, complete if self.ranks.is_main else None, pause)
 
-    def _sweep(self) -> None:
-        """Remove what killed runs left behind."""
-        for pattern in (".step_*.partial", ".step_*.deleting"):
-            for left_over in self.folder.glob(pattern):
-                shutil.rmtree(left_over)
+    def settle(self, wait: bool = False) -> None:
+        """Learn how a checkpoint that is being written is coming along.
+
+        Args:
+            wait: until it is there, or has failed.
+        Raises:
+            ConfigError: too many have failed.
+        """
+        while self._write is not None:
+            if wait:
+                self._write.thread.join(_POLL_SECONDS)
+            running, failed = self.ranks.largest([self._write.thread.is_alive(), self._write.error is not None])
+            if failed:
+                self._give_up(self._write)
+            elif not running:
+                self._settled(self._write)
+            elif not wait:
+                return
+
+    def finish(self) -> None:
+        """Wait until what was to be saved is.
+
+        Raises:
+            ConfigError: it could not be.
+        """
+        self.settle(wait=True)
+        if self.failures:
+            raise ConfigError(f"out ({self.folder}) must have room: step {self.asked} could not be saved; "
+                              f"{self._standing}")  # fmt: skip
+
+    def due(self) -> bool:
+        """Whether so much time has gone by since the last save began; of this rank's clock."""
+        minutes = self.config.train.save_minutes
+        return minutes is not None and time.monotonic() - self._began >= 60 * minutes
+
+    def metrics(self) -> dict[str, float]:
+        """Of the saves since this was last asked: seconds, in the mean; and how many have failed in a row."""
+        pairs = (("pause", self._pauses), ("write", self._written))
+        values = {f"system/save_{name}_seconds": sum(seconds) / len(seconds) for name, seconds in pairs if seconds}
+        self._pauses, self._written = [], []
+        return values | ({"system/failed_saves": float(self.failures)} if self.failures else {})
+
+    def load(self, state: Mapping[str, Any], networks: Mapping[str, Checkpointed]) -> None:
+        """Restore every network from a checkpoint, by its state."""
+        if self.ranks.is_main:
+            self._point_to_newest()  # a run may have died between the checkpoint and its pointer
+        for name, network in networks.items():
+            network.load(state["folder"] / NETWORKS / name)
+        self.asked = self.saved = state["step"]
+
+    def _begin(self, folder: Path) -> None:
+        if self.ranks.is_main:
+            for pattern in (".step_*.partial", ".step_*.deleting"):  # what killed runs left behind
+                for left_over in self.folder.glob(pattern):
+                    shutil.rmtree(left_over)
+            (folder / NETWORKS).mkdir(parents=True)
+
+    def _write_part(self, folder: Path, parts: Mapping[str, Shards]) -> None:
+        """This rank's shards, and where it is not the main one, its note of them."""
+        rank, size = self.ranks.rank, self.ranks.size
+        files = [shards.write(folder / NETWORKS / name, rank, size) for name, shards in parts.items()]
+        if not self.ranks.is_main:
+            write_note(folder, rank, files)
+
+    def _complete(
+        self, folder: Path, state: Mapping[str, Any], student: SavedStudent, gathered: Mapping[str, Tensor] | None,
+        abandoned: threading.Event,
+    ) -> None:  # fmt: skip
+        """What the main rank writes of the whole, and when all ranks are done, its note of all that is no other's."""
+        _write_student(folder / FOLDER_NAME, student, gathered)
+        (folder / CONFIG).write_text(resolved_yaml(self.config))
+        (folder / STATE).write_text(json.dumps(state, indent=1))
+        others = range(1, self.ranks.size)
+        while not all(note_of(folder, rank).exists() for rank in others):
+            if abandoned.wait(_POLL_SECONDS):
+                return
+        theirs = noted_files(folder, others)
+        files = [path for path in folder.rglob("*") if path.is_file() and path not in theirs]
+        # A base that was moved is told of by hand.
+        no_note = {BASE_NAME, *(note_of(folder, rank).name for rank in others)}
+        write_note(folder, 0, sorted(path for path in files if path.name not in no_note))
+        for inner in (*sorted(path for path in folder.rglob("*") if path.is_dir()), folder):
+            sync(inner)
+        complete = self.folder / _name(state["step"])
+        remove_checkpoint(complete)
+        folder.rename(complete)
+        sync(self.folder)
+        with suppress(OSError):  # it is saved; what is left is for tidiness
+            self._point_to_newest()
+            self._prune()
+
+    def _prune(self) -> None:
+        """Remove checkpoints that are neither among the newest nor of steps to keep."""
+        settings = self.config.train
+        for old in complete_checkpoints(self.folder)[: -settings.keep_checkpoints]:
+            if settings.keep_every is None or int(old.name.removeprefix("step_")) % settings.keep_every:
+                remove_checkpoint(old)
 
     def _point_to_newest(self) -> None:
         """`latest` names the newest checkpoint, for people and scripts; nothing of ours relies on it."""
         write_text(self.folder / "latest", complete_checkpoints(self.folder)[-1].name)
 
-    def load(self, folder: Path, networks: Mapping[str, Checkpointed]) -> None:
-        """Restore every network; on all ranks together."""
-        if self.is_main:
-            self._point_to_newest()  # a run may have died between the checkpoint and its pointer
-        for name, network in networks.items():
-            network.load(folder / NETWORKS / name)
+    def _settled(self, write: "_Write") -> None:
+        self._write, self.saved, self.failures = None, self.asked, 0
+        self._written.append(write.seconds)
+        log.info("saved %s: training paused for %.2g s, it was written in %.2g s", self.folder / _name(self.saved),
+                 write.pause, write.seconds)  # fmt: skip
+
+    def _give_up(self, write: "_Write") -> None:
+        """Some rank could not write its part: remove it all."""
+        write.abandoned.set()
+        write.thread.join()
+        self._write = None
+        try:
+            self.ranks.run_on_all(write.raise_error)  # the first rank's, on all
+        except OSError as error:
+            if self.ranks.is_main:
+                shutil.rmtree(self.folder / f".{_name(self.asked)}.partial", ignore_errors=True)
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        self.failures += 1
+        reason = error.strerror or one_line(error)
+        log.warning("step %d could not be saved (%s): the run goes on; %s", self.asked, reason, self._standing)
+        if self.failures >= MOST_FAILURES:
+            raise ConfigError(f"out ({self.folder}) must have room: {self.failures} saves in a row have failed, the "
+                              f"last of step {self.asked} ({reason}); {self._standing}")  # fmt: skip
+
+    @property
+    def _standing(self) -> str:
+        return f"step {self.saved} is the newest checkpoint" if self.saved else "there is no checkpoint yet"
 
 
-def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest complete checkpoint of a folder, with its own folder under `folder`; None without one.
+class _Write:
+    """One rank's part of a checkpoint on its way to the disk, in a thread of its own, without collectives.
 
-    Raises:
-        ConfigError: it is of another format.
+    Args:
+        part: writes this rank's files.
+        complete: on the main rank, does the rest; it returns early once `abandoned` is set.
+        pause: seconds that training stood still for it.
     """
-    checkpoints = complete_checkpoints(folder)
-    if not checkpoints:
-        return None
-    state = json.loads((checkpoints[-1] / "state.json").read_text())
-    if state.get("format") != FORMAT:
-        raise ConfigError(f"checkpoint ({checkpoints[-1]}) must be of format {FORMAT}: another version of afd_scale "
-                          "wrote it; choose another `out` or `name`, or train.resume=false")  # fmt: skip
-    return {"method": {}, **state, "folder": checkpoints[-1]}  # earlier ones lack it
+
+    def __init__(self, part: Callable[[], None], complete: Callable[[threading.Event], None] | None, pause: float):
+        self.abandoned, self.pause, self.seconds = threading.Event(), pause, 0.0
+        self.error: Exception | None = None
+        self._part, self._complete = part, complete
+        self.thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            self._part()
+            if self._complete is not None:
+                self._complete(self.abandoned)
+        except Exception as error:  # the ranks hear of it when they next agree
+            self.error = error
+        self.seconds = time.monotonic() - began
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -130,6 +310,28 @@ def remove_checkpoint(folder: Path) -> None:
         doomed = folder.with_name(f".{folder.name}.deleting")
         folder.rename(doomed)
         shutil.rmtree(doomed)
+
+
+def _write_student(folder: Path, student: SavedStudent, gathered: Mapping[str, Tensor] | None) -> None:
+    """`student/`: what it is, and what the shards do not have of it."""
+    if gathered is not None and student.base is not None:
+        write_adapters(gathered, folder, student.config, student.base)
+        return
+    folder.mkdir()
+    (folder / CONFIG_NAME).write_text(student.config.model_dump_json(indent=2))
+    if gathered is not None:
+        write_shards(gathered.items(), folder, STEM, MAX_SHARD_BYTES)
+
+
+def _on_host(weights: Iterable[tuple[str, Tensor]] | None, keep: bool) -> dict[str, Tensor] | None:
+    """Streamed tensors in host memory, where they are kept; gathering one takes all ranks."""
+    if weights is None:
+        return None
+    copies = {}
+    for name, weight in weights:
+        if keep:
+            copies[name] = weight.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return copies
 
 
 def _name(step: int) -> str:

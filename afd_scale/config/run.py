@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import (
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     SerializeAsAny,
     ValidationError,
@@ -79,9 +80,17 @@ class TrainConfig(Section):
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
     save_every: PositiveInt | None = None
-    """Steps between checkpoints; None saves at the end only."""
+    """Steps between checkpoints; None saves at the end only, or as `save_minutes` says."""
+    save_minutes: PositiveFloat | None = None
+    """Minutes between checkpoints, from the start of one to that of the next, beside those of `save_every`; None is
+    no such clock."""
     keep_checkpoints: PositiveInt = 2
     """Newest complete checkpoints kept."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints of steps that are multiples of this are kept for good, too; None keeps no others."""
+    most_skipped_steps: PositiveInt = 5
+    """Steps in a row whose gradients are not finite, and whose updates are therefore left out, before the run goes back
+    to its newest checkpoint, and on from there with the data that comes next; if that does not help, it ends."""
     sample_every: PositiveInt | None = None
     """Steps between sample videos; None makes them at the end only."""
     diagnose_every: PositiveInt | None = None

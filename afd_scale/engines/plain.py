@@ -21,6 +21,7 @@ from afd_scale.layers.choose_precision import choose_precision, parameter_dtype
 from afd_scale.layers.lora import Adapters, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
+from afd_scale.protocols import Unwatched, Watch
 from afd_scale.types import Videos
 
 
@@ -33,6 +34,7 @@ class PlainNetwork:
 
     network: Any
     calls: Any
+    watch: Watch = Unwatched()
 
     def __init__(
         self, network: nn.Module, adapter: str | None = None, micro_batch: int | None = None, calls: Any = None
@@ -77,6 +79,7 @@ class PlainTrained(PlainNetwork):
     def step(self, learning_rate: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        self.watch.updating(self)
         norm = nn.utils.clip_grad_norm_(self.trained, self.norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -88,6 +91,7 @@ class PlainAverage(PlainNetwork):
 
     @torch.no_grad()
     def follow(self, student: PlainNetwork, decay: float) -> None:
+        self.watch.updating(self)
         for ours, theirs in zip(self.parameters(), student.parameters(), strict=True):
             ours.lerp_(theirs, 1 - decay)
 

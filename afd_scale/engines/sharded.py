@@ -25,12 +25,13 @@ from afd_scale.config.models import OptimizerConfig
 from afd_scale.engines.captured import NewCapture
 from afd_scale.engines.cast import State
 from afd_scale.engines.deepspeed_config import deepspeed_config
-from afd_scale.engines.resharding import SavedShards, save_shards
+from afd_scale.engines.resharding import SavedShards, Shards, snapshot
 from afd_scale.engines.shards import Residency, kept_whole, merged_weights, unreduced, whole_weight
 from afd_scale.engines.twin import Twin
 from afd_scale.layers.lora import FOLDER, adapter_of
 from afd_scale.layers.network import Network
 from afd_scale.parallel.sharing import share_videos
+from afd_scale.protocols import Unwatched, Watch
 from afd_scale.types import Videos
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # what is saved of a trained parameter
@@ -74,6 +75,9 @@ class ShardedNetwork:
         build: makes the network again with one of its adapters, or none, for a plain twin; None has no twin.
         capture: of the twin's cached passes.
     """
+
+    watch: Watch = Unwatched()
+    on_nvme = False
 
     def __init__(
         self, engine: Any, adapter: str | None = None, residency: Residency | None = None,
@@ -205,9 +209,13 @@ class TrainedNetwork(ShardedNetwork):
         return loss.detach(), gradient
 
     def step(self, learning_rate: float) -> Tensor:
+        """As the protocol says; on all ranks alike nothing changes where the gradient's norm is not finite."""
+        self.watch.updating(self)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
+        if self.engine.optimizer.overflow:  # DeepSpeed's word for it, whatever the precision
+            self.watch.skipping(self)
         get_accelerator().synchronize()  # a stream of its own gathers, and does not wait for the new weights
         self.release()
         norm = self.engine.get_global_grad_norm()
@@ -217,20 +225,28 @@ class TrainedNetwork(ShardedNetwork):
         """ZeRO-3 parameters that the optimizer steps, by name."""
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
-    def save(self, folder: Path) -> None:
-        """This rank's shards of weights and optimizer; frozen weights are the start's, a run builds them again."""
-        shards = {}
-        if self._on_nvme:
+    def snapshot(self, folder: Path) -> Shards:
+        """This rank's shards of weights and optimizer; frozen weights are the start's, a run builds them again.
+
+        Args:
+            folder: optimizer states on NVMe are written into it at once, on all ranks together.
+        """
+        if self.on_nvme:
             self.engine.save_checkpoint(str(folder), tag=_NVME_TAG, save_latest=False, exclude_frozen_parameters=True)
-            # DeepSpeed puts scripts beside it that unpickle; the student's weights lie in safetensors next door.
+            # DeepSpeed puts scripts beside it that unpickle; the weights lie in safetensors next door.
             for script in ("zero_to_fp32.py", "zero_to_torch.py"):
                 (folder / script).unlink(missing_ok=True)
-        else:
-            for name, parameter in self.trained().items():
-                shards[f"{WEIGHT}/{name}"] = safe_get_local_fp32_param(parameter).cpu()  # one at a time on the device
-                for moment in MOMENTS:
-                    shards[f"{moment}/{name}"] = safe_get_local_optimizer_state(parameter, moment).cpu()
-        save_shards(folder, shards, optimizer_steps=self._optimizer_steps(), nvme=self._on_nvme)
+        return snapshot(self._saved_shards(), optimizer_steps=self._optimizer_steps(), nvme=self.on_nvme)
+
+    def _saved_shards(self) -> Iterator[tuple[str, Tensor]]:
+        """One at a time on the device; before the first step moments are zeros, which AdamW makes in it."""
+        begun = self._optimizer_steps() > 0
+        for name, parameter in self.trained().items():
+            weight = safe_get_local_fp32_param(parameter)
+            yield f"{WEIGHT}/{name}", weight
+            for moment in () if self.on_nvme else MOMENTS:
+                state = safe_get_local_optimizer_state(parameter, moment) if begun else torch.zeros_like(weight)
+                yield f"{moment}/{name}", state
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -240,9 +256,9 @@ class TrainedNetwork(ShardedNetwork):
             ValueError: files are absent or damaged, or of another network.
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        with SavedShards(folder) as saved:
+        with SavedShards(folder, first=rank) as saved:
             self._check_nvme(folder, saved.facts, ranks)
-            if self._on_nvme:
+            if self.on_nvme:
                 self.engine.load_checkpoint(str(folder), tag=_NVME_TAG, load_lr_scheduler_states=False,
                                             load_module_strict=False)  # fmt: skip
                 return
@@ -258,15 +274,15 @@ class TrainedNetwork(ShardedNetwork):
         get_accelerator().synchronize()
 
     def _check_nvme(self, folder: Path, facts: dict[str, Any], ranks: int) -> None:
-        if facts["nvme"] != self._on_nvme:
+        if facts["nvme"] != self.on_nvme:
             there, here = ("", " not") if facts["nvme"] else (" not", "")
             raise ValueError(f"engine.offload_optimizer must{there} be nvme, as when {folder} was written: it is{here}")
-        if self._on_nvme and facts["ranks"] != ranks:
+        if self.on_nvme and facts["ranks"] != ranks:
             raise ValueError(f"ranks ({ranks}) must be {facts['ranks']}, as when {folder} was written: states on "
                              "nvme are files of one rank each")  # fmt: skip
 
     @property
-    def _on_nvme(self) -> bool:
+    def on_nvme(self) -> bool:  # type: ignore[override]
         """Whether optimizer states are in files, which DeepSpeed (0.19) lets nobody else fill."""
         return bool(self.engine.optimizer.swap_optimizer)
 
@@ -299,6 +315,7 @@ class AveragedPolicy(ShardedNetwork):
     @torch.no_grad()
     def follow(self, trained: ShardedNetwork, decay: float) -> None:
         """weights <- decay weights + (1 - decay) trained weights, on this rank's shards."""
+        self.watch.updating(self)
         for shard, source in zip(self.shards.values(), trained.parameters(trained.adapter).values(), strict=True):
             shard.lerp_(safe_get_local_fp32_param(source).view_as(shard).to(shard.device), 1 - decay)
         self._write()
@@ -319,14 +336,15 @@ class AveragedPolicy(ShardedNetwork):
         dist.all_gather(shards, shard)
         return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
 
-    def save(self, folder: Path) -> None:
-        save_shards(folder, self.shards)
+    def snapshot(self, folder: Path) -> Shards:
+        return snapshot(self.shards.items())
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        with SavedShards(folder) as saved:
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        with SavedShards(folder, first=rank) as saved:
             for name, shard in self.shards.items():
-                shard.copy_(saved.part(name, self.averaged[name].ds_numel, dist.get_rank(), dist.get_world_size()))
+                shard.copy_(saved.part(name, self.averaged[name].ds_numel, rank, ranks))
         self._write()
 
 

@@ -8,11 +8,14 @@ from torch import Tensor
 from afd_scale.layers.network import Network
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.parallel.sharing import share_videos
+from afd_scale.protocols import Unwatched, Watch
 from afd_scale.types import Videos
 
 
 class WeightlessNetwork:
     """A network without parameters. Where it fails on one rank, all raise that, and none waits for another."""
+
+    watch: Watch = Unwatched()
 
     def __init__(self, network: Network, ranks: Ranks, micro_batch: int | None):
         self.network, self.ranks, self.micro_batch = network, ranks, micro_batch

@@ -1,6 +1,5 @@
 """The model card of an exported student: `README.md` with the front matter that model hubs read."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from afd_scale.config import ConfigError
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.schema import DatasetFacts
-from afd_scale.evaluation.report import header_facts, metric_table, newest_samples
+from afd_scale.evaluation.report import header_facts, metric_table, newest_samples, read_run_config, read_summary
 from afd_scale.evaluation.runs import run_folder
 
 CARD_NAME = "README.md"
@@ -81,8 +80,7 @@ def write_card(folder: Path, card: str, run: Run | None) -> None:
 
 
 def _read_run(folder: Path) -> Run:
-    text = (folder / "config.yaml").read_text()
-    config, summary = yaml.safe_load(text), folder / "summary.json"
+    text, config = read_run_config(folder / "config.yaml")
     try:
         dataset = DatasetFacts.load(Path(config["data"]["shards"]), "data.shards")
     except ConfigError:  # elsewhere, or made again since: an export does not need them
@@ -90,7 +88,7 @@ def _read_run(folder: Path) -> Run:
     return Run(
         config=config,
         head=header_facts(text),
-        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        summary=read_summary(folder / "summary.json") or {},
         dataset=dataset,
         sample=next((path for path in newest_samples(folder / "samples") if path.suffix == ".mp4"), None),
     )

@@ -6,6 +6,7 @@ not there yet is left out, so a report can be written at any time.
 
 import importlib.metadata
 import json
+import logging
 import math
 import re
 import subprocess
@@ -25,6 +26,8 @@ from afd_scale.evaluation.suites import SUITES
 from afd_scale.evaluation.suites.suite import Better, Metric
 from afd_scale.evaluation.video import read_title
 from afd_scale.files import write_text
+
+log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.html"
 DIAGNOSED = "diagnostics.json"  # on what diagnostics look
@@ -54,15 +57,53 @@ def provenance() -> dict[str, str]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl; a last line that a dying run cut short is left out.
+    """The records of a metrics.jsonl; damaged lines are left out, with a warning, and without one a last line that a
+    dying run cut short."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    records = [record for line in lines if (record := _record(line)) is not None]
+    if damaged := len(lines) - len(records):
+        log.warning("%s: %d of %d lines are damaged, and left out", path, damaged, len(lines))
+    return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get(STEP), int) else None
+
+
+def read_run_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a run's config.yaml, and what it says.
 
     Raises:
-        ValueError: another line is no JSON object.
+        ValueError: it is damaged.
     """
-    lines = path.read_text().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    return [json.loads(line) for line in lines]
+    try:
+        text = path.read_text()
+        config = yaml.safe_load(text)
+        if isinstance(config, dict) and {"name", "method", "train"} <= config.keys():
+            return text, config
+    except (UnicodeDecodeError, yaml.YAMLError):
+        pass
+    raise ValueError(f"run config ({path}) must be whole: it is damaged; starting the run again writes it anew")
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """A run's summary.json; None where there is none, and with a warning where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_bytes())
+        if isinstance(summary["steps"], int) and isinstance(summary["metrics"], dict):
+            return dict(summary)
+    except (ValueError, LookupError, TypeError):
+        pass
+    log.warning("%s is damaged, and left out", path)
+    return None
 
 
 def metric_table(summary: Mapping[str, Any]) -> str:
@@ -90,10 +131,9 @@ def write_report(run_folder: Path, x: str | None = None) -> Path:
     config_path, summary_path = run_folder / "config.yaml", run_folder / "summary.json"
     if not config_path.is_file():
         raise ValueError(f"run folder ({run_folder}) must hold config.yaml: every run writes it when it starts")
-    config_text = config_path.read_text()
-    config = yaml.safe_load(config_text)
+    config_text, config = read_run_config(config_path)
     facts = header_facts(config_text)
-    summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
+    summary = read_summary(summary_path) or {}
     metrics_path = run_folder / "metrics.jsonl"
     records = read_metrics(metrics_path) if metrics_path.is_file() else []
 

@@ -13,9 +13,9 @@ from afd_scale.config.judges import JudgeConfig, PixelJudgeConfig
 from afd_scale.flow import losses
 from afd_scale.flow.augmentation import change_of
 from afd_scale.flow.randomness import Randomness
-from afd_scale.methods.updates import accumulate, learning_rate, without_gradient
+from afd_scale.methods.updates import accumulate, learning_rate, watched_pieces, without_gradient
 from afd_scale.protocols import Metrics, TrainedScorer
-from afd_scale.types import Videos, View, pieces
+from afd_scale.types import Videos, View
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def judge_rollouts(
         real = None if of_teacher is None else of_teacher[rows]
         return judge.input_gradient(rollouts[rows], lambda fake: losses.generator_loss(fake, real).sum())
 
-    parts = [judge_some(rows) for rows in pieces(len(rollouts), judge.micro_batch)]
+    parts = [judge_some(rows) for rows in watched_pieces(judge, len(rollouts), judge.micro_batch)]
     loss, gradient = zip(*parts, strict=True)
     return torch.stack(loss).sum() / len(rollouts), torch.cat(gradient)
 

@@ -1,7 +1,7 @@
 """What the steps of all methods have in common: passes in pieces, with gradient or without; learning rates."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ def without_gradient(
 ) -> Tensor:  # fmt: skip
     """A resident phase of an engine: `run` on one micro-batch of rows after another; their results as one."""
     with engine.resident(sampling):
-        return torch.cat([run(part) for part in pieces(rows, engine.micro_batch)])
+        return torch.cat([run(part) for part in watched_pieces(engine, rows, engine.micro_batch)])
+
+
+def watched_pieces(engine: Engine, rows: int, at_once: int | None) -> Iterator[slice]:
+    """Rows in slices of at most `at_once`, before each of which the step may be given up."""
+    for part in pieces(rows, at_once):
+        engine.watch.between()
+        yield part
 
 
 def accumulate(
@@ -32,7 +39,7 @@ def accumulate(
         The metrics of all rows.
     """
     total: dict[str, Tensor] = {}
-    for part in pieces(rows, at_once):
+    for part in watched_pieces(trained, rows, at_once):
         loss, metrics = loss_of(part)
         share = (part.stop - part.start) / rows
         trained.backward(loss * share)

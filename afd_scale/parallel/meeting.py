@@ -7,7 +7,8 @@ import time
 from datetime import timedelta
 
 import psutil
-import torch.distributed as dist
+from torch.distributed import DistStoreError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from afd_scale.config import LostInputError, one_line
 from afd_scale.parallel.launchers import Launched
@@ -18,7 +19,7 @@ MEETING_SECONDS = 600.0  # from the first rank's start to the last one's: contai
 _TOLD_EVERY_SECONDS = 15.0
 
 
-def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> dist.Store:
+def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> Store:
     """Wait until every rank of a run is at the first one's address; say who is not.
 
     Returns:
@@ -26,14 +27,14 @@ def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> dist.Store:
     Raises:
         LostInputError: the address is none that other machines reach, it does not answer, or a rank does not come.
     """
-    store = dist.PrefixStore("afd_scale", _open_store(launched, seconds))
+    store = PrefixStore("afd_scale", _open_store(launched, seconds))
     store.set(_here(launched.rank), own_address_towards(launched.address) or "")
     deadline, missing = time.monotonic() + seconds, list(range(launched.size))
     while missing:
         try:
             store.wait([_here(rank) for rank in missing], timedelta(seconds=min(_TOLD_EVERY_SECONDS, seconds)))
             missing = []
-        except dist.DistStoreError:
+        except DistStoreError:
             missing = [rank for rank in missing if not store.check([_here(rank)])]
         except RuntimeError as error:  # the first rank is gone, and the store with it
             raise LostInputError(
@@ -68,7 +69,7 @@ def interface_towards(address: str) -> str | None:
     return None
 
 
-def network_of(launched: Launched, store: dist.Store) -> dict[str, str]:
+def network_of(launched: Launched, store: Store) -> dict[str, str]:
     """Variables by which gloo takes the network that leads to the first rank, and on its machine to the others.
 
     Left alone, it takes the one that the machine's own name stands for: 127.0.0.1 or 127.0.1.1 on many, where no
@@ -93,7 +94,7 @@ def named(ranks: list[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {few}"
 
 
-def _open_store(launched: Launched, seconds: float) -> dist.Store:
+def _open_store(launched: Launched, seconds: float) -> Store:
     leads_another_machine = launched.rank != 0 and launched.local_rank == 0
     if leads_another_machine and _is_loopback(launched.address):
         raise LostInputError(f"MASTER_ADDR ({launched.address}) must be an address of the first machine: on rank "
@@ -101,7 +102,7 @@ def _open_store(launched: Launched, seconds: float) -> dist.Store:
     # torchrun's agent keeps a store already; every other launcher leaves it to the first rank.
     ours = launched.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        return dist.TCPStore(
+        return TCPStore(
             launched.address, int(launched.port), None, ours, timedelta(seconds=seconds), wait_for_workers=False,
             multi_tenant=True,
         )  # fmt: skip

@@ -77,19 +77,25 @@ class Ranks:
 
     def any(self, condition: bool) -> bool:
         """Whether it holds on some rank; the same answer on all."""
-        return self.ask_any(condition)()
+        return bool(self.largest([condition])[0])
 
-    def ask_any(self, condition: bool) -> Callable[[], bool]:
-        """Whether it holds on some rank: what is returned waits for all to have asked, and answers.
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each over the ranks, in one collective; the same answer on all."""
+        return self.ask_largest(values)()
 
-        The question is on its way at once, so that an answer wanted later takes no time.
+    def ask_largest(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """`largest`, answered later: what is returned waits until all ranks have asked.
+
+        It goes through host memory and waits for no device, and an answer that is wanted later takes no time.
         """
-        flag = torch.tensor(float(condition))
-        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control_group, async_op=True)
+        found = torch.tensor([float(value) for value in values])
+        if self.size == 1:
+            return found.tolist
+        work = dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control_group, async_op=True)
 
-        def answer() -> bool:
+        def answer() -> list[float]:
             work.wait()
-            return bool(flag)
+            return found.tolist()
 
         return answer
 
@@ -154,6 +160,8 @@ class Ranks:
 
     def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on the main rank only; all ranks get its result, or raise its exception."""
+        if self.size == 1:
+            return work(*arguments)
         result: Any = None
         if self.is_main:
             try:

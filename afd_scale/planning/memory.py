@@ -67,6 +67,7 @@ class Memory:
         phases: of the step; each is its largest pass.
         gathered_rollout: policies hold all weights while they generate and predict.
         samples: of the sample videos between steps; None where no VAE decodes any.
+        snapshot: on the CPU, of a checkpoint that is being written.
     """
 
     shards: dict[str, int]
@@ -74,6 +75,7 @@ class Memory:
     phases: dict[str, Phase]
     gathered_rollout: bool
     samples: Phase | None
+    snapshot: int
 
     @property
     def all_phases(self) -> dict[str, Phase]:
@@ -115,7 +117,7 @@ def rank_memory(config: RunConfig, load: Workload, sizes: Mapping[str, NetworkSi
         parts = _parts(config, load, sampled, sizes[sampled.role], gathered)
         parts |= {"VAE": vae.WEIGHT_BYTES, "VAE decoding": decoding}
         samples = Phase(parts, 0, static + sum(parts.values()))
-    return Memory(shards, host, phases, gathered, samples)
+    return Memory(shards, host, phases, gathered, samples, _snapshot(config, load.gpus, sizes))
 
 
 def is_resident(config: RunConfig, each: Pass) -> bool:
@@ -187,6 +189,22 @@ def _shards(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) -> t
             add(optimizer, f"{name} gradients", network.trained, FLOAT32 if config.train.micro_batch else size)
             shards[f"{name} reduce bucket"] = _zero(config, "reduce_bucket_size") * reduced_itemsize(config)
     return shards, host
+
+
+def _snapshot(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) -> int:
+    """A rank's copy of what a checkpoint holds of its shards; those on NVMe are copied there, weights alone here.
+
+    The main rank's whole adapters, of a LoRA run, come on top.
+    """
+    trained = MASTER if config.engine.offload_optimizer == "nvme" else MASTER + ADAM
+    total = 0
+    for role in config.cast:
+        size = sizes[role.name]
+        if role.optimizer is not None:
+            total += -(-size.trained // gpus) * trained
+        elif role.follows:
+            total += -(-(size.adapter or size.base) // gpus) * FLOAT32
+    return total
 
 
 def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gathered: bool) -> dict[str, int]:

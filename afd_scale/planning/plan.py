@@ -221,6 +221,7 @@ def plan_as_dict(plan: Plan, remedies: dict[str, Suggestion | None]) -> dict[str
         "parameters": {role: {**asdict(size), "total": size.total} for role, size in plan.networks.items()},
         "shards_bytes": memory.shards,
         "host_bytes": memory.host,
+        "checkpoint_host_bytes": memory.snapshot,
         "phases": phases,
         "step_seconds": plan.step_seconds,
         "samples": plan.samples

@@ -101,7 +101,8 @@ def _memory(plan: Plan) -> list[str]:
         lines += [f"    {part:32} {held / GIB:.2f}" for part, held in phase.parts.items()]
         if phase.step:
             lines.append(f"    {'or, at the step':32} {phase.step / GIB:.2f}")
-    return lines + (_parts("offloaded", memory.host) if memory.host else [])
+    lines += _parts("offloaded", memory.host) if memory.host else []
+    return [*lines, f"  {'while a checkpoint is written, on the CPU':42} {memory.snapshot / GIB:.2f}"]
 
 
 def _parts(name: str, parts: dict[str, int]) -> list[str]:

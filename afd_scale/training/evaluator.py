@@ -219,6 +219,7 @@ class Evaluator:
 
     def _generated(self, policy: Policy, clips: Sequence[int]) -> Iterator[Tensor]:
         """Chunks of clips that a policy makes."""
+        policy.watch.between()
         data, device = self.config.data, self.ranks.device
         prompts = self.prompts.take([clip % len(self.prompts) for clip in clips], clips)
         shape = (data.latent_frames, self.config.student.latent_channels, data.latent_height, data.latent_width)

@@ -1,12 +1,13 @@
 """What a run says of itself while it trains: metrics.jsonl, what its trackers get, alarms, a progress line."""
 
+import errno
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from afd_scale.evaluation.alarms import SuiteMetrics
 from afd_scale.evaluation.report import read_metrics
@@ -34,9 +35,33 @@ class Recorder:
         pass
 
 
+class _Lines:
+    """Whole lines at the end of a file; those that a full disk does not take are kept until it takes them."""
+
+    def __init__(self, path: Path):
+        self.path, self.kept = path, b""
+
+    def add(self, line: str) -> None:
+        before, self.kept = self.kept, self.kept + f"{line}\n".encode()
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                end = file.tell()
+                if file.write(self.kept) < len(self.kept):
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.kept = b""
+        except OSError as error:
+            if not before:
+                log.warning("%s cannot be written (%s): its lines are kept until it can be", self.path, error.strerror)
+
+    def close(self) -> None:
+        if self.kept:
+            log.warning("%s lacks the last %d lines", self.path, self.kept.count(b"\n"))
+
+
 class _MainRecorder(Recorder):
-    def __init__(self, file: TextIO, trackers: list[Tracker], watch: Watch, show: Callable[[int, str], None]):
-        self.file, self.trackers, self.watch, self.show = file, trackers, watch, show
+    def __init__(self, lines: _Lines, trackers: list[Tracker], watch: Watch, show: Callable[[int, str], None]):
+        self.lines, self.trackers, self.watch, self.show = lines, trackers, watch, show
         self.standing = watch.standing
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -48,7 +73,7 @@ class _MainRecorder(Recorder):
         flags = self.watch.see(line)
         self.standing = self.watch.standing
         tell(self.trackers, lambda tracker: tracker.metrics(step, {**metrics, **flags}))
-        self.file.write(json.dumps(line | flags) + "\n")
+        self.lines.add(json.dumps(line | flags))
         self.show(step, "  ".join(f"{key} {metrics[key]:.3g}" for key in SHOWN_METRICS if key in metrics))
 
 
@@ -69,15 +94,15 @@ def recording(
         yield Recorder()
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lines = folder / "metrics.jsonl"
-    watch = Watch(name, _drop_later_steps(lines, steps.start - 1), suite_metrics)
+    path = folder / "metrics.jsonl"
+    watch = Watch(name, _drop_later_steps(path, steps.start - 1), suite_metrics)
     zero = min(steps.start - 1, 0)  # a warm-up's steps are numbered up to 0
     with (
-        lines.open("a", buffering=1) as file,
+        closing(_Lines(path)) as lines,
         progress(name, begun=steps.start - 1 - zero, say=log.info) as show,
     ):
         last = steps.stop - 1 - zero
-        yield _MainRecorder(file, trackers, watch, lambda step, shown: show(step - zero, last, shown))
+        yield _MainRecorder(lines, trackers, watch, lambda step, shown: show(step - zero, last, shown))
 
 
 def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, float | None]]:

@@ -1,5 +1,6 @@
 """A run's folder: made or recognised before anything heavy happens."""
 
+import logging
 import os
 import re
 import shutil
@@ -9,14 +10,18 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from afd_scale.checkpoint.run_state import newest_checkpoint, remove_checkpoint
+from afd_scale.checkpoint.resume import check_format, damaged_checkpoints
+from afd_scale.checkpoint.run_state import remove_checkpoint
 from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError, RunConfig, resolved_yaml
 from afd_scale.evaluation.report import DIAGNOSED, provenance_header
 from afd_scale.files import system_errors, write_text
 
+log = logging.getLogger(__name__)
+
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+_LAST = next(reversed(RunConfig.model_fields))  # a config.yaml that was cut lacks it
 
 # What may change when a run goes on: how long, how often it logs and saves, how ranks share the work, what comes then.
 CHANGEABLE = (
@@ -41,15 +46,17 @@ def check_folder(config: RunConfig) -> None:
         reason = "no write permission" if existing.is_dir() else "it is a file"
         raise ConfigError(f"out ({config.out}) must be a folder that can be written to: {existing}: {reason}")
     path = config.folder / CONFIG
-    if config.train.resume and path.exists() and (config.folder / "checkpoints").exists():
-        newest_checkpoint(config.folder / "checkpoints")
-        _refuse_another_config(path, config)
+    if config.train.resume and (config.folder / "checkpoints").exists():
+        check_format(config.folder / "checkpoints")
+        if (before := _read_before(path)) is not None:
+            _refuse_another_config(before, config, path)
 
 
 def start_anew(config: RunConfig) -> None:
     """Remove what an earlier run left; its summary first, for a run with a summary counts as complete."""
     (config.folder / SUMMARY).unlink(missing_ok=True)
-    for checkpoint in complete_checkpoints(config.folder / "checkpoints"):
+    checkpoints = config.folder / "checkpoints"
+    for checkpoint in (*complete_checkpoints(checkpoints), *damaged_checkpoints(checkpoints)):
         remove_checkpoint(checkpoint)
     for folder in ("samples", "tensorboard"):
         shutil.rmtree(config.folder / folder, ignore_errors=True)
@@ -68,8 +75,8 @@ def write_config(config: RunConfig, num_ranks: int) -> None:
         write_text(config.folder / CONFIG, provenance_header(num_ranks) + resolved_yaml(config))
 
 
-def _refuse_another_config(path: Path, config: RunConfig) -> None:
-    before = _flat(_read_before(path))
+def _refuse_another_config(tree: dict[str, Any], config: RunConfig, path: Path) -> None:
+    before = _flat(tree)
     now = _flat(yaml.safe_load(resolved_yaml(config)))
     # The method's name first: with another one all its fields differ.
     for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "method.name", key)):
@@ -81,13 +88,36 @@ def _refuse_another_config(path: Path, config: RunConfig) -> None:
             )
 
 
-def _read_before(path: Path) -> dict[str, Any]:
-    """What a run was made with, in today's fields where earlier ones are read."""
-    tree: dict[str, Any] = yaml.safe_load(path.read_text())
+def _read_before(path: Path) -> dict[str, Any] | None:
+    """What a run was made with, in today's fields where earlier ones are read: from its config.yaml, or where that is
+    damaged from the copy in a checkpoint. None where there is neither.
+
+    Raises:
+        ConfigError: it is damaged, and no copy is whole.
+    """
+    tree = _read_tree(path)
+    if tree is None:
+        copies = [checkpoint / CONFIG for checkpoint in reversed(complete_checkpoints(path.parent / "checkpoints"))]
+        copy, tree = next(((copy, tree) for copy in copies if (tree := _read_tree(copy))), (path, None))
+        if tree is None and path.exists():
+            raise ConfigError(f"run config ({path}) must be whole: it is damaged, and so nothing says which run is "
+                              "there; remove it to go on all the same")  # fmt: skip
+        if tree is None:
+            return None
+        log.warning("%s is absent or damaged: the run goes on by %s, and the file is written anew", path, copy)
     try:
         return dict(yaml.safe_load(resolved_yaml(RunConfig.model_validate(tree))))
     except ValidationError:
         return tree
+
+
+def _read_tree(path: Path) -> dict[str, Any] | None:
+    """None where the file is no config of a run from its beginning to its end."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return tree if isinstance(tree, dict) and isinstance(tree.get(_LAST), dict) else None
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,8 +5,8 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from afd_scale.checkpoint.adapters import check_base
-from afd_scale.checkpoint.run_state import RunCheckpoints, newest_checkpoint
+from afd_scale.checkpoint.resume import newest_whole_checkpoint
+from afd_scale.checkpoint.run_state import Checkpointed, RunCheckpoints, SavedStudent
 from afd_scale.checkpoint.weights import FOLDER_NAME
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.judges import JudgeConfig
@@ -22,9 +23,10 @@ from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts
-from afd_scale.evaluation.report import metric_table, write_report
-from afd_scale.files import write_text
+from afd_scale.evaluation.report import metric_table, read_summary, write_report
+from afd_scale.files import full_disk_explained, write_text
 from afd_scale.layers.choose_precision import choose_precision
+from afd_scale.parallel.heartbeats import Heart, living
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.spent import Spent
 from afd_scale.planning.workload import workload
@@ -32,13 +34,20 @@ from afd_scale.protocols import Metrics
 from afd_scale.training.build import Run, base_of, build_codec, build_run
 from afd_scale.training.diagnostics import Diagnostics
 from afd_scale.training.evaluator import Evaluator
+from afd_scale.training.guards import Guard
 from afd_scale.training.metrics import Recorder, recording
-from afd_scale.training.preemption import Preempted, listening
+from afd_scale.training.owner import Owner
+from afd_scale.training.preemption import GivenUpError, Preempted, StopRequest, ending_at_once, noting
 from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
+from afd_scale.training.steps import StepWatch
 from afd_scale.training.trackers import Tracker, check_trackers, open_tracker, tell
 from afd_scale.types import Batch, JudgeError, UnreachableJudgeError
 
 log = logging.getLogger(__name__)
+
+
+class _WentBackError(Exception):
+    """The steps go on from an earlier one."""
 
 
 def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> None:
@@ -47,6 +56,7 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
     Raises:
         ConfigError: the config, the data, the start weights or the run folder cannot be used.
         Preempted: the run was told to stop, or could not reach a judge, and has saved what there was to save.
+        LostRanksError: other ranks are gone; it says which, as far as this one can tell.
     """
     workload(config, ranks.size)  # refuses ranks and batches that do not divide
     sharing = ranks.sharing_videos(config.parallel.sequence, config.engine.timeout_minutes)
@@ -59,14 +69,28 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
         table = "" if requirers else "\n" + metric_table(summary)
         log.info("%s is complete: %s%s", config.name, config.folder / "report.html", table)
         return
-    Trainer(config, sharing).run()
+    owner = Owner(config.folder)
+    ranks.run_on_main(owner.take)
+    try:
+        with (
+            living(config.folder, ranks.rank, ranks.size) as heart,
+            ending_at_once(f"{config.name} was told to stop, with nothing to save"),
+        ):
+            Trainer(config, sharing, heart).run()
+    finally:
+        if ranks.is_main:
+            owner.leave()
 
 
 class Trainer:
-    """One run."""
+    """One run.
 
-    def __init__(self, config: RunConfig, ranks: Ranks):
-        self.config, self.ranks = config, ranks
+    Args:
+        heart: is told the phases.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks, heart: Heart):
+        self.config, self.ranks, self.heart = config, ranks, heart
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
         self.inner_seconds = 0.0  # of the phases within the present one
         self.trackers: list[Tracker] = []  # on the main rank, while the run lasts
@@ -76,10 +100,7 @@ class Trainer:
             self.stream = Ahead(TeacherStream(config), pinned=ranks.device.type == "cuda")
             self.built: Run = build_run(config, ranks)
             self.base = ranks.run_on_main(base_of, config)
-            self.checkpoints = RunCheckpoints(
-                config.folder / "checkpoints", is_main=ranks.is_main, size=ranks.size, barrier=ranks.barrier,
-                keep=config.train.keep_checkpoints,
-            )  # fmt: skip
+            self.checkpoints = RunCheckpoints(config, ranks)
             codec = build_codec(config.codec, facts.codec, ranks.device)
             self.decode = None if codec is None else codec.decode
             self.evaluator = Evaluator(config, ranks, codec)
@@ -89,8 +110,12 @@ class Trainer:
             if config.train.diagnose_every is not None:
                 self.diagnostics = Diagnostics(config, self.built, self.evaluator)
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
+        self.stop = StopRequest(ranks)
+        self.guard = Guard(config.train.most_skipped_steps)
+        self.watch = StepWatch(self.stop, self.built.networks, "student", self.built.memory)
+        for engine in self.built.engines.values():
+            engine.watch = self.watch
         self.step, self.position = 0, self.stream.state_dict()  # the last one finished, and where in the data it ended
-        self.saved_step = 0
         self.metrics: Metrics = {}  # of that step
 
     def run(self) -> None:
@@ -107,10 +132,12 @@ class Trainer:
         self.ranks.run_on_main(self._open_trackers, first)
         try:
             metrics = self._steps_and_comparison(first)
+        except (ConfigError, Preempted):  # of all ranks alike
+            self.checkpoints.settle(wait=True)
+            raise
         finally:
             tell(self.trackers, lambda tracker: tracker.close())
-        if self.ranks.is_main:
-            self._finish(metrics)
+        self.ranks.run_on_main(self._finish, metrics)
         self.stream.close()
         self.ranks.barrier()
 
@@ -124,9 +151,12 @@ class Trainer:
                 self._train(first, 0)
         if self.step < self.config.train.steps:
             with self._phase("train"):
-                self._train(self.step + 1, self.config.train.steps)
+                while self.step < self.config.train.steps:
+                    with suppress(_WentBackError):
+                        self._train(self.step + 1, self.config.train.steps)
             with self._phase("save"):
                 self._save()
+                self.checkpoints.finish()
         with self._phase("evaluate"):
             metrics = self.evaluator.compare(self.built.exported)
             self._show()
@@ -140,8 +170,10 @@ class Trainer:
     def _phase(self, name: str) -> Iterator[None]:
         """Add up the seconds that this process spends in a phase; what it spends in one within is that one's."""
         outer, self.inner_seconds = self.inner_seconds, 0.0
-        began = time.monotonic()
+        outer_phase, began = self.heart.phase, time.monotonic()
+        self.heart.at(name)
         yield
+        self.heart.at(outer_phase)
         seconds = time.monotonic() - began
         self.seconds[name] += seconds - self.inner_seconds
         self.inner_seconds = outer + seconds
@@ -152,19 +184,36 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the newest complete checkpoint, where there is one."""
-        checkpoint = self.ranks.run_on_main(newest_checkpoint, self.checkpoints.folder)
+        checkpoint = newest_whole_checkpoint(self.checkpoints.folder, self.ranks)
         if checkpoint is None:
             return
         if self.base is not None:
             self.ranks.run_on_main(check_base, checkpoint["folder"] / FOLDER_NAME, self.base)
         log.info("%s resumes after step %d from %s", self.config.name, checkpoint["step"], checkpoint["folder"])
-        # What is damaged is perhaps a file that one rank alone reads.
-        self.ranks.run_on_all(self.checkpoints.load, checkpoint["folder"], self.built.networks)
+        self._load(checkpoint)
         self.stream.load_state_dict(checkpoint["data"])
+        self.position = checkpoint["data"]
+
+    def _load(self, checkpoint: Mapping[str, Any]) -> None:
+        """All but the position in the data."""
+        # What does not fit is perhaps a file that one rank alone reads.
+        self.ranks.run_on_all(self.checkpoints.load, checkpoint, self.built.networks)
+        self.built.memory.clear()
         for name, value in checkpoint["method"].items():
             self.built.memory[name] = torch.tensor(value)
-        self.step = self.saved_step = checkpoint["step"]
-        self.position = checkpoint["data"]
+        self.step = checkpoint["step"]
+
+    def _go_back(self) -> None:
+        """To the newest checkpoint; the data goes on.
+
+        Raises:
+            ConfigError: there is none, or going back did not help.
+        """
+        self.checkpoints.settle(wait=True)
+        self.guard.go_back(self.step, self.checkpoints.saved, self.watch.skipped)
+        checkpoint = newest_whole_checkpoint(self.checkpoints.folder, self.ranks)
+        assert checkpoint is not None, "it was saved, or loaded, by this process"
+        self._load(checkpoint)
 
     def _train(self, first: int, last: int) -> None:
         """Steps of the method; those below 1 are its warm-up, which leaves metrics and no checkpoint."""
@@ -174,7 +223,7 @@ class Trainer:
             recording(
                 name, config.folder, steps, self.trackers, self.evaluator.suite_metrics, is_main=self.ranks.is_main
             ) as record,
-            listening() as stop,
+            self._may_be_stopped(),
         ):
             if first > 1 and (alarm := self._stopping_alarm(record)):
                 raise ConfigError(f"train.stop_on_alarm ({', '.join(config.train.stop_on_alarm)}) must leave out an "
@@ -183,31 +232,36 @@ class Trainer:
             counter.bytes, self.stream.waited_seconds = 0, 0.0
             for step in steps:
                 self._run_step(step)
+                if self.guard.see(step, self.watch.skipped):
+                    self._go_back()
+                    raise _WentBackError
                 looks = self.diagnostics is not None and step >= 0 and self._is_due(config.train.diagnose_every)
                 if looks or self._is_due(config.train.log_every) or step == last:
                     values = self._reduce(self.metrics)  # waits for the device: the time is that of finished steps
                     self._check_finite(values)
+                    values |= {"system/skipped_steps": float(self.guard.left_out)} if self.guard.left_out else {}
                     seconds = self._clock() - last_time
                     values["system/step_seconds"] = seconds / (step - last_log)
                     values["system/data_wait_share"] = self.stream.waited_seconds / seconds
                     values["system/gathered_gib"] = counter.bytes / 2**30 / (step - last_log)
                     last_log, last_time = step, self._clock()
                     counter.bytes, self.stream.waited_seconds = 0, 0.0
+                    values |= self.checkpoints.metrics()
                     values["compute/pflop"] = self.spent.pflop(step)
                     try:
                         values |= self._diagnosis() if looks else {}
                     finally:  # a step that is done is recorded, also where a judge fails behind it
                         record(step, values)
-                told_to_stop = self.ranks.any(stop.made)
-                if told_to_stop and step < 1:
-                    raise Preempted(f"{config.name} was told to stop in its warm-up; start it again to begin anew")
-                if step < 1 or (step == last and not told_to_stop):
+                self.checkpoints.settle()
+                if self.stop.agreed():
+                    raise GivenUpError
+                if step < 1 or step == last:
                     continue
                 alarm = self._stopping_alarm(record)
-                if told_to_stop or alarm or self._is_due(config.train.save_every):
+                if alarm or self._is_due(config.train.save_every) or self._is_time_to_save():
                     self._check_and_save()
-                if told_to_stop:
-                    raise Preempted(f"{config.name} was told to stop and saved step {step}; start it again to go on")
+                if alarm:
+                    self.checkpoints.finish()
                 if alarm:
                     raise ConfigError(f"train.stop_on_alarm ended the run, which has saved step {step}: {alarm}")
                 if self._is_due(config.train.sample_every):
@@ -217,9 +271,28 @@ class Trainer:
 
     def _run_step(self, step: int) -> None:
         """One step of the method."""
-        with self._judges_may_fail():
+        self.heart.at(f"step {step}")
+        with self._judges_may_fail(), self.watch.step(kept=step >= 1):
             self.metrics = self.built.method.train_step(self._next_batch(), step)
         self.step, self.position = step, self.stream.state_dict()
+
+    @contextmanager
+    def _may_be_stopped(self) -> Iterator[None]:
+        """Being told to stop ends the run where its last step ended.
+
+        Raises:
+            Preempted: it was.
+        """
+        with noting(self.stop):
+            try:
+                yield
+            except GivenUpError:
+                if self.step < 1:
+                    line = f"{self.config.name} was told to stop in its warm-up; start it again to begin anew"
+                    raise Preempted(line) from None
+                self._save_last_step()
+                line = f"{self.config.name} was told to stop and saved step {self.step}; start it again to go on"
+                raise Preempted(line) from None
 
     @contextmanager
     def _judges_may_fail(self) -> Iterator[None]:
@@ -232,18 +305,30 @@ class Trainer:
         try:
             yield
         except JudgeError as error:
-            if self.step > self.saved_step:
-                self._check_and_save()
-            kept = f"step {self.saved_step} is saved" if self.saved_step else "no step is finished"
+            self._save_last_step()
+            kept = f"step {self.checkpoints.saved} is saved" if self.checkpoints.saved else "no step is finished"
             line = f"{self.config.name} ends, {kept}: {error}"
             if isinstance(error, UnreachableJudgeError):
                 raise Preempted(f"{line}; start it again to go on") from error
             raise ConfigError(line) from error
 
-    def _check_and_save(self) -> None:
+    def _save_last_step(self) -> None:
+        """All as it was when the last step was finished, whatever one that was given up has changed."""
+        networks = self.watch.given_up()
+        if self.step > self.checkpoints.asked:
+            self._check_and_save(networks)
+        self.checkpoints.finish()
+
+    def _check_and_save(self, networks: Mapping[str, Checkpointed] | None = None) -> None:
         self._check_finite(self._reduce(self.metrics))
         with self._phase("save"):
-            self._save()
+            self._save(networks)
+
+    def _is_time_to_save(self) -> bool:
+        """By the main rank's clock."""
+        return self.config.train.save_minutes is not None and self.ranks.any(
+            self.ranks.is_main and self.checkpoints.due()
+        )
 
     def _stopping_alarm(self, record: Recorder) -> str | None:
         """Of the alarms that are on, one that ends the run, with what there is to say of it."""
@@ -264,6 +349,8 @@ class Trainer:
 
     def _check_finite(self, values: dict[str, float]) -> None:
         """A diverged run ends here: its weights must not push good checkpoints out."""
+        if self.watch.skipped:  # and the weights are as they were before
+            return
         for name, value in values.items():
             if not math.isfinite(value):
                 raise ConfigError(f"{name} ({value}) must be finite at step {self.step}: the run diverged, and earlier "
@@ -282,18 +369,21 @@ class Trainer:
         values = torch.stack([metrics[name].float().to(self.ranks.device) for name in names])
         return dict(zip(names, self.ranks.mean(values).tolist(), strict=True))
 
-    def _save(self) -> None:
-        student, exported = self.config.student, self.built.exported
-        if self.base is None:  # adapters, if any, are merged into what is saved
-            student, weights = student.model_copy(update={"lora": None}), exported.full_weights()
-        else:
-            weights = exported.adapter_weights()
-        policy = PolicyConfig(student=student, sampler=self.config.sampler)
-        path = self.checkpoints.save(
-            self.step, self.built.networks, self.position, weights, policy, self.base, self._memory()
-        )
-        self.saved_step = self.step
-        log.info("%s saved %s", self.config.name, path)
+    def _save(self, networks: Mapping[str, Checkpointed] | None = None) -> None:
+        """Begin to.
+
+        Args:
+            networks: by role; None takes all as they are.
+        """
+        config, exported = self.config, self.built.exported
+        student, gathered = config.student, None
+        if self.base is not None:
+            gathered = exported.adapter_weights()
+        elif student.lora is not None:  # over a random start, which is nowhere else: the adapters are merged
+            student, gathered = student.model_copy(update={"lora": None}), exported.full_weights()
+        policy = PolicyConfig(student=student, sampler=config.sampler)
+        saved = SavedStudent(policy, config.method.exported, self.base, gathered)
+        self.checkpoints.save(self.step, networks or self.built.networks, self.position, saved, self._memory())
 
     def _memory(self) -> dict[str, float]:
         return {name: float(value) for name, value in self.built.memory.items()}
@@ -308,8 +398,9 @@ class Trainer:
             "metrics": metrics,
             "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
         }
-        write_text(self.config.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
-        report = write_report(self.config.folder)
+        with full_disk_explained(self.config.out, "out"):
+            write_text(self.config.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+            report = write_report(self.config.folder)
         if metrics:
             log.info("%s\n%s", self.config.name, metric_table(summary))
         log.info("%s is complete; look at %s", self.config.name, report)
@@ -342,13 +433,10 @@ def _check_inputs(config: RunConfig) -> DatasetFacts:
 
 
 def _complete_summary(config: RunConfig) -> dict[str, Any] | None:
-    """Check a run's folder; the summary in it where the run has come to its end."""
+    """Check a run's folder; the summary in it where the run has come to its end. One that is damaged is made anew."""
     check_folder(config)
-    path = config.folder / SUMMARY
-    if not (config.train.resume and path.exists()):
-        return None
-    summary = json.loads(path.read_text())
-    return summary if summary["steps"] >= config.train.steps else None
+    summary = read_summary(config.folder / SUMMARY) if config.train.resume else None
+    return summary if summary is not None and summary["steps"] >= config.train.steps else None
 
 
 @contextmanager

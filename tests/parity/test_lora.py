@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from afd_scale.checkpoint.adapters import describe_base, merged, save_adapters
+from afd_scale.checkpoint.adapters import describe_base, merged, write_adapters
 from afd_scale.checkpoint.formats.lora import LINEARS
 from afd_scale.checkpoint.load_student import read_lora, read_student
 from afd_scale.checkpoint.weights import save_weights
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, convert: Callable[..., int]
     lora = LoraConfig(rank=RANK, alpha=ALPHA)
     adapted = policy.model_copy(update={"student": model.config.model_copy(update={"lora": lora})})
     adapters = random_adapters(model)
-    save_adapters(adapters.items(), folder / "student", adapted, base)
+    write_adapters(adapters, folder / "student", adapted, base)
     whole = dict(model.state_dict())
     for module in (name.removesuffix(".up") for name in adapters if name.endswith(".up")):
         whole[f"{module}.weight"] = whole[f"{module}.weight"] + ALPHA / RANK * (

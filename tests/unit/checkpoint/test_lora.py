@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from afd_scale.checkpoint.adapters import BASE_NAME, check_base, describe_base, merged, save_adapters
+from afd_scale.checkpoint.adapters import BASE_NAME, check_base, describe_base, merged, write_adapters
 from afd_scale.checkpoint.formats.lora import LINEARS, open_lora
 from afd_scale.checkpoint.lazy import in_memory
 from afd_scale.checkpoint.load_student import load_lora_state, load_student_state, read_lora, read_student
@@ -253,7 +253,8 @@ def write_run(state: State, adapters: State, folder: Path, dtype: torch.dtype = 
     config = CONFIG.model_copy(update={"student": CONFIG.student.model_copy(update={"lora": lora})})
     base = describe_base(folder / "base", read_student(folder / "base").state, dtype)
     student = folder / "run" / "checkpoints" / "step_00000001" / "student"
-    save_adapters(adapters.items(), student, config, base)
+    student.parent.mkdir(parents=True)
+    write_adapters(adapters, student, config, base)
     return student
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from afd_scale.config.load import load_config
 from afd_scale.data.toy_world import render_clips, toy_prompts
-from afd_scale.evaluation.report import _seconds, metric_table, provenance_header, read_metrics, write_report
+from afd_scale.evaluation.report import _seconds, metric_table, provenance_header, read_metrics, read_summary, write_report
 from afd_scale.evaluation.suites.toy import ToySuite
 from afd_scale.evaluation.suites.trajectory import score
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
@@ -215,13 +215,31 @@ def test_provenance_header_leaves_a_loadable_config(run):
     assert page.text[page.text.index("ranks") + 1] == "3"
 
 
-def test_only_a_cut_last_line_is_forgiven(tmp_path):
+def test_damaged_lines_of_metrics_are_left_out(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_metrics(path) == [{"step": 1}, {"step": 2}]
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError):
-        read_metrics(path)
+    assert not caplog.messages, "a dying run leaves such a last line"
+    path.write_bytes(b'{"step": 1}\n{"st\n\xff\xfe\n3\n{"loss": 3}\n{"step": "4"}\n\x00\x00\n{"step": 3}\n')
+    assert read_metrics(path) == [{"step": 1}, {"step": 3}]
+    assert caplog.messages == [f"{path}: 6 of 8 lines are damaged, and left out"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"steps": "x"}', b'{"steps": 3}'])
+def test_a_damaged_summary_is_left_out(tmp_path, content, caplog):
+    path = tmp_path / "summary.json"
+    assert read_summary(path) is None
+    assert not caplog.messages
+    path.write_bytes(content)
+    assert read_summary(path) is None
+    assert caplog.messages == [f"{path} is damaged, and left out"]
+
+
+@pytest.mark.parametrize("content", [b"", b"name: x", b"{", b"\xff"])
+def test_a_damaged_config_is_one_line(run, content):
+    (run / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match="^run config .* must be whole: it is damaged"):
+        write_report(run)
 
 
 def test_the_tool_refuses_a_folder_that_is_no_run(run):

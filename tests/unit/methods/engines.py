@@ -7,6 +7,7 @@ from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain
 from afd_scale.methods import make_method
 from afd_scale.models.wan import CausalWan
+from afd_scale.protocols import Unwatched
 from tests.networks import make_batch as batch_of
 
 TEXT_DIM = 4
@@ -45,6 +46,7 @@ class Oracle:
     """A frozen judge of brightness, or of anything else that is given."""
 
     micro_batch = None
+    watch = Unwatched()
 
     def __init__(self, score=lambda videos: videos.latents.mean(dim=(1, 2, 3, 4))):
         self.score, self.calls = score, []

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from afd_scale.flow.losses import distribution_matching_gradient
 from afd_scale.flow.process import add_noise
+from afd_scale.protocols import Unwatched
 from afd_scale.types import Batch
 from tests.unit.methods.engines import STUDENT, TEXT_DIM, build, make_batch
 from tests.unit.methods.test_afd import RecordingRandomness
@@ -215,6 +216,7 @@ class Bright:
     """A real score that knows videos of ones alone, whatever the text."""
 
     micro_batch = None
+    watch = Unwatched()
 
     def __call__(self, noisy, timestep, text, **options):
         return (noisy - 1) / timestep.div(1000)[..., None, None, None]

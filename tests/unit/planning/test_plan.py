@@ -188,6 +188,17 @@ def test_offloaded_states_leave_the_gpu():
     assert on.host == {}
 
 
+def test_a_checkpoint_being_written_is_a_copy_on_the_host():
+    sizes = network_sizes(load_config(FULL_1_3B))
+    held = memory_of(load_config(FULL_1_3B), 8)
+    student, judge = sizes["student"].total, sizes["discriminator"].trained
+    assert held.snapshot == pytest.approx((12 * student + 4 * student + 12 * judge) / 8, abs=100), "old policy: 4"
+    lora = load_config(CONFIGS / "wan_1_3b" / "self_forcing.yaml")
+    adapted = network_sizes(lora)["student"]
+    judge = network_sizes(lora)["discriminator"].trained
+    assert memory_of(lora, 8).snapshot == pytest.approx((16 * adapted.adapter + 12 * judge) / 8, abs=100)
+
+
 def test_graphs_take_memory_of_their_own():
     config = load_config(FULL_1_3B, ["parallel.sequence=1", "train.micro_batch=3", "rollout.weights=gathered"])
     parts = memory_of(config, 8).phases["rollout"].parts  # 16 rollouts: five times three, and one

@@ -20,6 +20,7 @@ from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain
 from afd_scale.evaluation.agreement import group_agreement
 from afd_scale.parallel.ranks import Ranks
+from afd_scale.protocols import Unwatched
 from afd_scale.training.diagnostics import Diagnostics
 from afd_scale.training.evaluator import Evaluator
 from afd_scale.types import Videos
@@ -47,6 +48,7 @@ class Brightness:
     """A judge that likes bright clips, and notes what it is shown."""
 
     micro_batch = 2
+    watch = Unwatched()
 
     def __init__(self) -> None:
         self.shown: list[Videos] = []

@@ -4,8 +4,10 @@ import io
 import json
 import logging
 import sys
+from contextlib import suppress
 
 from afd_scale.training.metrics import recording
+from tests.disks import small_disk
 
 
 def _records(folder):
@@ -75,3 +77,38 @@ def test_a_logged_step_is_written_and_told(tmp_path, caplog, monkeypatch):
     assert [record["step"] for record in _records(tmp_path)] == [10, 20, 30]
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("toy-afd: 30 of 100  student/loss 0.123  rollout/reward_mean -0.4  0:00:0")
+
+
+def test_a_full_disk_costs_no_lines(tmp_path, caplog):
+    """They are kept until there is room, and none is cut."""
+    with small_disk(tmp_path / "disk", kib=16) as disk:
+        filler = disk / "filler"
+        with _recording(disk) as record:
+            record(1, {"student/loss": 1.0})
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            for step in range(2, 201):
+                record(step, {"student/loss": float(step)})
+            assert [each["step"] for each in _records(disk)] == list(range(1, len(_records(disk)) + 1))
+            assert 1 < len(_records(disk)) < 200
+            (warning,) = caplog.messages
+            assert "metrics.jsonl cannot be written (No space left on device)" in warning
+            filler.unlink()
+            record(201, {"student/loss": 1.0})
+            assert [each["step"] for each in _records(disk)] == list(range(1, 202))
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            for step in range(202, 402):
+                record(step, {"student/loss": 1.0})
+        assert "lacks the last" in caplog.messages[-1]
+
+
+def test_damaged_lines_are_dropped_when_a_run_goes_on(tmp_path, caplog):
+    _write(tmp_path, [10, 20, 30])
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_bytes(lines[0] + b"\x00\x01\n" + lines[2])
+    _write(tmp_path, [40], first=31)
+    assert [record["step"] for record in _records(tmp_path)] == [10, 30, 40]
+    assert "1 of 3 lines are damaged" in caplog.text
