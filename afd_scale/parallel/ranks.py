@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 
 from afd_scale.config import ConfigError
 from afd_scale.parallel.launchers import Launched
@@ -31,6 +32,7 @@ class Ranks:
         sequence: ranks that share one video's tokens.
         sequence_group: those of this rank's video; None where each has its own.
         control_group: all of them, over gloo: what they agree on there waits for no device; None is the default group.
+        store: where they have met; None for one process by itself.
     """
 
     rank: int
@@ -41,6 +43,7 @@ class Ranks:
     sequence: int = 1
     sequence_group: dist.ProcessGroup | None = None
     control_group: dist.ProcessGroup | None = None
+    store: Store | None = None
 
     @property
     def data_rank(self) -> int:
@@ -243,7 +246,7 @@ def start_ranks(
     try:
         yield Ranks(
             launched.rank, launched.size, launched.local_rank, launched.local_size, device,
-            control_group=dist.new_group(backend="gloo", timeout=timeout),
+            control_group=dist.new_group(backend="gloo", timeout=timeout), store=store,
         )  # fmt: skip
     except Exception as error:
         if isinstance(error, agreed):

@@ -38,9 +38,7 @@ class Machine:
         """The command line that runs a command there."""
         return ["nsenter", "--target", str(self.process), *_NAMESPACES, f"--wd={ROOT}", *map(str, command)]
 
-    def run(
-        self, *command: str | Path, timeout: float = 120, **settings: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str | Path, timeout: float = 120, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run a command there, at the root of the source tree, to its end.
 
         Raises:
@@ -60,13 +58,20 @@ class Machine:
 
 def lacking(*programs: str) -> str | None:
     """Why tests with machines and these programs cannot run here; None where they can."""
-    absent = [name for name in (*NEEDED, *programs) if shutil.which(name, path=_path()) is None]
-    if absent:
-        return f"not installed: {', '.join(absent)}"
+    if (reason := lacking_programs(*NEEDED, *programs)) is not None:
+        return reason
     if os.geteuid() != 0:
         return "needs root"
-    probe = subprocess.run(["unshare", *_NAMESPACES, "--fork", "--mount-proc", "true"], capture_output=True, check=False)
+    probe = subprocess.run(
+        ["unshare", *_NAMESPACES, "--fork", "--mount-proc", "true"], capture_output=True, check=False
+    )
     return None if probe.returncode == 0 else f"namespaces are not allowed: {probe.stderr.decode().strip()}"
+
+
+def lacking_programs(*programs: str) -> str | None:
+    """Which of these are not installed, as a reason; None where all are."""
+    absent = [name for name in programs if shutil.which(name, path=_path()) is None]
+    return f"not installed: {', '.join(absent)}" if absent else None
 
 
 def local_environment(**settings: str) -> dict[str, str]:
@@ -76,7 +81,9 @@ def local_environment(**settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def machines(folder: Path, names: Sequence[str], own_name_is: Mapping[str, str] | None = None) -> Iterator[list[Machine]]:
+def machines(
+    folder: Path, names: Sequence[str], own_name_is: Mapping[str, str] | None = None
+) -> Iterator[list[Machine]]:
     """Machines that reach one another by name.
 
     Args:

@@ -1,5 +1,6 @@
 """The shortest runs that a launcher can start."""
 
+import json
 from pathlib import Path
 
 import yaml
@@ -38,3 +39,9 @@ def write_hold(hold: Path, seconds: float) -> None:
     partial = hold.with_suffix(".partial")
     partial.write_text(str(seconds))
     partial.replace(hold)
+
+
+def summary(folder: Path) -> tuple[int, int]:
+    """Ranks and steps of the run, which is complete."""
+    read = json.loads((folder / "runs" / "afd" / "summary.json").read_text())
+    return read["ranks"], read["steps"]

@@ -1,6 +1,5 @@
 """SLURM on a cluster of two machines: both templates to the end, past a time limit, preempted, requeued, failed; srun."""
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ import pytest
 
 from tests.distributed.processes import ROOT
 from tests.launchers.machines import lacking
-from tests.launchers.runs import held_run, shortest_run, write_hold
+from tests.launchers.runs import held_run, shortest_run, summary, write_hold
 from tests.launchers.slurm import NEEDED, Cluster, slurm
 
 SINGLE, MULTI = (ROOT / "launch" / "slurm" / f"{name}_node.sbatch" for name in ("single", "multi"))
@@ -82,12 +81,6 @@ def test_srun_starts_a_rank_in_each_task(cluster: Cluster, tmp_path: Path) -> No
     tasks = ("--nodes=2", "--ntasks=2", "--gpus-per-task=1", "--kill-on-bad-exit=1")
     cluster.must("srun", *tasks, sys.executable, ROOT / "launch" / "train.py", "--config", config, MASTER_ADDR="node-a")
     assert summary(tmp_path) == (2, 2)
-
-
-def summary(folder: Path) -> tuple[int, int]:
-    """Ranks and steps of a run that is complete."""
-    read = json.loads((folder / "runs" / "afd" / "summary.json").read_text())
-    return read["ranks"], read["steps"]
 
 
 def last_step(log: str) -> int:
