@@ -68,6 +68,7 @@ class Memory:
         gathered_rollout: policies hold all weights while they generate and predict.
         samples: of the sample videos between steps; None where no VAE decodes any.
         snapshot: on the CPU, of a checkpoint that is being written.
+        kept: on the CPU, what a step could be given up for: trained networks but the student, as they were before it.
     """
 
     shards: dict[str, int]
@@ -76,6 +77,7 @@ class Memory:
     gathered_rollout: bool
     samples: Phase | None
     snapshot: int
+    kept: int
 
     @property
     def all_phases(self) -> dict[str, Phase]:
@@ -117,7 +119,9 @@ def rank_memory(config: RunConfig, load: Workload, sizes: Mapping[str, NetworkSi
         parts = _parts(config, load, sampled, sizes[sampled.role], gathered)
         parts |= {"VAE": vae.WEIGHT_BYTES, "VAE decoding": decoding}
         samples = Phase(parts, 0, static + sum(parts.values()))
-    return Memory(shards, host, phases, gathered, samples, _snapshot(config, load.gpus, sizes))
+    return Memory(
+        shards, host, phases, gathered, samples, _snapshot(config, load.gpus, sizes), _kept(config, load.gpus, sizes)
+    )
 
 
 def is_resident(config: RunConfig, each: Pass) -> bool:
@@ -205,6 +209,14 @@ def _snapshot(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) ->
         elif role.follows:
             total += -(-(size.adapter or size.base) // gpus) * FLOAT32
     return total
+
+
+def _kept(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) -> int:
+    """A rank's copy of the networks that a step trains before the student."""
+    if config.engine.offload_optimizer == "nvme":
+        return 0
+    trained = [role for role in config.cast if role.optimizer is not None and role.name != "student"]
+    return sum(-(-sizes[role.name].trained // gpus) * (MASTER + ADAM) for role in trained)
 
 
 def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gathered: bool) -> dict[str, int]:

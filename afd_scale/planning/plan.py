@@ -16,6 +16,7 @@ from afd_scale.planning.host import host_seconds
 from afd_scale.planning.memory import Memory, cache_bytes, itemsize, rank_memory
 from afd_scale.planning.parameters import NetworkSize, network_sizes
 from afd_scale.planning.samples import Samples, decoding_seconds, plan_samples
+from afd_scale.planning.stopping import Stopping, plan_stopping
 from afd_scale.planning.workload import Workload, valid_degrees, workload
 
 SEARCH = (*range(1, 65), *range(72, 4097, 8))  # numbers of GPUs: beyond 64, whole nodes
@@ -75,6 +76,11 @@ class Plan:
     @property
     def step_seconds(self) -> float:
         return sum(seconds.total for seconds in self.seconds.values())
+
+    @property
+    def stopping(self) -> Stopping:
+        seconds = {phase: each.total for phase, each in self.seconds.items()}
+        return plan_stopping(seconds, self.load.phases, self.memory.snapshot)
 
 
 def make_plan(config: RunConfig, gpus: int, gpu: Gpu, networks: Mapping[str, NetworkSize] | None = None) -> Plan:
@@ -222,8 +228,10 @@ def plan_as_dict(plan: Plan, remedies: dict[str, Suggestion | None]) -> dict[str
         "shards_bytes": memory.shards,
         "host_bytes": memory.host,
         "checkpoint_host_bytes": memory.snapshot,
+        "kept_host_bytes": memory.kept,
         "phases": phases,
         "step_seconds": plan.step_seconds,
+        "stopping": {**asdict(plan.stopping), "seconds": plan.stopping.seconds, "lead": plan.stopping.lead},
         "samples": plan.samples
         and {
             **asdict(plan.samples),

@@ -102,7 +102,8 @@ def _memory(plan: Plan) -> list[str]:
         if phase.step:
             lines.append(f"    {'or, at the step':32} {phase.step / GIB:.2f}")
     lines += _parts("offloaded", memory.host) if memory.host else []
-    return [*lines, f"  {'while a checkpoint is written, on the CPU':42} {memory.snapshot / GIB:.2f}"]
+    lines.append(f"  {'on the CPU, a checkpoint that is written':42} {memory.snapshot / GIB:.2f}")
+    return [*lines, f"  {'on the CPU, judges as they were before a step':42} {memory.kept / GIB:.2f}"]
 
 
 def _parts(name: str, parts: dict[str, int]) -> list[str]:
@@ -127,7 +128,7 @@ def _step(plan: Plan) -> list[str]:
         lines.append(f"  {name:20}" + "".join(f"{value:13.2f}" for value in values))
     decoding = sum(seconds.decoding for seconds in plan.seconds.values())
     lines += [f"  decoding for who judges pixels: {decoding:.1f} s of it"] if decoding else []
-    return [*lines, f"  predicted: {plan.step_seconds:.1f} s a step", *_samples(plan)]
+    return [*lines, f"  predicted: {plan.step_seconds:.1f} s a step", *_samples(plan), _stopping(plan)]
 
 
 def _samples(plan: Plan) -> list[str]:
@@ -137,6 +138,12 @@ def _samples(plan: Plan) -> list[str]:
     often = "at the end only" if samples.share is None else f"every {every} steps, {samples.share:.1%} of the time"
     return [f"  sample videos: {samples.seconds:.0f} s ({samples.generating:.0f} generating, {samples.decoding:.0f} "
             f"decoding, {samples.writing:.0f} writing), {often}"]  # fmt: skip
+
+
+def _stopping(plan: Plan) -> str:
+    stop = plan.stopping
+    return (f"  told to stop: saved after {stop.seconds:.0f} s (two micro-batches of {stop.stretch:.1f}, writing "
+            f"{stop.writing:.1f}): SLURM's --signal=TERM@{stop.lead}")  # fmt: skip
 
 
 def _gib(size: int) -> str:

@@ -13,7 +13,14 @@ import yaml
 
 from afd_scale.config.load import load_config
 from afd_scale.data.toy_world import render_clips, toy_prompts
-from afd_scale.evaluation.report import _seconds, metric_table, provenance_header, read_metrics, read_summary, write_report
+from afd_scale.evaluation.report import (
+    _seconds,
+    metric_table,
+    provenance_header,
+    read_metrics,
+    read_summary,
+    write_report,
+)
 from afd_scale.evaluation.suites.toy import ToySuite
 from afd_scale.evaluation.suites.trajectory import score
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid

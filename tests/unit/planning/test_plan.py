@@ -14,12 +14,14 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from afd_scale.config import ConfigError, load_config
+from afd_scale.config.cast import Pass
 from afd_scale.planning import vae as planned
 from afd_scale.planning.communication import step_traffic
 from afd_scale.planning.gpus import GIB, GPUS
 from afd_scale.planning.memory import rank_memory
 from afd_scale.planning.parameters import network_sizes
 from afd_scale.planning.plan import fit_on, make_plan, remedies
+from afd_scale.planning.stopping import plan_stopping
 from afd_scale.planning.workload import workload
 from afd_scale.torchvision_ops import define_torchvision_ops
 from tests.tools import load_tool
@@ -197,6 +199,19 @@ def test_a_checkpoint_being_written_is_a_copy_on_the_host():
     adapted = network_sizes(lora)["student"]
     judge = network_sizes(lora)["discriminator"].trained
     assert memory_of(lora, 8).snapshot == pytest.approx((16 * adapted.adapter + 12 * judge) / 8, abs=100)
+    assert memory_of(lora, 8).kept == pytest.approx(12 * judge / 8, abs=100), "a step that is given up gives it back"
+
+
+def test_stopping_takes_two_micro_batches_of_the_longest_and_the_writing():
+    """Of 4 videos, 1 at once, 8 s: 2 s each. The other phase runs 3 pieces in every other step, 6 s: 4 s each."""
+    short = [Pass("a", "student", "rollout", videos=4, at_once=1)]
+    long = [Pass("b", "judge", "score", videos=3, at_once=1, every=2)]
+    stop = plan_stopping({"a": 8.0, "b": 6.0}, {"a": short, "b": long}, 10**9)
+    assert (stop.stretch, stop.writing) == (4.0, 2.0)
+    assert stop.seconds == 10.0
+    assert stop.lead == 30
+    assert plan_stopping({"a": 50.0}, {"a": short[:1] * 2}, 0).lead == 30  # 12.5 + 10
+    assert plan_stopping({"a": 50.0}, {"a": short[:1]}, 0).lead == 60  # 25 + 10
 
 
 def test_graphs_take_memory_of_their_own():
