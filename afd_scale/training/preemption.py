@@ -159,7 +159,8 @@ def _announced(ranks: Ranks) -> Iterator[None]:
     if ranks.store is None:
         yield
         return
-    store = ranks.store.clone()  # another connection: in the first one the rank may be waiting
+    # Another connection: in the first one the rank may be waiting. torch's stubs do not have it (2.13).
+    store = ranks.store.clone()  # type: ignore[attr-defined]
     reading, writing = socket.socketpair()
 
     def announce() -> None:
@@ -194,7 +195,7 @@ class _ToldError(BaseException):
     """Raised in the middle of whatever runs, which must not take it for an error of its own."""
 
 
-def _restore(handlers: Mapping[int, Any]) -> None:
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

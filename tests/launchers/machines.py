@@ -6,7 +6,6 @@ gone with its first process.
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -109,9 +108,10 @@ def _machine(name: str, address: str) -> Iterator[Machine]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as outer:
         try:
             machine = Machine(name, address, _child_of(outer.pid))
-            for setup in (("hostname", name), ("mount", "-t", "tmpfs", "tmpfs", "/run"),
-                          ("mount", "-t", "tmpfs", "tmpfs", "/dev/shm"), ("ip", "link", "set", "lo", "up")):  # fmt: skip
-                machine.must(*setup)
+            machine.must("hostname", name)
+            machine.must("ip", "link", "set", "lo", "up")
+            for own in ("/run", "/dev/shm"):
+                machine.must("mount", "-t", "tmpfs", "tmpfs", own)
             yield machine
         finally:
             outer.kill()  # and with it, by --kill-child, everything there

@@ -25,10 +25,16 @@ def shortest_run(folder: Path, steps: int, **train: object) -> Path:
     return path
 
 
-def held_run(folder: Path, steps: int, **train: object) -> tuple[Path, Path]:
-    """The same of a run whose micro-batches take as many seconds as a file says; the config and the file."""
+def held_run(folder: Path, steps: int, batch: int, **train: object) -> tuple[Path, Path]:
+    """The same of a run whose micro-batches take as many seconds as a file says; the config and the file.
+
+    Args:
+        batch: videos of a step.
+    """
     path, hold = shortest_run(folder, steps, **train), folder / "hold"
     tree = yaml.safe_load(path.read_text())
+    tree["data"]["global_batch"] = batch
+    tree["data"]["source"]["clips"] = 4 * batch
     tree["method"] = {"name": held.NAME, "hold": str(hold)}
     path.write_text(yaml.safe_dump(tree))
     return path, hold

@@ -91,7 +91,8 @@ class Cluster:
             state = facts["JobState"]
             if state in states:
                 return facts
-            assert state not in ENDED and time.monotonic() < deadline, f"{state}, not {states}\n{self._found(job)}"
+            assert state not in ENDED, f"{state}, not {states}\n{self._found(job)}"
+            assert time.monotonic() < deadline, f"{state}, not {states}\n{self._found(job)}"
             time.sleep(0.2)
 
     def wait_for_line(self, job: int, line: str, timeout: float = 150) -> None:

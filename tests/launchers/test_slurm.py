@@ -1,4 +1,4 @@
-"""SLURM on a cluster of two machines: both templates to the end, past a time limit, preempted, requeued, failed; srun."""
+"""SLURM on two machines: srun; both templates to the end, past a time limit, preempted, requeued, failed."""
 
 import re
 import sys
@@ -29,41 +29,46 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_nothing_is_lost_by_a_time_limit_in_a_long_step_nor_by_a_preemption(cluster: Cluster, tmp_path: Path) -> None:
-    config, hold = held_run(tmp_path, steps=50, micro_batch=1)
-    write_hold(hold, 1)  # two micro-batches a step
+    config, hold = held_run(tmp_path, steps=12, batch=24, micro_batch=1)  # two ranks with twelve micro-batches each
+    write_hold(hold, 0.5)
     options = ("--signal=TERM@60", "--time=20", MULTI, "--config", config)
-    job = cluster.submit(*SMALL, *options, VENV=VENV, PROCESSES="1", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="80")
-    cluster.wait_for_line(job, "2 of 50")
-    write_hold(hold, 30)  # a step of a minute
+    grace = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30"}  # half of the step
+    job = cluster.submit(*SMALL, *options, VENV=VENV, PROCESSES="1", **grace)
+    cluster.wait_for_line(job, "2 of 12")
+    write_hold(hold, 5)  # a step of a minute
     cluster.must("scontrol", "update", f"JobId={job}", "TimeLimit=2")  # from its start; the signal comes within 30 s
     assert cluster.wait_for(job, "PENDING")["Restarts"] == "1"
     assert "was told to stop" in cluster.log(job)
     finished = last_step(cluster.log(job))
     cluster.must("scontrol", "update", f"JobId={job}", "TimeLimit=20")
-    write_hold(hold, 1)
+    write_hold(hold, 0.5)
     cluster.wait_for_line(job, f"resumes after step {finished} ")
-    cluster.wait_for_line(job, f"{finished + 2} of 50")
+    cluster.wait_for_line(job, f"{finished + 2} of 12")
 
-    urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
-    cluster.wait_for(urgent, "COMPLETED")
+    preempt(cluster)
     assert cluster.facts(job)["Restarts"] == "2"
     finished = last_step(cluster.log(job))
     hold.unlink()
     cluster.wait_for(job, "COMPLETED")
     assert f"resumes after step {finished} " in cluster.log(job)
-    assert summary(tmp_path) == (2, 50)
+    assert summary(tmp_path) == (2, 12)
 
 
-def test_requeued_run_goes_on_from_its_last_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
-    config, hold = held_run(tmp_path, steps=50, save_every=1)
+def test_run_goes_on_that_was_preempted_as_it_started_and_requeued_as_it_trained(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    config, hold = held_run(tmp_path, steps=12, batch=4, save_every=1)
     write_hold(hold, 1)
     job = cluster.submit(*SMALL, SINGLE, "--config", config, VENV=VENV, PROCESSES="2")
+    cluster.wait_for_line(job, "Setting accelerator")  # what DeepSpeed says when it is imported
+    preempt(cluster)
     cluster.wait_for_line(job, "saved ")
+    assert cluster.facts(job)["Restarts"] == "1"
     cluster.must("scontrol", "requeue", str(job))
     hold.unlink()
-    assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "1"
+    assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "2"
     assert "resumes after step" in cluster.log(job)
-    assert summary(tmp_path) == (2, 50)
+    assert summary(tmp_path) == (2, 12)
 
 
 @pytest.mark.parametrize("template", [SINGLE, MULTI], ids=["single", "multi"])
@@ -81,6 +86,12 @@ def test_srun_starts_a_rank_in_each_task(cluster: Cluster, tmp_path: Path) -> No
     tasks = ("--nodes=2", "--ntasks=2", "--gpus-per-task=1", "--kill-on-bad-exit=1")
     cluster.must("srun", *tasks, sys.executable, ROOT / "launch" / "train.py", "--config", config, MASTER_ADDR="node-a")
     assert summary(tmp_path) == (2, 2)
+
+
+def preempt(cluster: Cluster) -> None:
+    """Let a more urgent job have the whole cluster for a while."""
+    urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
+    cluster.wait_for(urgent, "COMPLETED")
 
 
 def last_step(log: str) -> int:
