@@ -29,4 +29,4 @@ def hostfile_run(machine: Machine, folder: Path, *options: str | Path) -> subpro
     hosts, variables = folder / "hosts", folder / "variables"
     hosts.write_text("node-a slots=1\nnode-b slots=1\n")
     variables.write_text("OMP_NUM_THREADS=1\n")
-    return machine.run("deepspeed", "--hostfile", hosts, TRAIN, *options, timeout=100, DS_ENV_FILE=str(variables))
+    return machine.run("deepspeed", "--hostfile", hosts, TRAIN, *options, timeout=280, DS_ENV_FILE=str(variables))
