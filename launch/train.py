@@ -16,27 +16,47 @@ from pathlib import Path
 from typing import NoReturn
 
 from afd_scale.config import ConfigError, LostInputError, load_config
-from afd_scale.parallel.launchers import launched_as
+from afd_scale.files import write_text
+from afd_scale.parallel.launchers import Launched, launched_as
 from afd_scale.training.preemption import Preempted
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "toy" / "afd.yaml"
+
+
+ENDS = {0: "done", 3: "stopped"}  # by exit code; any other is "failed"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, help=f"YAML of the run (default: {DEFAULT_CONFIG.name} of configs/toy)")
     parser.add_argument("--local_rank", type=int, help="given by some launchers; the environment says the same")
+    parser.add_argument("--ended", type=Path, metavar="FILE", help="the main rank writes one word there at its end: "
+                        "done, stopped or failed; torchrun makes 1 of every other exit code")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="over the values of the YAML file")
     options = parser.parse_intermixed_args()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
-    log = logging.getLogger("afd_scale")
     # torch 2.13 renames the collectives that DeepSpeed 0.19 calls; nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    is_main = True
     try:
         launched = launched_as(os.environ)
-        is_main = launched.rank == 0
-        log.setLevel(logging.INFO if is_main else logging.WARNING)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    code = 1
+    try:
+        code = run(launched, options)
+    finally:
+        if options.ended is not None and launched.rank == 0:
+            write_text(options.ended, ENDS.get(code, "failed") + "\n")
+    return code
+
+
+def run(launched: Launched, options: argparse.Namespace) -> int:
+    """Train, or say why not; the exit code."""
+    is_main = launched.rank == 0
+    log = logging.getLogger("afd_scale")
+    log.setLevel(logging.INFO if is_main else logging.WARNING)
+    try:
         if options.config is None:
             log.info("no --config: running the embedded default, %s", DEFAULT_CONFIG)
         config = load_config(options.config or DEFAULT_CONFIG, options.overrides)

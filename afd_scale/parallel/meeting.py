@@ -28,14 +28,14 @@ def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> Store:
         LostInputError: the address is none that other machines reach, it does not answer, or a rank does not come.
     """
     store = PrefixStore("afd_scale", _open_store(launched, seconds))
-    store.set(f"here/{launched.rank}", socket.gethostname())
+    store.set(_here(launched.rank), own_address_towards(launched.address) or "")
     deadline, missing = time.monotonic() + seconds, list(range(launched.size))
     while missing:
         try:
-            store.wait([f"here/{rank}" for rank in missing], timedelta(seconds=min(_TOLD_EVERY_SECONDS, seconds)))
+            store.wait([_here(rank) for rank in missing], timedelta(seconds=min(_TOLD_EVERY_SECONDS, seconds)))
             missing = []
         except DistStoreError:
-            missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
+            missing = [rank for rank in missing if not store.check([_here(rank)])]
         except RuntimeError as error:  # the first rank is gone, and the store with it
             raise LostInputError(
                 f"{_place(launched)} must stay until all ranks have come: {one_line(error)}"
@@ -48,30 +48,43 @@ def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> Store:
     return store
 
 
-def interface_towards(address: str) -> str | None:
-    """The network interface by which packets to an address leave; None where the system does not say."""
+def own_address_towards(address: str) -> str | None:
+    """Of this machine's addresses the one that packets to another leave from; None where the system does not say."""
     try:
         family, _, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(target)  # of a datagram socket: nothing is sent
-            own = probe.getsockname()[0]
+            own: str = probe.getsockname()[0]
     except OSError:
         return None
+    return own
+
+
+def interface_towards(address: str) -> str | None:
+    """The network interface by which packets to an address leave; None where the system does not say."""
+    own = own_address_towards(address)
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address.partition("%")[0] == own for each in addresses):
             return name
     return None
 
 
-def network_of(launched: Launched) -> dict[str, str]:
-    """Variables by which gloo takes the network that leads to the first rank.
+def network_of(launched: Launched, store: Store) -> dict[str, str]:
+    """Variables by which gloo takes the network that leads to the first rank, and on its machine to the others.
 
     Left alone, it takes the one that the machine's own name stands for: 127.0.0.1 or 127.0.1.1 on many, where no
     other machine reaches it.
+
+    Args:
+        store: where the ranks have met.
     """
     if launched.local_size == launched.size or "GLOO_SOCKET_IFNAME" in os.environ:
         return {}
-    interface = interface_towards(launched.address)
+    address = launched.address
+    if _is_loopback(address):  # the first machine by its own name
+        came_from = [where.decode() for where in store.multi_get([_here(rank) for rank in range(launched.size)])]
+        address = next((where for where in came_from if where and not where.startswith("127.")), address)
+    interface = interface_towards(address)
     return {} if interface is None else {"GLOO_SOCKET_IFNAME": interface}
 
 
@@ -82,10 +95,10 @@ def named(ranks: list[int]) -> str:
 
 
 def _open_store(launched: Launched, seconds: float) -> Store:
-    if launched.local_size < launched.size and _is_loopback(launched.address):
-        own = ", ".join(_own_addresses()) or "its own"
-        raise LostInputError(f"MASTER_ADDR ({launched.address}) must be an address that other machines reach: here it "
-                             f"means this machine itself; set it to one of {own}")  # fmt: skip
+    leads_another_machine = launched.rank != 0 and launched.local_rank == 0
+    if leads_another_machine and _is_loopback(launched.address):
+        raise LostInputError(f"MASTER_ADDR ({launched.address}) must be an address of the first machine: on rank "
+                             f"{launched.rank}'s it means that one itself")  # fmt: skip
     # torchrun's agent keeps a store already; every other launcher leaves it to the first rank.
     ours = launched.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
@@ -97,6 +110,11 @@ def _open_store(launched: Launched, seconds: float) -> Store:
         raise LostInputError(f"{_place(launched)} must {'be free' if ours else 'answer'}: {one_line(error)}") from error
 
 
+def _here(rank: int) -> str:
+    """The store's key of a rank that has come; the value is the address that it came from."""
+    return f"here/{rank}"
+
+
 def _place(launched: Launched) -> str:
     return f"MASTER_ADDR:MASTER_PORT ({launched.address}:{launched.port})"
 
@@ -106,9 +124,3 @@ def _is_loopback(address: str) -> bool:
         return socket.gethostbyname(address).startswith("127.")
     except OSError:
         return False  # the store says what is wrong with it
-
-
-def _own_addresses() -> list[str]:
-    addresses = (each.address for list_ in psutil.net_if_addrs().values() for each in list_
-                 if each.family == socket.AF_INET)  # fmt: skip
-    return [address for address in addresses if not address.startswith("127.")]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 
 from afd_scale.config import ConfigError
 from afd_scale.parallel.launchers import Launched
@@ -31,6 +32,7 @@ class Ranks:
         sequence: ranks that share one video's tokens.
         sequence_group: those of this rank's video; None where each has its own.
         control_group: all of them, over gloo: what they agree on there waits for no device; None is the default group.
+        store: where they have met; None for one process by itself.
     """
 
     rank: int
@@ -41,6 +43,7 @@ class Ranks:
     sequence: int = 1
     sequence_group: dist.ProcessGroup | None = None
     control_group: dist.ProcessGroup | None = None
+    store: Store | None = None
 
     @property
     def data_rank(self) -> int:
@@ -211,7 +214,7 @@ def start_ranks(
     """
     import deepspeed
 
-    os.environ.update(launched.environment | network_of(launched))
+    os.environ.update(launched.environment)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         device = torch.device("cuda", _gpu_of(launched, torch.cuda.device_count()))
@@ -228,9 +231,11 @@ def start_ranks(
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
     timeout = timedelta(minutes=timeout_minutes)
+    store = meet(launched)
+    os.environ.update(network_of(launched, store))
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=meet(launched),
+        store=store,
         rank=launched.rank,
         world_size=launched.size,
         timeout=timeout,
@@ -241,7 +246,7 @@ def start_ranks(
     try:
         yield Ranks(
             launched.rank, launched.size, launched.local_rank, launched.local_size, device,
-            control_group=dist.new_group(backend="gloo", timeout=timeout),
+            control_group=dist.new_group(backend="gloo", timeout=timeout), store=store,
         )  # fmt: skip
     except Exception as error:
         if isinstance(error, agreed):

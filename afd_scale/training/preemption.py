@@ -8,16 +8,22 @@ step they are in is then given up, the one before it saved, and the next start d
 import logging
 import os
 import signal
+import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
+from typing import Any
 
+from afd_scale.parallel.heartbeats import LostRanksError
 from afd_scale.parallel.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_TOLD = "told to stop/"  # and the rank: a key of the store
 LONG_STEP_SECONDS = 5.0  # from here on a step may be given up
 
 
@@ -89,7 +95,11 @@ class StopRequest:
 
 @contextmanager
 def stopped_by(act: Callable[[], None]) -> Iterator[None]:
-    """Act on the signals instead of dying of them; the handlers before come back at the end."""
+    """Act on the signals instead of dying of them.
+
+    The handlers before come back at the end, unless it is that of the run: a scheduler and a launcher both tell it to
+    stop, and the second must not kill it on its way out.
+    """
 
     def heard(number: int, frame: FrameType | None) -> None:
         act()
@@ -97,9 +107,12 @@ def stopped_by(act: Callable[[], None]) -> Iterator[None]:
     before = {number: signal.signal(number, heard) for number in SIGNALS}
     try:
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except Preempted:
+        raise
+    except BaseException:
+        _restore(before)
+        raise
+    _restore(before)
 
 
 @contextmanager
@@ -114,14 +127,77 @@ def noting(request: StopRequest) -> Iterator[None]:
 
 
 @contextmanager
-def ending_at_once(what: str) -> Iterator[None]:
-    """While it lasts, being told to stop raises Preempted: there is nothing to save."""
+def ending_at_once(what: str, ranks: Ranks) -> Iterator[None]:
+    """While it lasts, being told to stop ends the run: there is nothing to save.
+
+    Raises:
+        Preempted: all ranks were told.
+        LostRanksError: only some were, for a launcher tells the rest when one has failed: to start the run again would
+            not help.
+    """
+    told = False
 
     def end() -> None:
-        raise Preempted(f"{what}; start it again to go on")
+        nonlocal told
+        if not told:
+            told = True
+            raise _ToldError
 
-    with stopped_by(end):
+    with stopped_by(end), _announced(ranks):
+        try:
+            yield
+        except _ToldError:
+            if _all_told(ranks, seconds_before_kill() / 2):
+                raise Preempted(f"{what}; start it again to go on") from None
+            raise LostRanksError("its launcher told it to stop, and not all others: they failed", known=True) from None
+
+
+@contextmanager
+def _announced(ranks: Ranks) -> Iterator[None]:
+    """While it lasts, the others can see that this rank was told to stop: from a thread, for a rank that waits in a
+    collective runs no handler."""
+    if ranks.store is None:
         yield
+        return
+    # Another connection: in the first one the rank may be waiting. torch's stubs do not have it (2.13).
+    store = ranks.store.clone()  # type: ignore[attr-defined]
+    reading, writing = socket.socketpair()
+
+    def announce() -> None:
+        while number := reading.recv(1):
+            if number[0] in SIGNALS:
+                store.set(_TOLD + str(ranks.rank), "")
+
+    writing.setblocking(False)
+    thread = threading.Thread(target=announce, name="told to stop", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writing.close()
+        thread.join()
+        reading.close()
+
+
+def _all_told(ranks: Ranks, seconds: float) -> bool:
+    if ranks.store is None:
+        return True
+    try:
+        ranks.store.wait([_TOLD + str(rank) for rank in range(ranks.size)], timedelta(seconds=seconds))
+    except RuntimeError:  # too late, or the store is gone with the first rank
+        return False
+    return True
+
+
+class _ToldError(BaseException):
+    """Raised in the middle of whatever runs, which must not take it for an error of its own."""
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def seconds_before_kill() -> float:

@@ -75,7 +75,7 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
     try:
         with (
             living(config.folder, ranks.rank, ranks.size) as heart,
-            ending_at_once(f"{config.name} was told to stop, with nothing to save"),
+            ending_at_once(f"{config.name} was told to stop, with nothing to save", ranks),
         ):
             Trainer(config, sharing, heart).run()
     finally:

@@ -215,7 +215,8 @@ def without_time(line: dict[str, Any]) -> dict[str, Any]:
 
 def test_told_to_stop_a_run_saves_and_goes_on_later(configs: Path, two_ranks: list[dict[str, Any]]) -> None:
     """SIGTERM to the launcher reaches the ranks; all of them stop after the same step."""
-    command = [TRAIN, "--config", configs / "afd.yaml", "name=stopped"]
+    ended = configs / "ended"
+    command = [TRAIN, "--ended", ended, "--config", configs / "afd.yaml", "name=stopped"]
     folder = configs / "runs" / "stopped"
     launcher = [sys.executable, *TORCHRUN, "2"]
     with start(*launcher, *command, "train.steps=100000", "train.keep_checkpoints=1") as process:
@@ -225,11 +226,15 @@ def test_told_to_stop_a_run_saves_and_goes_on_later(configs: Path, two_ranks: li
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
+    assert ended.read_text() == "stopped\n"
     (checkpoint,) = (folder / "checkpoints").glob("step_*")
     saved = json.loads((checkpoint / "state.json").read_text())["step"]
     assert saved == metrics(folder)[-1]["step"]
     succeed(on_ranks(2, *command, f"train.steps={saved + 1}"))
     assert [line["step"] for line in metrics(folder)] == list(range(1, saved + 2))
+    assert ended.read_text() == "done\n"
+    assert on_ranks(2, *command, "student.num_heads=7").returncode == 2
+    assert ended.read_text() == "failed\n"
 
 
 def test_the_other_ways_to_train(configs: Path) -> None:

@@ -5,6 +5,9 @@ import pytest
 from afd_scale.config import ConfigError
 from afd_scale.parallel.launchers import Launched, launched_as
 
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+        "SLURM_NODEID": "1"}  # fmt: skip
+
 
 def test_a_plain_process_is_alone() -> None:
     launched = launched_as({})
@@ -21,7 +24,7 @@ def test_a_batch_script_is_no_step_of_srun() -> None:
     [
         {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
         {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"},  # deepspeed's launcher
-        {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"},
+        SRUN,
         {
             f"OMPI_COMM_WORLD_{k}": v
             for k, v in {"RANK": "3", "SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}.items()
@@ -37,10 +40,15 @@ def test_launchers(environment: dict[str, str]) -> None:
 
 
 def test_machines_must_be_told_where_to_meet() -> None:
-    srun = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"}
     with pytest.raises(ConfigError, match=r"MASTER_ADDR \(not set\) must name the first of the machines"):
-        launched_as(srun)
-    assert launched_as({**srun, "SLURM_STEP_NUM_NODES": "1"}).address == "127.0.0.1"
+        launched_as(SRUN)
+    assert launched_as({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NODEID": "0"}).address == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("node", "tasks"), [("0", 2), ("2", 2), ("3", 1), ("4", 3)])
+def test_srun_says_how_many_tasks_each_node_has(node: str, tasks: int) -> None:
+    uneven = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1,3", "SLURM_NODEID": node, "MASTER_ADDR": "node-0"}
+    assert launched_as(uneven).local_size == tasks
 
 
 def test_a_rank_takes_its_gpu_among_those_it_sees() -> None:

@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from torch.distributed import HashStore
 
 from afd_scale.config import LostInputError
 from afd_scale.parallel import meeting
@@ -44,22 +45,39 @@ def test_main_rank_says_whom_it_waits_for(
 
 def test_an_address_without_an_answer_is_named(two: Launched) -> None:
     with pytest.raises(LostInputError, match=rf"127\.0\.0\.1:{two.port}\) must answer"):
-        meet(replace(two, rank=1), 0.5)
+        meet(replace(two, rank=1, local_rank=1), 0.5)
 
 
 def test_several_machines_cannot_meet_at_an_address_of_each_alone(two: Launched) -> None:
-    with pytest.raises(LostInputError, match=r"MASTER_ADDR \(localhost\) must be an address that other machines"):
-        meet(replace(two, address="localhost", local_size=1), 0.5)
+    with pytest.raises(LostInputError, match=r"MASTER_ADDR \(localhost\) must be an address of the first machine"):
+        meet(replace(two, rank=1, address="localhost", local_size=1), 0.5)
 
 
 def test_network_is_the_one_that_leads_to_the_first_rank(two: Launched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(meeting, "interface_towards", lambda address: f"to {address}")
+    nobody = HashStore()
+    assert network_of(two, nobody) == {}  # one machine needs none
+    afar = replace(two, rank=1, local_size=1, address="10.0.0.1")
+    assert network_of(afar, nobody) == {"GLOO_SOCKET_IFNAME": "to 10.0.0.1"}
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")  # the user knows
+    assert network_of(afar, nobody) == {}
+
+
+def test_network_of_a_first_machine_whose_name_is_loopback_is_the_one_to_the_others(
+    two: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(meeting, "interface_towards", lambda address: f"to {address}")
+    store = HashStore()
+    store.set("here/0", "127.0.0.1")
+    store.set("here/1", "10.0.0.2")
+    assert network_of(replace(two, local_size=1), store) == {"GLOO_SOCKET_IFNAME": "to 10.0.0.2"}
+
+
+def test_interface_is_the_one_that_packets_leave_by() -> None:
     assert interface_towards("127.0.0.1") == "lo"
     assert interface_towards("no such host.") is None
-    assert network_of(two) == {}  # one machine needs none
-    assert network_of(replace(two, local_size=1)) == {"GLOO_SOCKET_IFNAME": "lo"}
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")  # the user knows
-    assert network_of(replace(two, local_size=1)) == {}
 
 
 def test_many_ranks_are_named_in_a_line() -> None:
