@@ -67,6 +67,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
+MAY_IMPORT["rehearsal"] = {
+    "config",
+    "layers",
+    "models",
+    "data",
+    "planning",
+    "checkpoint",
+    "training",
+    "torchvision_ops",
+}
 
 # Library -> packages that may import it. A library of which one file is allowed has it in ONE_FILE as well.
 LIBRARIES: dict[str, set[str]] = {
@@ -78,8 +88,8 @@ LIBRARIES: dict[str, set[str]] = {
     "streaming": {"data"},
     "torchvision": {"data", "models"},
     "httpx": {"data"},
-    "diffusers": {"checkpoint", "codecs"},
-    "transformers": {"models", "codecs", "evaluation"},
+    "diffusers": {"checkpoint", "codecs", "rehearsal"},
+    "transformers": {"models", "codecs", "evaluation", "rehearsal"},
     "cv2": {"vision"},
     "vbench": {"evaluation"},
 }
