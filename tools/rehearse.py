@@ -13,9 +13,11 @@ The table says what was done and how long it took; below it stands what could no
 Exit 1: a check or a stage failed; its log stays, and the table names it. Exit 2: bad input, one line says which.
 """
 
+import contextlib
 import json
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -46,14 +48,15 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ConfigError(f"{name} ({getattr(options, name)}) must be at least 1")
         if options.keep is not None and options.keep.exists():
             raise ConfigError(f"keep ({options.keep}) must not exist yet: nothing is overwritten")
-        # Heavy imports come after the config has been checked.
-        from afd_scale.rehearsal.rehearse import rehearse, table
+        # Heavy imports come after the config has been checked; some of them print.
+        with contextlib.redirect_stdout(sys.stderr):
+            from afd_scale.rehearsal.rehearse import rehearse, table
 
         folder = options.keep or Path(tempfile.mkdtemp(prefix="rehearsal-"))
         folder.mkdir(parents=True, exist_ok=True)
-        done = rehearse(
-            config, root=ROOT, folder=folder.resolve(), gpus=options.gpus, gpu=GPUS[options.gpu], ranks=options.ranks
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # what is imported on the way prints
+            done = rehearse(config, root=ROOT, folder=folder.resolve(), gpus=options.gpus, gpu=GPUS[options.gpu],
+                            ranks=options.ranks)  # fmt: skip
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,4 +68,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what it has started ends with it
     sys.exit(main())

@@ -28,6 +28,7 @@ from afd_scale.rehearsal.outcome import Outcome
 from afd_scale.training.run_folder import check_folder
 from afd_scale.training.trackers import check_trackers
 
+GRACE_SECONDS = 30  # of torchrun
 Check = Callable[[], str | None]  # what was found; None where the file is not here
 
 
@@ -35,6 +36,19 @@ def fewest_gpus(config: RunConfig, gpu: Gpu) -> int | None:
     """GPUs that hold a run as it is; None where no number does."""
     networks = network_sizes(config)
     return next((gpus for gpus in SEARCH if fit_on(config, networks, gpus, gpu, overrides=False)), None)
+
+
+def stops_too_late(config: RunConfig, gpus: int, gpu: Gpu) -> str | None:
+    """A line where a step is predicted to take longer than launchers wait for one that is told to stop."""
+    try:
+        seconds = make_plan(config, gpus, gpu).step_seconds
+    except ConfigError:  # the plan's row says why
+        return None
+    if seconds < GRACE_SECONDS:
+        return None
+    return (f"a SIGTERM in time: a step is predicted to take {seconds:.0f} s, and the run saves behind it; torchrun "
+            f"waits {GRACE_SECONDS} s unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says more, as here; schedulers have limits "
+            "of their own")  # fmt: skip
 
 
 def check_full_size(config: RunConfig, gpus: int, gpu: Gpu) -> Iterator[Outcome]:

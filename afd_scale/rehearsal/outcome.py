@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Status = Literal["ok", "failed", "not here", "not reached"]
+Status = Literal["ok", "failed", "not here", "left out", "not reached"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Outcome:
     Attributes:
         stage: its name.
         said: what was done, or what is wrong.
-        status: `not here` is a file that was to be looked at, `not reached` a stage behind one that failed.
+        status: `not here` is a file that was to be looked at, `left out` a stage with nothing to do, `not reached` one
+            behind another that failed.
         seconds: that it took.
         log: file with all that it printed; None where it has none.
         tail: last lines of that, where it failed.
@@ -30,4 +31,4 @@ class Outcome:
 
 
 def all_well(outcomes: Sequence[Outcome]) -> bool:
-    return all(outcome.status in ("ok", "not here") for outcome in outcomes)
+    return all(outcome.status in ("ok", "not here", "left out") for outcome in outcomes)

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from afd_scale.config import ConfigError, RunConfig, resolved_yaml
+from afd_scale.config import ConfigError, RunConfig, one_line, resolved_yaml
 from afd_scale.planning.gpus import Gpu
 from afd_scale.planning.workload import workload
-from afd_scale.rehearsal.checks import check_full_size, fewest_gpus
+from afd_scale.rehearsal.checks import check_full_size, fewest_gpus, stops_too_late
 from afd_scale.rehearsal.machine import Machine, adapt, not_rehearsed
 from afd_scale.rehearsal.outcome import Outcome, all_well
 from afd_scale.rehearsal.scorer import scorer
 from afd_scale.rehearsal.shrink import Layout, shrink, small_layout
-from afd_scale.rehearsal.stages import Place, run_stages
+from afd_scale.rehearsal.stages import Place, not_reached, run_stages
 from afd_scale.rehearsal.stand_ins import make_stand_ins
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Rehearsal:
         config: as it runs on the cluster.
         full, small: layouts there and here.
         checks: of the run at its full size.
+        stand_ins: what the small run reads, and for what.
         stages: of the small run.
         left_open: what could not be rehearsed.
         report: page of the small run; None where it has not come so far.
@@ -40,6 +41,7 @@ class Rehearsal:
     full: Layout
     small: Layout
     checks: list[Outcome] = field(default_factory=list)
+    stand_ins: list[str] = field(default_factory=list)
     stages: list[Outcome] = field(default_factory=list)
     left_open: list[str] = field(default_factory=list)
     report: Path | None = None
@@ -54,7 +56,7 @@ class Rehearsal:
         rows = {name: [asdict(row) | {"log": row.log and str(row.log)} for row in getattr(self, name)]
                 for name in ("checks", "stages")}  # fmt: skip
         return {"run": self.config.name, "ok": self.went_well, "ranks_there": asdict(self.full),
-                "ranks_here": asdict(self.small), **rows, "not_rehearsed": self.left_open,
+                "ranks_here": asdict(self.small), **rows, "stand_ins": self.stand_ins, "not_rehearsed": self.left_open,
                 "report": self.report and str(self.report), "seconds": round(self.seconds, 1)}  # fmt: skip
 
 
@@ -83,9 +85,10 @@ def rehearse(
     log.info("%s: looking at it at its full size", config.name)
     done.checks += check_full_size(config, gpus, gpu)
     done.left_open += not_rehearsed(config, machine, full, small)
+    done.left_open += filter(None, [stops_too_late(config, gpus, gpu)])
     with scorer() as url:
         log.info("making stand-ins in %s", folder)
-        done.stages += _prepared(done, machine, folder, url, root)
+        done.stages += _in_miniature(done, machine, folder, url, root)
     if done.stages and all_well(done.stages):
         done.report = next((folder / "runs").glob("*/report.html"), None)
     done.seconds = time.monotonic() - began
@@ -100,12 +103,17 @@ def _layout(config: RunConfig, gpus: int) -> Layout:
     return Layout(load.data_ranks, load.sequence)
 
 
-def _prepared(done: Rehearsal, machine: Machine, folder: Path, scorer_url: str, root: Path) -> Iterator[Outcome]:
+def _in_miniature(done: Rehearsal, machine: Machine, folder: Path, scorer_url: str, root: Path) -> Iterator[Outcome]:
     began = time.monotonic()
-    shrunk = adapt(shrink(done.config, done.full, done.small), machine)
-    small, stand_ins = make_stand_ins(shrunk, done.config, folder / "stand_ins", scorer_url)
-    (folder / CONFIG_NAME).write_text(resolved_yaml(small))
-    done.left_open += [str(each) for each in stand_ins]
+    try:
+        shrunk = adapt(shrink(done.config, done.full, done.small), machine)
+        small, stand_ins = make_stand_ins(shrunk, done.config, folder / "stand_ins", scorer_url)
+        (folder / CONFIG_NAME).write_text(resolved_yaml(small))
+    except (ValueError, OSError) as error:
+        yield Outcome("prepare", one_line(error), "failed", time.monotonic() - began)
+        yield from not_reached()
+        return
+    done.stand_ins += [str(each) for each in stand_ins]
     said = f"{len(stand_ins)} stand-ins; {_sizes(small)}"
     yield Outcome("prepare", said, "ok", time.monotonic() - began)
     place = Place(root, folder / CONFIG_NAME, folder / "logs", folder / "made", done.small)
@@ -127,6 +135,7 @@ def table(done: Rehearsal) -> str:
     for row in (*done.checks, *done.stages):
         if row.status == "failed" and row.log is not None:
             lines += ["", f"{row.stage} failed; its log is {row.log}, and ends with", *(f"  {x}" for x in row.tail)]
+    lines += ["", "Stand-ins", *(f"  {line}" for line in done.stand_ins)]
     lines += ["", "Not rehearsed", *(f"  {line}" for line in done.left_open)]
     if done.report is not None:
         lines += ["", f"Report of the small run: {done.report}"]

@@ -47,7 +47,7 @@ def _small(real: Location, small: RunConfig, config: RunConfig, folder: Path, wi
     facts, samples = cut or _noise(small, count, with_videos)
     write_dataset(samples, facts, folder)
     there = len(samples)
-    form = f"{there} of its samples, cut to size," if cut else f"{there} samples of noise"
+    form = f"{there} of its samples, cut to size" if cut else f"{there} samples of noise"
     return real.field, real.shards, form, str(folder), cut is not None
 
 

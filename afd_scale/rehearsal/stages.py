@@ -10,14 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from afd_scale.checkpoint.weights import complete_checkpoints
+from afd_scale.codecs.wan import NAME as WAN
 from afd_scale.config import RunConfig
+from afd_scale.data.schema import DatasetFacts
 from afd_scale.rehearsal.outcome import Outcome
 from afd_scale.rehearsal.shrink import SAVE_EVERY, Layout
 
@@ -31,6 +35,10 @@ _POLL_SECONDS = 0.1
 
 class StageError(Exception):
     """What a stage did not do."""
+
+
+class LeftOutError(Exception):
+    """Why a stage has nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +86,24 @@ def run_stages(config: RunConfig, place: Place, begins: Callable[[str], None]) -
         _one("export", place, lambda log: _export(config, place, log)),
         _one("generate", place, lambda log: _generate(config, place, log)),
     )
-    names, failed = iter(NAMES), False
-    begins(NAMES[0])
+    left = list(NAMES)
     for stage in stages:
-        for outcome in stage:
-            next(names)
-            yield outcome
-            failed = failed or outcome.status == "failed"
-            left = NAMES[NAMES.index(outcome.stage) + 1 :]
-            if not failed and left:
-                begins(left[0])
-        if failed:
-            break
-    yield from (Outcome(name, "", "not reached") for name in names)
+        begins(left[0])
+        with closing(stage):
+            for outcome in stage:
+                left.remove(outcome.stage)
+                yield outcome
+                if outcome.status == "failed":
+                    yield from not_reached(left)
+                    return
 
 
-def _train_and_stop(config: RunConfig, place: Place) -> Iterator[Outcome]:
+def not_reached(names: Sequence[str] = NAMES) -> Iterator[Outcome]:
+    """Rows of stages behind one that failed."""
+    return (Outcome(name, "", "not reached") for name in names)
+
+
+def _train_and_stop(config: RunConfig, place: Place) -> Generator[Outcome]:
     """A start that is told to stop behind its first checkpoint."""
     log, began = place.logs / "train.log", time.monotonic()
     with _running(place.train(), log) as process:
@@ -108,10 +118,9 @@ def _train_and_stop(config: RunConfig, place: Place) -> Iterator[Outcome]:
         process.send_signal(signal.SIGTERM)
         try:
             code = _wait(process, began + place.limit_seconds)
-            newest = complete_checkpoints(config.folder / "checkpoints")[-1]
-            saved, last = _step(newest), _logged_steps(config)[-1]
-            if saved != last:
-                raise StageError(f"the newest checkpoint is of step {saved}, and step {last} was the last")
+            saved, last = _saved_step(config), _logged_steps(config)[-1]
+            if saved != last or f"was told to stop and saved step {saved}" not in log.read_text(errors="replace"):
+                raise StageError(f"it did not save and stop: its last step was {last}, the last one saved is {saved}")
         except StageError as error:
             yield _failed(NAMES[1], error, began, log)
             return
@@ -119,7 +128,7 @@ def _train_and_stop(config: RunConfig, place: Place) -> Iterator[Outcome]:
     yield Outcome(NAMES[1], said, "ok", time.monotonic() - began, log)
 
 
-def _one(name: str, place: Place, do: Callable[[Path], str]) -> Iterator[Outcome]:
+def _one(name: str, place: Place, do: Callable[[Path], str]) -> Generator[Outcome]:
     """A stage of one command.
 
     Args:
@@ -130,12 +139,14 @@ def _one(name: str, place: Place, do: Callable[[Path], str]) -> Iterator[Outcome
         said = do(log)
     except StageError as error:
         yield _failed(name, error, began, log)
+    except LeftOutError as reason:
+        yield Outcome(name, str(reason), "left out")
     else:
         yield Outcome(name, said, "ok", time.monotonic() - began, log)
 
 
 def _resume(config: RunConfig, place: Place, log: Path) -> str:
-    saved = _step(complete_checkpoints(config.folder / "checkpoints")[-1])
+    saved = _saved_step(config)
     last = saved + MORE_STEPS
     _run(place.train(f"train.steps={last}"), log, place)
     if " resumes after step " not in log.read_text(errors="replace"):
@@ -162,6 +173,8 @@ def _generate(config: RunConfig, place: Place, log: Path) -> str:
         rows, columns = 8 * data.latent_height, 8 * data.latent_width
         asked: list[object] = ["--prompt", PROMPT, "--models", config.codec.models, "--size", f"{rows}x{columns}",
                                "--frames", 1 + 4 * (data.latent_frames - 1)]  # fmt: skip
+    elif DatasetFacts.load(Path(data.shards), "data.shards").codec.startswith(WAN):
+        raise LeftOutError("codec.models (null) names no VAE: nothing decodes latents")
     else:
         asked = ["--dataset", data.shards, "--max-prompts", 1]
     _run(place.tool("generate", place.out / "exported", *asked, "--out", out, "--json"), log, place)
@@ -209,9 +222,16 @@ def _running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byt
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                _end(psutil.Process(process.pid))
             process.wait()
+
+
+def _end(process: psutil.Process) -> None:
+    """At once, with all that it started: torchrun's ranks lead groups of their own, and would go on."""
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def _wait(process: subprocess.Popen[bytes], deadline: float) -> int:
@@ -242,6 +262,8 @@ def _logged_steps(config: RunConfig) -> list[int]:
     return [int(json.loads(line)["step"]) for line in lines]
 
 
-def _step(checkpoint: Path) -> int:
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+def _saved_step(config: RunConfig) -> int:
+    """Of the newest complete checkpoint."""
+    newest = complete_checkpoints(config.folder / "checkpoints")[-1]
+    state: dict[str, Any] = json.loads((newest / "state.json").read_text())
     return int(state["step"])

@@ -51,7 +51,7 @@ class StandIn:
 
     def __str__(self) -> str:
         where = "is here, at its real size" if self.is_here else "is not here"
-        return f"{self.field} ({self.wanted}) {where}: {self.form} stands in"
+        return f"{self.field} ({self.wanted}) {where}: in its place {self.form}"
 
 
 def make_stand_ins(

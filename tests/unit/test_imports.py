@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["training"] = set(MAY_IMPORT)
 MAY_IMPORT["rehearsal"] = {
     "config",
+    "codecs",
     "layers",
     "models",
     "data",
