@@ -59,6 +59,8 @@ def check_full_size(config: RunConfig, gpus: int, gpu: Gpu) -> Iterator[Outcome]
     """
     yield _row("plan", lambda: _plan(config, gpus, gpu), "")
     yield _row("run folder", lambda: _run_folder(config), "")
+    for name in config.train.trackers:
+        yield _row("train.trackers", lambda name=name: _tracker(name), f"({name}) is not installed here")  # type: ignore[misc]
     if config.requires is not None:
         requires = config.requires
         yield _row("requires", lambda: f"{load_config(requires).name}: its config loads", f"({requires})")
@@ -103,8 +105,15 @@ def _named(fits: dict[str, Suggestion | None]) -> str:
 
 def _run_folder(config: RunConfig) -> str:
     check_folder(config)
-    check_trackers(config.train.trackers)
     return f"{config.folder} can be made or gone on with"
+
+
+def _tracker(name: str) -> str | None:
+    try:
+        check_trackers([name])
+    except ConfigError:
+        return None
+    return f"{name}: is installed"
 
 
 def _files(config: RunConfig) -> Iterator[tuple[str, str, Check]]:

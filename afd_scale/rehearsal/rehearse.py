@@ -29,6 +29,7 @@ class Rehearsal:
 
     Attributes:
         config: as it runs on the cluster.
+        gpu: its kind there.
         full, small: layouts there and here.
         checks: of the run at its full size.
         stand_ins: what the small run reads, and for what.
@@ -38,6 +39,7 @@ class Rehearsal:
     """
 
     config: RunConfig
+    gpu: str
     full: Layout
     small: Layout
     checks: list[Outcome] = field(default_factory=list)
@@ -81,7 +83,7 @@ def rehearse(
                           "name one with --gpus to rehearse it all the same")  # fmt: skip
     full = _layout(config, gpus)
     small = small_layout(full, min(ranks or machine.ranks, full.ranks))
-    done = Rehearsal(config, full, small)
+    done = Rehearsal(config, gpu.name, full, small)
     log.info("%s: looking at it at its full size", config.name)
     done.checks += check_full_size(config, gpus, gpu)
     done.left_open += not_rehearsed(config, machine, full, small)
@@ -129,7 +131,7 @@ def _sizes(config: RunConfig) -> str:
 
 def table(done: Rehearsal) -> str:
     """For a terminal."""
-    lines = [f"{done.config.name}, planned for {done.full}; rehearsed on {done.small}", "", "At its full size"]
+    lines = [f"{done.config.name} for {done.full}, of {done.gpu}; rehearsed on {done.small}", "", "At its full size"]
     lines += _rows(done.checks)
     lines += ["", "In miniature, on this machine", *_rows(done.stages)]
     for row in (*done.checks, *done.stages):
@@ -139,7 +141,8 @@ def table(done: Rehearsal) -> str:
     lines += ["", "Not rehearsed", *(f"  {line}" for line in done.left_open)]
     if done.report is not None:
         lines += ["", f"Report of the small run: {done.report}"]
-    verdict = "all stages went well" if done.went_well else "it would not go well"
+    failed = [row.stage for row in (*done.checks, *done.stages) if row.status == "failed"]
+    verdict = f"failed: {', '.join(failed)}" if failed else "all went well"
     return "\n".join([*lines, "", f"{done.config.name}: {verdict} ({done.seconds:.0f} s)"])
 
 

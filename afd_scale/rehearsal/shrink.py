@@ -44,7 +44,8 @@ class Layout:
         return self.data * self.sequence
 
     def __str__(self) -> str:
-        return f"{self.ranks} ranks, data {self.data} x sequence {self.sequence}"
+        ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
+        return f"{ranks}, data {self.data} x sequence {self.sequence}"
 
 
 def small_layout(full: Layout, most: int) -> Layout:

@@ -78,6 +78,13 @@ def test_a_stage_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) ->
     first, *_ = stages(tmp_path, train, limit_seconds=20.0)
     assert (first.status, first.said) == ("failed", "no checkpoint in time")
     pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 30
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    while is_alive(pid):
         assert time.monotonic() < deadline, "it goes on without the one who started it"
         time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -147,8 +147,9 @@ def test_shards_that_are_here_are_cut_and_not_touched(
         "student.text_dim=32", "student.text_length=16", "method.discriminator.text_dim=32",
         "method.discriminator.text_length=16", "codec.name=identity", "codec.models=null", "sampler.chunk_frames=1",
     ])  # fmt: skip
-    before = {path.name: path.stat().st_mtime_ns for path in Path(real.data.shards).iterdir()}
+    before = files_of(real.data.shards)
     small, named = stand_ins(tmp_path, config)
+    assert files_of(real.data.shards) == before
     assert small.data.latent_frames == 3
     assert named["data.shards"].is_here
     ours, theirs = (list(read_rows(Location(str(shards), tmp_path / "cache", "shards"), range(4)))
@@ -156,7 +157,11 @@ def test_shards_that_are_here_are_cut_and_not_touched(
     for cut, whole in zip(ours, theirs, strict=True):
         assert (cut["prompt"], cut["prompt_id"], cut["fps"]) == (whole["prompt"], whole["prompt_id"], whole["fps"])
         assert np.array_equal(cut["latents"], whole["latents"][:3, :, :4, :6])
-    assert {path.name for path in Path(real.data.shards).iterdir()} >= before.keys()
+
+
+def files_of(folder: str) -> dict[str, int]:
+    """Their names and when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir()}
 
 
 def test_at_full_size_each_file_that_is_here_is_looked_at(
@@ -165,8 +170,8 @@ def test_at_full_size_each_file_that_is_here_is_looked_at(
     """The small run, as the real one, has all of its files."""
     config = made[0].model_copy(update={"out": tmp_path})
     rows = {row.stage: row for row in check_full_size(config, 1, H100)}
-    assert rows.keys() == {"plan", "run folder", "student.weights", "method.discriminator.weights", "codec.models",
-                           "data.shards", "data"}  # fmt: skip
+    assert rows.keys() == {"plan", "run folder", "train.trackers", "student.weights", "method.discriminator.weights",
+                           "codec.models", "data.shards", "data"}  # fmt: skip
     assert {row.status for row in rows.values()} == {"ok"}
     assert "fits on 1 h100" in rows["plan"].said
 
