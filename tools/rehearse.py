@@ -16,7 +16,6 @@ Exit 1: a check or a stage failed; its log stays, and the table names it. Exit 2
 import contextlib
 import json
 import logging
-import shutil
 import signal
 import sys
 import tempfile
@@ -61,8 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.keep is None and done.went_well:
-        shutil.rmtree(folder)
-        done.report = None
+        done.remove(folder)
     print(json.dumps(done.as_dict()) if options.json else table(done))
     return 0 if done.went_well else 1
 

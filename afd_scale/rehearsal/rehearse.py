@@ -1,9 +1,10 @@
 """A rehearsal from its config to its table."""
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ class Rehearsal:
     @property
     def went_well(self) -> bool:
         return all_well([*self.checks, *self.stages])
+
+    def remove(self, folder: Path) -> None:
+        """The small run, and what is said of where it is."""
+        shutil.rmtree(folder)
+        self.report = None
+        self.stages = [replace(row, log=None) for row in self.stages]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

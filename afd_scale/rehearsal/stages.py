@@ -157,7 +157,7 @@ def _resume(config: RunConfig, place: Place, log: Path) -> str:
     for name in ("summary.json", "report.html"):
         if not (config.folder / name).is_file():
             raise StageError(f"it left no {name}")
-    return f"went on after step {saved} to step {last}, evaluated, wrote {config.folder / 'report.html'}"
+    return f"went on after step {saved} to step {last}, evaluated, wrote its summary and report"
 
 
 def _export(config: RunConfig, place: Place, log: Path) -> str:

@@ -73,6 +73,7 @@ def test_a_stage_that_fails_says_why_and_where_its_log_is(tmp_path: Path) -> Non
     assert not all_well([first, *others])
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     train = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     first, *_ = stages(tmp_path, train, limit_seconds=20.0)
