@@ -54,6 +54,7 @@ from afd_scale.benchmarks.timing import medians
 from afd_scale.config import RunConfig, load_config
 from afd_scale.config.command_line import Parser
 from afd_scale.layers.attention import AttentionLayout, choose_backend
+from afd_scale.rehearsal.shrink import small_wan
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Benchmark = Callable[[argparse.Namespace, torch.device], dict[str, Any]]
@@ -71,8 +72,7 @@ ONE_DEVICE = (
     "student.activation_checkpointing=full", "method.discriminator.activation_checkpointing=full",
 )  # fmt: skip
 _STUDENT_AND_JUDGE = ("student", "method.discriminator")
-_SMALL_NETWORK = ("dim=128", "ffn_dim=512", "num_heads=4", "num_layers=2", "text_dim=32", "text_length=16",
-                  "freq_dim=32")  # fmt: skip
+_SMALL_NETWORK = tuple(f"{field}={size}" for field, size in small_wan(heads=4, head_width=32, layers=2).items())
 SMALL = (
     *(f"{network}.{size}" for network in _STUDENT_AND_JUDGE for size in _SMALL_NETWORK),
     "data.latent_frames=6", "data.latent_height=16", "data.latent_width=16",

@@ -1,5 +1,6 @@
 """Before a run reads its datasets: the toy world's is made where it is absent, and what is not sound is refused."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from afd_scale.codecs.identity import IdentityCodec
@@ -48,7 +49,17 @@ def check_dataset(config: RunConfig) -> DatasetFacts:
     Raises:
         ConfigError: names the first thing that is wrong.
     """
-    facts = {location: check_files(location) for location in locations(config)}
+    return check_facts(config, {location: check_files(location) for location in locations(config)})
+
+
+def check_facts(config: RunConfig, facts: Mapping[Location, DatasetFacts]) -> DatasetFacts:
+    """Hold the facts of a run's datasets against its config.
+
+    Returns:
+        Those of the teacher's.
+    Raises:
+        ConfigError: names the first thing that does not fit.
+    """
     data, student = config.data, config.student
     text = (student.text_length, student.text_dim)
     for location, found in facts.items():

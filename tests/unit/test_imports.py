@@ -68,6 +68,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
+MAY_IMPORT["rehearsal"] = {
+    "config",
+    "codecs",
+    "layers",
+    "models",
+    "data",
+    "planning",
+    "checkpoint",
+    "training",
+    "torchvision_ops",
+}
 
 # Library -> packages that may import it. A library of which one file is allowed has it in ONE_FILE as well.
 LIBRARIES: dict[str, set[str]] = {
@@ -81,8 +92,8 @@ LIBRARIES: dict[str, set[str]] = {
     "httpx": {"data"},
     "pyarrow": {"data"},
     "ftfy": {"codecs"},
-    "diffusers": {"checkpoint", "codecs"},
-    "transformers": {"models", "codecs", "evaluation"},
+    "diffusers": {"checkpoint", "codecs", "rehearsal"},
+    "transformers": {"models", "codecs", "evaluation", "rehearsal"},
     "cv2": {"vision"},
     "vbench": {"evaluation"},
     "pynvml": {"health"},
