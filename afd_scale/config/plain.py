@@ -12,11 +12,12 @@ import yaml
 
 from afd_scale.config.errors import one_line, shown
 
-MOST_YAML_BYTES = 2**18
+MOST_YAML_BYTES = 2**17
 MOST_JSON_BYTES = 2**28
 MOST_DEPTH = 64
-MOST_VALUES = 20_000  # of a YAML text
+MOST_VALUES = 10_000  # of a YAML text, with what its aliases repeat
 _LARGEST = 2**63
+_TOO_MANY = f"it is too large: at most {MOST_VALUES} values are read, those of aliases too"
 _TOO_DEEP = f"it is nested too deeply: at most {MOST_DEPTH} levels are read"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -73,6 +74,8 @@ def parse_yaml(content: str | bytes) -> Any:
         raise UnreadableError(reason, mark.line + 1 if mark else None) from None
     except yaml.YAMLError as error:
         raise UnreadableError(error) from None
+    except UnreadableError:
+        raise
     except (ValueError, LookupError, OverflowError) as error:  # PyYAML 6.0 of \U99999999 and the like
         raise UnreadableError(f"it is no YAML: {error}") from None
     return None if node is None else _Values(loader).of(node)
@@ -119,23 +122,23 @@ def _scalar_problem(value: Any) -> str | None:
     if isinstance(value, str) and ("\0" in value or (not value.isascii() and _SURROGATE.search(value))):
         return f"a text ({shown(value)}) holds a NUL or half a character (a surrogate)"
     if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
-        return f"a number ({shown(value)}) needs more than 64 bits"
+        return f"a number of {value.bit_length()} bits is larger than the 64 that are read"
     return None
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes no deeper than the limit; what looks like a date is text."""
+    """Composes nodes, no deeper and no more than the limits; what looks like a date is text."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in rules if tag in _SCALARS]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    depth = 0
+    depth = nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        self.depth += 1
-        if self.depth > MOST_DEPTH:
-            raise UnreadableError(_TOO_DEEP, self.peek_event().start_mark.line + 1)
+        self.depth, self.nodes = self.depth + 1, self.nodes + 1
+        if self.depth > MOST_DEPTH or self.nodes > MOST_VALUES:
+            raise UnreadableError(_TOO_DEEP if self.depth > MOST_DEPTH else _TOO_MANY, self.line + 1)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -154,7 +157,7 @@ class _Values:
     def of(self, node: yaml.Node, depth: int = 0) -> Any:
         self.made += 1
         if self.made > MOST_VALUES:
-            raise _refused(node, f"it is too large: at most {MOST_VALUES} values are read, those of aliases too")
+            raise _refused(node, _TOO_MANY)
         if depth >= MOST_DEPTH:
             raise _refused(node, _TOO_DEEP)
         if node.tag == f"{_TAG}map" and isinstance(node, yaml.MappingNode):

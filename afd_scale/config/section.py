@@ -1,8 +1,13 @@
 """The base of every config section, and how its errors read."""
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from afd_scale.config.errors import shown
+
+# Axes and batches: a million is beyond all machines, and computing with more takes for ever.
+Size = Annotated[int, Field(gt=0, le=2**20)]
 
 
 class Section(BaseModel):
