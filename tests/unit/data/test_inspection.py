@@ -220,7 +220,7 @@ def test_facts_of_another_kind_are_one_line(dataset: Path, tmp_path: Path, fact:
     change_facts(dataset, **{fact: 5})
     done = inspect(dataset, "--pictures", str(tmp_path / "pictures"))
     assert done.returncode == 2
-    said = f"must hold the facts of a dataset: {fact} (5): Input should be a valid string"
+    said = f"must hold the facts of a dataset: {fact} (5): input should be a valid string"
     assert done.stderr == f"error: out ({dataset / 'dataset.json'}) {said}\n"
 
 
