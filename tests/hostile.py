@@ -22,6 +22,15 @@ NUMBERS = (0, -1, 1, 2, 3, 7, 2**31, 2**53 + 1, 2**62, 2**63, -(2**63) - 1, 10**
            float("nan"), float("-inf"))  # fmt: skip
 
 
+# Put anywhere into JSON.
+SNIPPETS = (
+    b"[" * 100_000, b'{"a":' * 2000, b"[" * 90 + b"]" * 90, b"{", b"}", b"]", b",", b'"', b"null", b"true", b"-",
+    b"1e999", b"NaN", b"-Infinity", b"9" * 5000, b"0" * 30, b'"\\ud800"', b'"\\u0000"', b"\\", b"\xff", b"\x00",
+    b"\xef\xbb\xbf", b"\n", b"\r", b"//", b"<html>", b"version https://git-lfs", b"PK\x03\x04", b"../../", b"/",
+    b"\xe2\x80\xa8", b"\x1b[2J", b'"a": 1, "a": 2,',
+)  # fmt: skip
+
+
 def nested(depth: int, value: Any = None, by: str | None = None) -> Any:
     """A value so many levels deep, in lists or in dicts of one key."""
     for _ in range(depth):
