@@ -5,7 +5,6 @@ world, which a CPU finishes in minutes. Exit codes: 0 done, 2 bad input, or an a
 stderr), 3 told to stop (SIGTERM, SIGUSR1), or a judge's server is out of reach; it has saved, start it again to go on.
 """
 
-import argparse
 import atexit
 import logging
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from afd_scale.config import ConfigError, LostInputError, load_config
+from afd_scale.config.command_line import Parser
 from afd_scale.parallel.launchers import launched_as
 from afd_scale.training.preemption import Preempted
 
@@ -22,7 +22,7 @@ DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "toy" / "afd.yaml"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, help=f"YAML of the run (default: {DEFAULT_CONFIG.name} of configs/toy)")
     parser.add_argument("--local_rank", type=int, help="given by some launchers; the environment says the same")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="over the values of the YAML file")

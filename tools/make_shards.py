@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from afd_scale.codecs.codec import Codec, VideoForm
 from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
 from afd_scale.codecs.wan import TEXT_LENGTH, WanCodec
@@ -36,6 +38,7 @@ from afd_scale.config import ConfigError, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.config.plain import parse_yaml
 from afd_scale.config.run import ProceduralSource
+from afd_scale.config.section import first_problem
 from afd_scale.data.clips import Teacher
 from afd_scale.data.make_shards import ALONE, Processes, ShardJob, make_shards
 from afd_scale.data.schema import REJECTS_FILE, DatasetFacts
@@ -198,7 +201,7 @@ def codec_of(options: argparse.Namespace, form: VideoForm, launched: Launched) -
 
 def teacher_of(options: argparse.Namespace) -> Teacher:
     if options.teacher == "procedural":
-        return ProceduralTeacher(ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed))
+        return ProceduralTeacher(_source(options))
     if options.teacher == "none":
         return PromptsAlone(given(options, "prompts", "with teacher none: they are all there is"))
     given(options, "source", f"with teacher {options.teacher}: the folder of its videos")
@@ -229,6 +232,13 @@ def http_teacher(options: argparse.Namespace) -> HttpTeacher:
         endpoint, options.prompts, options.source, videos_per_prompt=options.videos_per_prompt, key=key,
         name=options.name,
     )  # fmt: skip
+
+
+def _source(options: argparse.Namespace) -> ProceduralSource:
+    try:
+        return ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed)
+    except ValidationError as error:
+        raise ConfigError(first_problem(error)) from error
 
 
 def request_field(item: str) -> tuple[str, Any]:

@@ -14,6 +14,9 @@ class ConfigError(ValueError):
 class LostInputError(Exception):
     """Input that can no longer be read in the middle of a run, met by one rank alone; one line as above."""
 
+    def __init__(self, message: object):
+        super().__init__(one_line(message))
+
 
 def one_line(error: object, longest: int = _LONGEST) -> str:
     """What an error says, whatever is in it: printable, without line breaks, a long middle left out."""

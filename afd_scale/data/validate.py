@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import xxhash
 from filelock import FileLock
@@ -27,7 +27,7 @@ class _Part(TypedDict):
     """A file of a shard, as MDS has it."""
 
     basename: FileName
-    bytes: NonNegativeInt
+    bytes: NotRequired[NonNegativeInt]  # where it lacks, validation names the shard
     hashes: dict[str, str]
 
 

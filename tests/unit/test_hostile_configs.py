@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from afd_scale.config import ConfigError, RunConfig, load_config, read_yaml, resolved_yaml
+from afd_scale.config import ConfigError, RunConfig, load_config, resolved_yaml
 from afd_scale.config.methods import METHODS
-from tests.hostile import TEXTS, VALUES, answer, changed, cut, places
+from tests.hostile import TEXTS, VALUES, answer, changed, cut, fuzzed, places
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -22,14 +22,15 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
 )
 MERGE_BOMB = "a: &a {k: 1}\n" + "".join(
-    f"{name}: &{name} {{'<<': [{', '.join([f'*{before}'] * 10)}]}}\n".replace("'<<'", "<<")
-    for before, name in zip("abcdefgh", "bcdefghi")
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n" for before, name in zip("abcdefgh", "bcdefghi")
 )
 SNIPPETS = (
-    "[" * 2000, "{a: " * 2000, "- " * 2000, "? " * 500, "'", '"', "&a ", "*a ", "&a [*a]", "!!binary aGk=", "!!set {a}", "!!python/object/apply:os.system [ls]",
-    "!!timestamp 2024-01-01", "!!int x", "!!bool x", "!!float ''", "!!null x", "!x y", "%YAML 9.9\n---\n", "---\n", "...\n", "\t", "\0", "\x07", "\r",
-    "0x_", "0b_", "._", "1:2:3", ":1:1:1:1.", "2024-13-45", "2024-01-01T25:00:00Z", ".nan", "-.inf", '"\\ud800"', '"\\0"', '"\\U99999999"', "<<: 1\n", "<<: [a]\n",
-    "\n<<: *a\n", "=", "? [a]\n: b\n", "1: 2\n", "null: 1\n", "on: off\n", "9" * 5000, "\n" + BOMB, "\n" + MERGE_BOMB, "|\n x\n", ">9\n", "@", "`", "name: x\nname: y\n",
+    "[" * 2000, "{a: " * 2000, "- " * 2000, "? " * 500, "'", '"', "&a ", "*a ", "&a [*a]", "!!binary aGk=", "!!set {a}",
+    "!!python/object/apply:os.system [ls]", "!!timestamp 2024-01-01", "!!int x", "!!bool x", "!!float ''", "!!null x",
+    "!x y", "%YAML 9.9\n---\n", "---\n", "...\n", "\t", "\0", "\x07", "\r", "0x_", "0b_", "._", "1:2:3", ":1:1:1:1.",
+    "2024-13-45", "2024-01-01T25:00:00Z", ".nan", "-.inf", '"\\ud800"', '"\\0"', '"\\U99999999"', "<<: 1\n",
+    "<<: [a]\n", "\n<<: *a\n", "=", "? [a]\n: b\n", "1: 2\n", "null: 1\n", "on: off\n", "9" * 5000, "0x" + "f" * 5000,
+    "\n" + BOMB, "\n" + MERGE_BOMB, "|\n x\n", ">9\n", "@", "`", "name: x\nname: y\n",
 )  # fmt: skip
 
 
@@ -68,23 +69,26 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hostile") / "run.yaml"
 
 
+@fuzzed(120)
 @given(st.integers(0, len(TREES) - 1).flatmap(lambda number: changed(TREES[number], NAMES)))
 def test_changed_values(path: Path, tree: Any) -> None:
     path.write_bytes(yaml.dump(tree, allow_unicode=False).encode("utf-8", "surrogatepass"))
     answer(lambda: load(path), ConfigError)
 
 
+@fuzzed(120)
 @given(st.sampled_from(CONFIGS).flatmap(lambda config: cut(config.read_bytes(), tuple(s.encode() for s in SNIPPETS))))
 def test_damaged_texts(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     answer(lambda: load(path), ConfigError)
 
 
+@fuzzed(120)
 @given(
     st.sampled_from(CONFIGS),
     st.lists(
         st.tuples(st.sampled_from(DOTTED) | st.sampled_from(NAMES) | st.sampled_from(TEXTS), st.sampled_from("==.: "),
-                  st.sampled_from(SNIPPETS) | st.sampled_from(TEXTS) | VALUES.map(lambda value: yaml.dump(value))),
+                  st.sampled_from(SNIPPETS) | st.sampled_from(TEXTS) | VALUES.map(yaml.dump)),
         min_size=1, max_size=2,
     ),
 )  # fmt: skip

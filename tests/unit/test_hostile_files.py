@@ -32,7 +32,7 @@ from afd_scale.data.validate import known_good, shards_digest
 from afd_scale.evaluation.model_card import find_run, model_card
 from afd_scale.evaluation.report import write_report
 from afd_scale.models.wan import CausalWan
-from tests.hostile import SNIPPETS, VALUES, answer, as_json, changed, cut, nested
+from tests.hostile import SNIPPETS, answer, as_json, changed, cut, fuzzed, nested
 
 FIELDS: dict[str, Any] = {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 1, "freq_dim": 16, "text_dim": 8,
                           "text_length": 4, "latent_channels": 4, "prediction": "velocity"}  # fmt: skip
@@ -82,7 +82,9 @@ def student_cases(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     for part, said in {"vae": {"_class_name": "AutoencoderKLWan", "z_dim": 4}, "tokenizer": {},
                        "text_encoder": {"model_type": "umt5", "d_model": 8}}.items():  # fmt: skip
         (models / part).mkdir(parents=True)
-        (models / part / ("tokenizer_config.json" if part == "tokenizer" else "config.json")).write_text(json.dumps(said))
+        (models / part / ("tokenizer_config.json" if part == "tokenizer" else "config.json")).write_text(
+            json.dumps(said)
+        )
         (models / part / "model.safetensors").touch()
     index = ours / "model.safetensors.index.json"
     return {
@@ -148,9 +150,7 @@ def run_cases(run: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     rows = [{"step": step, "compute/pflop": step / 7, "student/loss": draw.random(), "discriminator/accuracy": 0.5,
              "system/step_seconds": 0.1, "alarm/saturated": step > 1} for step in range(3)]  # fmt: skip
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run / "diagnostics.json").write_text(
-        json.dumps({"dataset": "s", "held_out": True, "prompts": 8, "rollouts": 4})
-    )
+    (run / "diagnostics.json").write_text(json.dumps({"dataset": "s", "held_out": True, "prompts": 8, "rollouts": 4}))
     reads = {
         "report": (lambda: write_report(run), ("config.yaml", "summary.json", "metrics.jsonl", "diagnostics.json")),
         "card": (lambda: model_card(*CARD, find_run(run)), ("config.yaml", "summary.json")),
@@ -177,10 +177,11 @@ def damaged(draw: st.DrawFn, path: Path, original: bytes) -> bytes:
         return draw(cut(original, SNIPPETS))
     if path.suffix == ".json":
         return as_json(draw(changed(json.loads(original))))
-    lines = [json.loads(line) for line in original.splitlines()]
-    return b"".join(as_json(line) + b"\n" for line in draw(st.one_of(changed(lines), VALUES.map(lambda v: [v]))) or [])
+    lines = draw(changed([json.loads(line) for line in original.splitlines()]))
+    return b"".join(as_json(line) + b"\n" for line in (lines if isinstance(lines, list) else [lines]))
 
 
+@fuzzed(200)
 @given(st.data())
 def test_damaged_files(cases: list[Case], data: st.DataObject) -> None:
     case = data.draw(st.sampled_from(cases), label="case")
