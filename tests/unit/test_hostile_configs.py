@@ -1,5 +1,6 @@
 """Hostile configs and overrides: each is a run, or one line within seconds."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from pydantic import BaseModel
 
 from afd_scale.config import ConfigError, RunConfig, load_config, resolved_yaml
 from afd_scale.config.methods import METHODS
-from tests.hostile import TEXTS, VALUES, answer, changed, cut, fuzzed, places
+from tests.hostile import LIMIT_SECONDS, NUMBERS, TEXTS, VALUES, answer, changed, cut, fuzzed, places
+from tests.tools import call_tool
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -87,8 +89,10 @@ def test_damaged_texts(path: Path, content: bytes) -> None:
 @given(
     st.sampled_from(CONFIGS),
     st.lists(
-        st.tuples(st.sampled_from(DOTTED) | st.sampled_from(NAMES) | st.sampled_from(TEXTS), st.sampled_from("==.: "),
-                  st.sampled_from(SNIPPETS) | st.sampled_from(TEXTS) | VALUES.map(yaml.dump)),
+        st.tuples(
+            st.sampled_from(DOTTED) | st.sampled_from(NAMES) | st.sampled_from(TEXTS), st.sampled_from("======.: "),
+            st.sampled_from(SNIPPETS) | st.sampled_from(TEXTS) | VALUES.map(yaml.dump),
+        ),
         min_size=1, max_size=2,
     ),
 )  # fmt: skip
@@ -100,3 +104,19 @@ def test_overrides(config: Path, overrides: list[tuple[str, str, str]]) -> None:
 def test_alias_bombs(path: Path, text: str) -> None:
     path.write_text(text)
     assert "too large" in str(answer(lambda: load(path), ConfigError))
+
+
+@fuzzed(40)
+@given(
+    st.sampled_from([config for config in CONFIGS if "toy" in config.parts]),
+    st.sampled_from(DOTTED),
+    st.sampled_from(NUMBERS) | st.sampled_from(TEXTS),
+    st.sampled_from((1, 2, 0, -1, 7, 10**6, 10**30)),
+)
+def test_plans(config: Path, field: str, value: float | str, gpus: int) -> None:
+    """Whatever a config that loads may say, it can be planned, or is refused in one line."""
+    begun = time.process_time()
+    done = call_tool("plan", "--config", config, "--gpus", gpus, "--json", f"{field}={value}")
+    assert time.process_time() - begun < 2 * LIMIT_SECONDS  # it builds the networks, without memory
+    assert done.returncode in (0, 2)
+    assert len(done.stderr.splitlines()) == done.returncode // 2
