@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from afd_scale.config.errors import ConfigError, shown
-from afd_scale.config.plain import MOST_YAML_BYTES, UnreadableError, parse_yaml
+from afd_scale.config.plain import MOST_DEPTH, MOST_YAML_BYTES, UnreadableError, parse_yaml
 from afd_scale.config.run import RunConfig
 from afd_scale.config.section import first_problem
 
@@ -69,6 +69,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     except UnreadableError as error:
         raise ConfigError(f"override ({shown(override)}) must have a YAML value: {error}") from error
     *sections, last = key.split(".")
+    if len(sections) > MOST_DEPTH:
+        raise ConfigError(f"override ({shown(override)}) must name a key of a section: none is nested so deeply")
     for section in sections:
         node = tree.setdefault(section, {})
         if isinstance(node, str):

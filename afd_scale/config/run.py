@@ -59,7 +59,7 @@ class DataConfig(Section):
     were found good is noted there too, by default in <out>/shard_cache."""
     source: ProceduralSource | None = None
     """Makes `shards` when that folder does not exist; None expects it to be there."""
-    latent_frames: Size = 4
+    latent_frames: int = Field(default=4, gt=0, le=10_000)
     """Latent frames of a video, F."""
     latent_height: Size = 4
     """Latent rows, H."""

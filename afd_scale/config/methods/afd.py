@@ -60,13 +60,13 @@ class AfdConfig(AdversarialConfig):
     prior_every: PositiveInt = 1
     """The prior, and the reference's pass, are left out but for every so many steps, where it has as many times its
     weight."""
-    inner_updates: int = Field(default=1, gt=0, le=1000)
+    inner_updates: int = Field(default=1, gt=0, le=100)
     """Updates of the student by the rollouts of one step, each with noised states of its own."""
     normalise: bool = True
     """Divide each sample's x0 error by its stop-gradient mean (DiffusionNFT); off: the plain velocity form."""
     sigma: SigmaConfig = SigmaConfig()
     """Noise levels of the forward process on the student's own samples."""
-    states_per_rollout: Size = 1
+    states_per_rollout: int = Field(default=1, gt=0, le=1000)
     """Noised states drawn from one rollout; they share one pass over the clean context."""
     context_gradient: bool = False
     """Let gradients flow through the pass over the clean context."""
