@@ -7,15 +7,32 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from afd_scale.config import ConfigError
+from afd_scale.config.errors import shown
+from afd_scale.config.plain import MOST_JSON_BYTES, UnreadableError, parse_json
+from afd_scale.config.section import first_problem
 
 LONGEST_NAME = 255 - len("..01234567.partial")  # bytes of one that `replacing` can write; file systems take 255
 
 _FULL_OR_FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _SLUG_LETTERS, _SLUG_BYTES = 60, 180
+
+Value = TypeVar("Value")
+
+
+def _beside(name: str) -> str:
+    """A name leads to no other folder, and file systems take it."""
+    if name in ("", ".", "..") or "/" in name or len(name.encode()) > 255:
+        raise ValueError(f"a file's name ({shown(name)}) must be one of the same folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_beside)]  # of a file that another one lists
 
 
 @contextmanager
@@ -55,6 +72,55 @@ def write_text(path: Path, content: str) -> None:
     """Write a file whole."""
     with replacing(path) as partial:
         partial.write_text(content)
+
+
+def read_json(path: Path, field: str, rule: str, schema: TypeAdapter[Value], remedy: str = "") -> Value:
+    """What a JSON file holds, whatever has happened to it since it was written.
+
+    Args:
+        field: names it in errors: `field (path) must rule: reason`, and the remedy.
+        schema: of its value.
+    Raises:
+        ConfigError: it cannot be read, is no JSON of at most 256 MiB, or is not of the schema.
+    """
+    try:
+        with path.open("rb") as file:
+            return checked_json(file.read(MOST_JSON_BYTES + 1), schema)
+    except UnreadableError as error:
+        raise ConfigError(f"{field} ({path}) must {rule}: {error}{remedy}") from error
+    except (OSError, ValueError) as error:  # a name with a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{field} ({path}) must be readable: {reason}{remedy}") from error
+
+
+def read_json_lines(path: Path, field: str, rule: str, schema: TypeAdapter[Value], remedy: str = "") -> list[Value]:
+    """What the lines of a JSONL file hold; arguments and errors as of `read_json`, which name the line."""
+    with system_errors(f"{field} ({path}) must be readable", remedy):
+        lines = path.read_bytes().splitlines()
+    values = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values.append(checked_json(line, schema))
+        except UnreadableError as error:
+            raise ConfigError(f"{field} ({path}:{number}) must {rule}: {error}{remedy}") from error
+    return values
+
+
+def checked_json(content: str | bytes, schema: TypeAdapter[Value]) -> Value:
+    """The value of a JSON text.
+
+    Raises:
+        UnreadableError: a ValueError of one line: it is no JSON, or not of the schema.
+    """
+    return checked(parse_json(content), schema)
+
+
+def checked(value: Any, schema: TypeAdapter[Value]) -> Value:
+    """A value that was read, as its schema has it; errors as of `checked_json`."""
+    try:
+        return schema.validate_python(value)
+    except ValidationError as error:
+        raise UnreadableError(first_problem(error, keys="")) from error
 
 
 def slug(text: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from afd_scale.config import ConfigError, LostInputError, load_config
+from afd_scale.config.command_line import Parser
 from afd_scale.files import write_text
 from afd_scale.parallel.launchers import Launched, launched_as
 from afd_scale.training.preemption import Preempted
@@ -27,7 +28,7 @@ ENDS = {0: "done", 3: "stopped"}  # by exit code; any other is "failed"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, help=f"YAML of the run (default: {DEFAULT_CONFIG.name} of configs/toy)")
     parser.add_argument("--local_rank", type=int, help="given by some launchers; the environment says the same")
     parser.add_argument("--ended", type=Path, metavar="FILE", help="the main rank writes one word there at its end: "

@@ -2,8 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)  # tests' tensors are so small that a second thread costs more than it gives
+
+settings.register_profile("many", max_examples=2000)  # of each of the five fuzz tests
 
 GOLDEN = Path(__file__).parent / "golden"
 

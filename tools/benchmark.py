@@ -51,7 +51,7 @@ from afd_scale.benchmarks.against import rollout_against, update_against
 from afd_scale.benchmarks.data import benchmark_data
 from afd_scale.benchmarks.networks import benchmark_linear, benchmark_rollout, benchmark_step, benchmark_update
 from afd_scale.benchmarks.timing import medians
-from afd_scale.config import RunConfig, load_config
+from afd_scale.config import RunConfig, load_config, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.layers.attention import AttentionLayout, choose_backend
 from afd_scale.rehearsal.shrink import small_wan
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr):  # what is imported on the way prints and logs
             measured = _chosen(options)(options, device)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     result = {"name": options.name, **measured, "device": machine}
     if device.type == "cpu" and result.get("precision") == "fp8":

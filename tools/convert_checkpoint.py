@@ -29,6 +29,7 @@ from afd_scale.checkpoint.lazy import LazyState
 from afd_scale.checkpoint.load_student import read_lora, read_student
 from afd_scale.checkpoint.roles import ROLES
 from afd_scale.checkpoint.weights import MAX_SHARD_BYTES, save_weights, written_whole
+from afd_scale.config import one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.config.models import PolicyConfig
 from afd_scale.config.presets import ARCHITECTURES, FAMILIES
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             convert(options)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

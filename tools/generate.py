@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as cache, ranks_of_job(launched, options.sequence) as ranks:
             found = generate(job_of(options, Path(cache)), ranks)
     except (UnfinishedError, LostInputError) as error:  # the other ranks do not know of it; their launcher ends them
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:  # on all ranks
         if is_main:

@@ -32,17 +32,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
+from pydantic import ValidationError
 
 from afd_scale.codecs.codec import Codec, VideoForm
 from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
 from afd_scale.codecs.wan import TEXT_LENGTH, WanCodec
 from afd_scale.config import ConfigError, LostInputError, one_line
 from afd_scale.config.command_line import Parser
+from afd_scale.config.plain import parse_yaml
 from afd_scale.config.run import ProceduralSource
+from afd_scale.config.section import first_problem
 from afd_scale.data.clips import Teacher
 from afd_scale.data.make_shards import ALONE, Processes, ShardJob, make_shards
-from afd_scale.data.schema import REJECTS_FILE, DatasetFacts, parse_problem
+from afd_scale.data.schema import REJECTS_FILE, DatasetFacts
 from afd_scale.data.teachers.exchange import STUB, Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.http import HttpTeacher
@@ -135,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
             run(options, launched, processes)
     except ValueError as error:
         if launched is None or launched.rank == 0:
-            print(f"error: {parse_problem(error)}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except LostInputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -211,7 +213,7 @@ def codec_of(options: argparse.Namespace, form: VideoForm, launched: Launched) -
 def teacher_of(options: argparse.Namespace) -> Teacher:
     columns = parse_columns(options.columns)
     if options.teacher == "procedural":
-        return ProceduralTeacher(ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed))
+        return ProceduralTeacher(_source(options))
     if options.teacher == "none":
         return PromptsAlone(given(options, "prompts", "with teacher none: they are all there is"), columns)
     given(options, "source", f"with teacher {options.teacher}: where its videos are")
@@ -254,6 +256,13 @@ def http_teacher(options: argparse.Namespace) -> HttpTeacher:
     )  # fmt: skip
 
 
+def _source(options: argparse.Namespace) -> ProceduralSource:
+    try:
+        return ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed)
+    except ValidationError as error:
+        raise ConfigError(first_problem(error)) from error
+
+
 def request_field(item: str) -> tuple[str, Any]:
     """Name and value of --request FIELD=VALUE."""
     name, equals, value = item.partition("=")
@@ -262,11 +271,11 @@ def request_field(item: str) -> tuple[str, Any]:
     if "{index}" in value:
         return name, value
     try:
-        parsed = yaml.safe_load(value)
-        json.dumps(parsed)
-    except (yaml.YAMLError, TypeError) as error:
+        parsed = parse_yaml(value)
+        json.dumps(parsed, allow_nan=False)
+    except ValueError as error:
         raise ConfigError(f"request ({item}) must have a value as JSON has them, a text perhaps in quotes: "
-                          f"{one_line(error)}") from error  # fmt: skip
+                          f"{error}") from error  # fmt: skip
     return name, parsed
 
 

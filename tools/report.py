@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from afd_scale.config import one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.evaluation.report import write_report
 
@@ -15,7 +16,7 @@ def main() -> int:
     try:
         print(write_report(options.run, options.x))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

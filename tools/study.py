@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from afd_scale.config import ConfigError, RunConfig, load_config
+from afd_scale.config import ConfigError, RunConfig, load_config, read_yaml
 from afd_scale.config.command_line import Parser
 from afd_scale.config.section import Section, first_problem
-from afd_scale.evaluation.report import read_summary
+from afd_scale.evaluation.run_files import read_summary
 from afd_scale.evaluation.suites import SUITES
 from afd_scale.planning.spent import Spent
 from afd_scale.progress import progress
@@ -84,10 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
         trials = plan_trials(study)
         if not options.table:
             run_trials(study, trials, out, options.jobs)
+        print(table(study, trials, out))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(study, trials, out))
     return 0
 
 
@@ -97,9 +95,7 @@ def read_study(path: Path) -> Study:
         ConfigError: it is no study.
     """
     try:
-        return Study.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"study ({path}) must be a YAML file: {error}") from error
+        return Study.model_validate(read_yaml(path, "study"))
     except ValidationError as error:
         raise ConfigError(f"study ({path}): {first_problem(error)}") from error
 
@@ -169,7 +165,7 @@ def table(study: Study, trials: list[Trial], out: Path) -> str:
                   "|" + " --- |" * (len(study.metrics) + 4)]  # fmt: skip
         for name in study.variants:
             mine = [trial for trial in trials if trial.variant == name and trial.at == at]
-            found = [summary["metrics"]["student"] for trial in mine if (summary := _summary(out, trial))]
+            found = [metrics for trial in mine if (metrics := _metrics(out / trial.name, study.metrics))]
             cells = [_spread([metrics[metric] for metrics in found]) for metric in study.metrics]
             lines.append(f"| {name} | {mine[0].cost:.2f} | {mine[0].steps} | {' | '.join(cells)} | {len(found)} |")
         lines.append("")
@@ -180,8 +176,16 @@ def _config(study: Study, overrides: tuple[str, ...]) -> RunConfig:
     return load_config(ROOT / study.config, [*study.overrides, *overrides])
 
 
-def _summary(out: Path, trial: Trial) -> dict[str, Any] | None:
-    return read_summary(out / trial.name / "summary.json")
+def _metrics(run: Path, names: tuple[str, ...]) -> dict[str, float] | None:
+    """The student's, of a run that is there; ConfigError where it lacks one."""
+    summary = read_summary(run)
+    if summary is None:
+        return None
+    found = summary.get("metrics", {}).get("student", {})
+    metrics = {name: value for name in names if (value := found.get(name)) is not None}
+    if absent := [name for name in names if name not in metrics]:
+        raise ConfigError(f"run ({run}) must have {absent[0]} of its student in summary.json: run the study again")
+    return metrics
 
 
 def _spread(values: list[float]) -> str:

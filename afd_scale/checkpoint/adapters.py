@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from afd_scale.checkpoint.formats.lora import DOWN, UP, Lora, write_peft_folder
@@ -19,6 +19,7 @@ from afd_scale.checkpoint.lazy import LazyState, in_memory
 from afd_scale.checkpoint.weights import CONFIG_NAME
 from afd_scale.config.models import PolicyConfig
 from afd_scale.config.section import Section
+from afd_scale.files import read_json
 from afd_scale.layers.lora import merged_weight
 
 BASE_NAME = "base.json"
@@ -34,6 +35,9 @@ class Base(Section):
     """What the run rounded them to."""
     fingerprint: str
     """Of their names, shapes and first numbers: whatever format they are brought into, it stays."""
+
+
+_BASE = TypeAdapter(Base)
 
 
 def describe_base(path: Path, state: LazyState, dtype: torch.dtype) -> Base:
@@ -71,11 +75,7 @@ def read_base(folder: Path) -> Base:
     Raises:
         ValueError: in one line.
     """
-    path = folder / BASE_NAME
-    try:
-        return Base.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ValueError(f"weights ({path}) must describe the base of adapters: it is damaged") from error
+    return read_json(folder / BASE_NAME, "weights", "describe the base of adapters", _BASE)
 
 
 def open_base(folder: Path, read: Callable[[Path], LazyState]) -> LazyState:

@@ -2,18 +2,28 @@
 
 import errno
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import xxhash
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
+from typing_extensions import TypedDict
 
 from afd_scale.config import ConfigError, one_line
-from afd_scale.files import sync, write_text
+from afd_scale.files import checked_json, sync, write_text
 
 NOTES = "checksums"  # folder of each rank's notes in a checkpoint
 _PIECE = 2**24  # bytes that are hashed at a time
+
+
+class _Noted(TypedDict):
+    bytes: int
+    xxh3: str
+
+
+Note = dict[str, _Noted]  # by the file's path in the checkpoint
+_NOTE = TypeAdapter(Note)
 
 
 class DamagedError(ValueError):
@@ -75,7 +85,7 @@ def check_below(checkpoint: Path, ranks: int, folder: str) -> None:
             _check(checkpoint, {name: said for name, said in note.items() if f"{name}/".startswith(f"{folder}/")})
 
 
-def _check(checkpoint: Path, note: Mapping[str, Any]) -> None:
+def _check(checkpoint: Path, note: Note) -> None:
     for name, said in note.items():
         file = checkpoint / name
         try:
@@ -98,17 +108,14 @@ def _check_opens(file: Path) -> None:
         raise _unreadable(file, error) from error
 
 
-def _read_note(checkpoint: Path, rank: int) -> dict[str, Any]:
+def _read_note(checkpoint: Path, rank: int) -> Note:
     path = note_of(checkpoint, rank)
     try:
-        note: dict[str, Any] = json.loads(path.read_bytes())
-        if all(said.keys() == {"bytes", "xxh3"} for said in note.values()):
-            return note
+        return checked_json(path.read_bytes(), _NOTE)
     except OSError as error:
         raise _unreadable(path, error) from error
-    except (ValueError, AttributeError):
-        pass
-    raise DamagedError(f"{NOTES}/{path.name} is no list of checksums")
+    except ValueError as error:
+        raise DamagedError(f"{NOTES}/{path.name} is no list of checksums") from error
 
 
 def _unreadable(file: Path, error: OSError) -> Exception:

@@ -3,7 +3,6 @@
 A file is opened anew for every tensor: the pages of one that stays open would add up in memory to all of it.
 """
 
-import json
 import pickle
 import re
 import struct
@@ -13,15 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import Parameter
+from typing_extensions import TypedDict
 
 from afd_scale.checkpoint.signatures import file_kind, folder_kind
+from afd_scale.config import ConfigError
+from afd_scale.files import FileName, read_json
 
 SAFETENSORS, INDEX, TORCH = ".safetensors", ".safetensors.index.json", (".pt", ".pth", ".bin", ".ckpt")
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
@@ -39,6 +42,14 @@ class Stored:
     dtype: torch.dtype
     read: Callable[[], Tensor]
 
+
+class _Index(TypedDict):
+    """Of shards, as Hugging Face's libraries write it."""
+
+    weight_map: Annotated[dict[str, FileName], Field(min_length=1)]  # name of a tensor to its file
+
+
+_OBJECT, _INDEX = TypeAdapter(dict[str, Any]), TypeAdapter(_Index)
 
 Tree = dict[str, Any]  # of names to Stored, or to further such dictionaries, or to what else a file holds
 
@@ -165,17 +176,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object; ValueError in one line for anything else."""
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object of another program; ConfigError in one line for anything else, which says what it is instead."""
     try:
-        said = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return read_json(path, what, "be a JSON object", _OBJECT)
+    except ConfigError as error:
         if path.is_file() and (kind := file_kind(path)):
-            raise ValueError(f"{what} ({path}) must be a readable JSON file: this is {kind}") from error
-        raise ValueError(f"{what} ({path}) must be a readable JSON file: {error}") from error
-    if not isinstance(said, dict):
-        raise ValueError(f"{what} ({path}) must be a JSON object, it is {type(said).__name__}")
-    return said
+            raise ConfigError(f"{error}: this is {kind}") from error
+        raise
 
 
 @contextmanager
@@ -236,10 +244,7 @@ def _numbered(path: Path) -> list[Path]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    said = read_json(index, "weights").get("weight_map")
-    if not isinstance(said, dict) or not said or not all(isinstance(name, str) for name in said.values()):
-        raise ValueError(f"weights ({index}) must be an index of shards: it holds no weight_map")
-    return said
+    return read_json(index, "weights", "be an index of shards", _INDEX)["weight_map"]
 
 
 def _open_index(index: Path) -> Tree:

@@ -12,7 +12,7 @@ from afd_scale.checkpoint.adapters import BASE_NAME, merged, open_base
 from afd_scale.checkpoint.formats import diffusers, wan
 from afd_scale.checkpoint.formats.lora import Lora, open_lora
 from afd_scale.checkpoint.formats.stated import WAN_CLASS, read_stated, stated_beside
-from afd_scale.checkpoint.lazy import SAFETENSORS, LazyState, finite, open_weights, read_json
+from afd_scale.checkpoint.lazy import SAFETENSORS, LazyState, finite, open_weights, read_object
 from afd_scale.checkpoint.networks import find_network
 from afd_scale.checkpoint.roles import check_student, open_role, open_role_adapters
 from afd_scale.checkpoint.weights import CONFIG_NAME, FOLDER_NAME, find_weights, read_config
@@ -210,7 +210,7 @@ def _parts(folder: Path) -> list[Path]:
 def _says_wan(folder: Path) -> bool:
     """Whether a folder's config says that a Wan is in it."""
     config = folder / diffusers.CONFIG_NAME
-    return config.is_file() and bool(WAN_CLASS.fullmatch(str(read_json(config, "config").get("_class_name"))))
+    return config.is_file() and bool(WAN_CLASS.fullmatch(str(read_object(config, "config").get("_class_name"))))
 
 
 def _completed(source: StudentSource, model_config: Path) -> StudentSource:

@@ -1,20 +1,35 @@
 """Which checkpoint a run goes on from: the newest that is whole. Damaged ones are named, and set aside."""
 
-import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
+
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from afd_scale.checkpoint.checksums import DamagedError, check_below, check_part
 from afd_scale.checkpoint.run_state import FORMAT, STATE, Agreeing
 from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError
-from afd_scale.files import system_errors
+from afd_scale.files import read_json, system_errors
 
 log = logging.getLogger(__name__)
 
 _READ = (3, FORMAT)  # 3 has no checksums, and the student's whole weights beside the shards
 _REMEDY = "choose another `out` or `name`, or train.resume=false"
+
+
+@with_config(ConfigDict(extra="allow"))
+class _State(TypedDict, total=False):
+    format: Required[int]
+    step: Required[int]
+    ranks: int
+    exported: str | None
+    data: dict[str, Any]
+    method: dict[str, float]
+
+
+_STATE = TypeAdapter(_State)
 
 
 def newest_whole_checkpoint(folder: Path, ranks: Agreeing) -> dict[str, Any] | None:
@@ -50,15 +65,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     check_below(checkpoint, 1, STATE)
     try:
-        state = json.loads((checkpoint / STATE).read_bytes())
-        step = int(state["step"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DamagedError(f"{STATE} is absent or cut") from error
-    if state.get("format") not in _READ:
+        state = read_json(checkpoint / STATE, "state", "be that of a checkpoint", _STATE)
+    except ConfigError as error:
+        raise DamagedError(f"{STATE} is absent or damaged") from error
+    if state["format"] not in _READ:
         raise ConfigError(f"checkpoint ({checkpoint}) must be of format {FORMAT}: another version of afd_scale wrote "
                           f"it; {_REMEDY}")  # fmt: skip
     # Earlier ones lack some.
-    return {"method": {}, "exported": None, "ranks": 1, **state, "step": step, "folder": checkpoint}
+    return {"method": {}, "exported": None, "ranks": 1, **state, "folder": checkpoint}
 
 
 def check_format(folder: Path) -> None:

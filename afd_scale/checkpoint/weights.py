@@ -11,18 +11,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from afd_scale.checkpoint.lazy import INDEX
 from afd_scale.config.models import PolicyConfig
+from afd_scale.files import read_json
 
 CONFIG_NAME = "student.json"
 FOLDER_NAME = "student"
 STEM = "model"
 MAX_SHARD_BYTES = 5_000_000_000
+POLICY = TypeAdapter(PolicyConfig)
 
 
 def save_weights(
@@ -71,15 +73,8 @@ def find_weights(path: Path) -> Path:
 
 
 def read_config(path: Path) -> PolicyConfig:
-    """A PolicyConfig from its JSON file; ValueError in one line."""
-    try:
-        return PolicyConfig.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"weights ({path}) must be readable: {error.strerror}") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise ValueError(f"weights ({path}) must describe a student: {field or 'file'}: {problem['msg']}") from error
+    """A PolicyConfig from its JSON file; ConfigError in one line."""
+    return read_json(path, "weights", "describe a student", POLICY)
 
 
 def write_shards(state: Iterable[tuple[str, Tensor]], folder: Path, stem: str, max_shard_bytes: int) -> None:

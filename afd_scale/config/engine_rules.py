@@ -1,5 +1,6 @@
 """What raw DeepSpeed keys may not say: policies are averaged, kept whole and saved by working on ZeRO-3's shards."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,10 @@ def check_raw_keys(raw: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the first key that breaks a rule.
     """
+    try:
+        json.dumps(raw, allow_nan=False)
+    except ValueError:
+        raise ValueError("engine.deepspeed must hold finite numbers: DeepSpeed takes them as JSON") from None
     field, zero = "engine.deepspeed.zero_optimization", raw.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise ValueError(f"{field} ({zero}) must be a section of keys")

@@ -262,7 +262,7 @@ class HttpJudgeConfig(PixelJudgeConfig):
     """A file with the server's key, which is sent as a bearer token and written nowhere; None sends none."""
     timeout_seconds: PositiveFloat = 120.0
     """For one request and its answer."""
-    retries: NonNegativeInt = 5
+    retries: int = Field(default=5, ge=0, le=1000)
     """Of a request that met no server, no answer in time, or one of 429 and 5xx; after 1, 2, 4, ... 60 seconds."""
     videos_per_request: PositiveInt = 4
     """Videos of one request, at most; a rank sends several requests at once."""

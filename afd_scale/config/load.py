@@ -7,21 +7,29 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from afd_scale.config.errors import ConfigError, shown
+from afd_scale.config.plain import MOST_DEPTH, MOST_YAML_BYTES, UnreadableError, parse_yaml
 from afd_scale.config.run import RunConfig
 from afd_scale.config.section import first_problem
 
 
-class ConfigError(ValueError):
-    """One line: field (value), rule, reason."""
+def read_yaml(path: Path, field: str) -> Any:
+    """The value of a YAML file.
 
-
-class LostInputError(Exception):
-    """What one rank alone meets, input that can no longer be read or ranks that do not come; one line as above."""
-
-
-def one_line(error: object) -> str:
-    """What an error says, whatever line breaks are in it."""
-    return " ".join(str(error).split())
+    Args:
+        field: names the file in errors.
+    Raises:
+        ConfigError: it cannot be read, or is no YAML of plain values.
+    """
+    try:
+        with path.open("rb") as file:
+            return parse_yaml(file.read(MOST_YAML_BYTES + 1))
+    except UnreadableError as error:
+        where = f"{path}:{error.line}" if error.line else path
+        raise ConfigError(f"{field} ({where}) must be YAML of plain values: {error}") from error
+    except (OSError, ValueError) as error:  # a name with a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{field} ({path}) must be a readable YAML file: {reason}") from error
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -33,13 +41,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is absent or no YAML mapping, a key is unknown, a value breaks a rule.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(f"config ({path}) must be a readable YAML file: {reason}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config ({path}) must be YAML: {one_line(error)}") from error
+    tree = read_yaml(path, "config")
     if not isinstance(tree, dict):
         raise ConfigError(f"config ({path}) must be a mapping of sections, it holds {type(tree).__name__}")
     for override in overrides:
@@ -61,18 +63,20 @@ def resolved_yaml(config: RunConfig) -> str:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key or key.startswith("-"):
-        raise ConfigError(f"override ({override}) must be section.key=value")
+        raise ConfigError(f"override ({shown(override)}) must be section.key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override ({override}) must have a YAML value: {one_line(error)}") from error
+        value = parse_yaml(text)
+    except UnreadableError as error:
+        raise ConfigError(f"override ({shown(override)}) must have a YAML value: {error}") from error
     *sections, last = key.split(".")
+    if len(sections) > MOST_DEPTH:
+        raise ConfigError(f"override ({shown(override)}) must name a key of a section: none is nested so deeply")
     for section in sections:
         node = tree.setdefault(section, {})
         if isinstance(node, str):
             # A bare word is short for {name: word}.
             node = tree[section] = {"name": node}
         if not isinstance(node, dict):
-            raise ConfigError(f"override ({override}) must name a key of a section: {section} is a value")
+            raise ConfigError(f"override ({shown(override)}) must name a key of a section: {section} is a value")
         tree = node
     tree[last] = value

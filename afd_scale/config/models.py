@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from afd_scale.config.presets import ARCHITECTURES, with_preset
 from afd_scale.config.sampler import SamplerConfig
-from afd_scale.config.section import Section
+from afd_scale.config.section import Section, Size
 
 
 def _of_bool(value: Any) -> Any:
@@ -20,7 +20,7 @@ Recomputation = Annotated[Literal["full", "keep_attention", "none"], BeforeValid
 class LoraConfig(Section):
     """Low-rank adapters on q, k, v, o and feed-forward of every block; the weights under them stay frozen."""
 
-    rank: PositiveInt = 256
+    rank: Size = 256
     """Width of the adapter's bottleneck."""
     alpha: PositiveFloat = 256.0
     """The adapter's output is scaled by alpha / rank."""
@@ -35,23 +35,23 @@ class WanConfig(Section):
 
     architecture: Literal["toy", "wan-1.3b", "wan-14b"] = "toy"
     """Preset of the sizes below."""
-    dim: PositiveInt
+    dim: Size
     """Width of the token stream."""
-    ffn_dim: PositiveInt
+    ffn_dim: Size
     """Hidden width of the feed-forward."""
-    num_heads: PositiveInt
+    num_heads: Size
     """Attention heads; dim / num_heads is the head width."""
-    num_layers: PositiveInt
+    num_layers: int = Field(gt=0, le=1000)
     """Transformer blocks."""
-    freq_dim: PositiveInt
+    freq_dim: Size
     """Width of the sinusoidal timestep embedding."""
-    text_dim: PositiveInt
+    text_dim: Size
     """Width of a text embedding row (4096 for UMT5-XXL)."""
-    text_length: PositiveInt
+    text_length: Size
     """Rows the text is padded to, with zeros, before the text MLP; all are attended."""
-    latent_channels: PositiveInt
+    latent_channels: Size
     """Channels of the latents going in and out."""
-    patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
+    patch: tuple[Size, Size, Size] = (1, 2, 2)
     """Latent (frames, height, width) of one token."""
     eps: PositiveFloat = 1e-6
     """Epsilon of the norms."""

@@ -7,6 +7,8 @@ Krea Realtime 14B (whose server lets the cache hold three frames) and LongLive (
 
 from typing import Any
 
+from afd_scale.config.errors import shown
+
 # The same fields serve the student and the `latent` discriminator.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "toy": {
@@ -66,6 +68,6 @@ def with_preset(values: Any, field: str, presets: dict[str, dict[str, Any]]) -> 
     if not isinstance(values, dict):
         return values
     name = values.get(field, "toy")
-    if name not in presets:
-        raise ValueError(f"{field} ({name}) must be one of {', '.join(presets)}")
+    if not isinstance(name, str) or name not in presets:
+        raise ValueError(f"{field} ({shown(name)}) must be one of {', '.join(presets)}")
     return {**presets[name], **values}

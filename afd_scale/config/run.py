@@ -27,7 +27,7 @@ from afd_scale.config.judges import (
 from afd_scale.config.methods import MethodConfig, method_class
 from afd_scale.config.models import ScoreConfig, StudentConfig, WanConfig
 from afd_scale.config.sampler import SamplerConfig
-from afd_scale.config.section import Section, first_problem
+from afd_scale.config.section import Section, Size, first_problem
 
 Alarm = Literal["saturated", "suppressed", "hacked", "collapsed", "blurred", "static"]
 
@@ -60,13 +60,13 @@ class DataConfig(Section):
     were found good is noted there too, by default in <out>/shard_cache."""
     source: ProceduralSource | None = None
     """Makes `shards` when that folder does not exist; None expects it to be there."""
-    latent_frames: PositiveInt = 4
+    latent_frames: int = Field(default=4, gt=0, le=10_000)
     """Latent frames of a video, F."""
-    latent_height: PositiveInt = 4
+    latent_height: Size = 4
     """Latent rows, H."""
-    latent_width: PositiveInt = 4
+    latent_width: Size = 4
     """Latent columns, W."""
-    global_batch: PositiveInt = 16
+    global_batch: Size = 16
     """Samples (prompt and teacher video) of one step over all ranks."""
     canonical_nodes: PositiveInt = 1
     """Fixes the sample order whatever the number of nodes; keep it when a job resumes."""
@@ -113,7 +113,7 @@ class TrainConfig(Section):
 class ParallelConfig(Section):
     """How ranks share the work; what is not sequence-parallel is data-parallel under ZeRO-3."""
 
-    sequence: PositiveInt = 1
+    sequence: Size = 1
     """Ulysses degree: ranks that share one video's tokens."""
 
 

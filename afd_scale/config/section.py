@@ -1,6 +1,13 @@
 """The base of every config section, and how its errors read."""
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from afd_scale.config.errors import shown
+
+# Axes and batches: a million is beyond all machines, and computing with more takes for ever.
+Size = Annotated[int, Field(gt=0, le=2**20)]
 
 
 class Section(BaseModel):
@@ -11,20 +18,24 @@ class Section(BaseModel):
     )
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first problem as `field (value), rule`; our own rules already read so."""
+def first_problem(error: ValidationError, keys: str = ": see the sections in afd_scale/config") -> str:
+    """The first problem as `field (value), rule`; our own rules already read so.
+
+    Args:
+        keys: what is added where one is unknown.
+    """
     problem = error.errors()[0]
     # A tagged union puts its tag into the location, which is no part of the written key; a judge's own name may be one.
     tags, parts = {"conv", "latent", "vlm", "http", "motion"}, problem["loc"]
     field = ".".join(
-        str(part) for before, part in zip(("", *parts), parts) if part not in tags or before == "judges"
+        shown(part) for before, part in zip(("", *parts), parts) if part not in tags or before == "judges"
     )  # fmt: skip
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
-        return f"{field} ({problem['input']}) is not a known key: see the sections in afd_scale/config{more}"
+        return f"{field} ({shown(problem['input'])}) is not a known key{keys}{more}"
     if problem["type"] == "missing":
         return f"{field} must be given: it has no default{more}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{field}.{message}{more}" if field else f"{message}{more}"
-    return f"{field} ({problem['input']}): {message[0].lower()}{message[1:]}{more}"
+    return f"{field} ({shown(problem['input'])}): {message[0].lower()}{message[1:]}{more}"

@@ -12,10 +12,12 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from afd_scale.config import ConfigError, one_line
+from afd_scale.config.plain import UnreadableError
 from afd_scale.data.clips import Reject
-from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, parse_problem, problems
+from afd_scale.data.schema import HASH, INDEX_FILE, REJECTS_FILE, problems
 from afd_scale.data.storage import Location, download
 from afd_scale.data.validate import contradictions, hash_of, load_beside
+from afd_scale.files import checked_json
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 _REJECT = TypeAdapter(Reject)
@@ -189,7 +191,7 @@ def _reject_reasons(location: Location) -> list[str] | None:
         except (ValueError, OSError):  # storages say in many ways that it is absent, and gave the index a moment ago
             return None
     try:
-        return [_REJECT.validate_json(line).reason for line in content.splitlines()]
-    except ValueError as error:
+        return [checked_json(line, _REJECT).reason for line in content.splitlines()]
+    except UnreadableError as error:
         raise ConfigError(f"{location.field} ({location.folder / REJECTS_FILE}) must be a JSON object with a reason a "
-                          f"line: {parse_problem(error)}") from error  # fmt: skip
+                          f"line: {error}") from error  # fmt: skip

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from afd_scale.codecs.cleaning import CLEANING
 from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
@@ -29,12 +30,21 @@ from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject, Teacher
 from afd_scale.data.schema import DatasetFacts, PromptSample, TeacherSample
 from afd_scale.data.writer import Shard, check_new_folder, clips_of_shard, finish_dataset, make_folder, write_shard
-from afd_scale.files import full_disk_explained, only_one, write_text
+from afd_scale.files import full_disk_explained, only_one, read_json, write_text
 
 log = logging.getLogger(__name__)
 
 Clips = Sequence[Clip | Reject]
-_SHARD = TypeAdapter(Shard)
+
+
+class _Part(TypedDict):
+    """The record of a part."""
+
+    digest: str
+    shard: Shard
+
+
+_JOB, _PART = TypeAdapter(dict[str, Any]), TypeAdapter(_Part)
 
 
 @dataclass(frozen=True)
@@ -174,7 +184,8 @@ def _prepare(job: ShardJob, facts: DatasetFacts, parts: int, alone: ExitStack) -
     if not record.exists():
         with full_disk_explained(job.out, job.field):
             write_text(record, json.dumps(begun, indent=1))
-    earlier = json.loads(record.read_text())
+    remedy = f"; delete {job.growing} and {job.records} to start over"
+    earlier = read_json(record, job.field, "be what the job was begun with", _JOB, remedy)
     different = sorted(name for name in begun if begun[name] != earlier.get(name))
     if different:
         raise ConfigError(f"{job.field} ({job.out}) must be finished as it was begun: {', '.join(different)} differ; "
@@ -308,5 +319,7 @@ def _record(job: ShardJob, number: int) -> Path:
 
 def _recorded(job: ShardJob, number: int) -> tuple[str, Shard]:
     """Of a part that is made: what it was made of, and what it holds."""
-    record = json.loads(_record(job, number).read_text())
-    return record["digest"], _SHARD.validate_python(record["shard"])
+    record = read_json(
+        _record(job, number), job.field, "be a part's record", _PART, "; delete it, the part is made again"
+    )
+    return record["digest"], record["shard"]

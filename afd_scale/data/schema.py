@@ -5,8 +5,6 @@ A folder is `shard.*.mds[.zstd]` and `index.json` (MosaicML Streaming), `prompts
 `rejects.jsonl`. A dataset holds videos of a teacher with their prompts, or prompts alone.
 """
 
-import json
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
-from afd_scale.config import ConfigError, one_line
-from afd_scale.files import system_errors
+from afd_scale.config import ConfigError
+from afd_scale.config.plain import UnreadableError, parse_json
+from afd_scale.files import checked, read_json_lines, system_errors
 
 SCHEMA_VERSION = 2
 INDEX_FILE = "index.json"
@@ -115,12 +114,12 @@ class DatasetFacts:
                            "; the dataset is not complete, make it again"):  # fmt: skip
             content = path.read_bytes()
         try:
-            facts = json.loads(content)
+            facts = parse_json(content)
             version = facts.get("schema_version") if isinstance(facts, dict) else None
             if version == SCHEMA_VERSION:
-                return _FACTS.validate_json(content)
-        except ValueError as error:
-            raise ConfigError(f"{where} hold the facts of a dataset: {parse_problem(error)}") from error
+                return checked(facts, _FACTS)
+        except UnreadableError as error:
+            raise ConfigError(f"{where} hold the facts of a dataset: {error}") from error
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         remedy = "a newer version of afd_scale wrote it, update this one" if newer else "make the dataset again"
         raise ConfigError(f"{where} have schema_version {SCHEMA_VERSION}: it has {version}; {remedy}")
@@ -173,16 +172,5 @@ def load_prompts(folder: Path, field: str) -> tuple[PromptEntry, ...]:
         ConfigError: the file is absent or damaged.
     """
     path = folder / PROMPTS_FILE
-    try:
-        entries = [_PROMPT.validate_json(line) for line in path.read_bytes().splitlines()]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{field} ({path}) must list the dataset's prompts, a JSON object a line: "
-                          f"{parse_problem(error)}") from error  # fmt: skip
+    entries = read_json_lines(path, field, "list the dataset's prompts, a JSON object a line", _PROMPT)
     return tuple(sorted(entries, key=lambda entry: entry.prompt_id))
-
-
-def parse_problem(error: Exception) -> str:
-    """What is wrong with a file or a value, the first thing of it, in one line."""
-    if isinstance(error, ValidationError) and (first := error.errors()[0])["loc"]:
-        return f"{'.'.join(map(str, first['loc']))} ({reprlib.repr(first['input'])}): {first['msg']}"
-    return one_line(error)

@@ -6,18 +6,59 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import xxhash
 from filelock import FileLock
+from pydantic import AfterValidator, ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
-from afd_scale.config import ConfigError, one_line
+from afd_scale.config import ConfigError
 from afd_scale.data.schema import FACTS_FILE, HASH, INDEX_FILE, PROMPTS_FILE, DatasetFacts, PromptEntry, load_prompts
 from afd_scale.data.storage import Location, fetch_facts
-from afd_scale.files import replacing, system_errors, write_text
+from afd_scale.files import FileName, read_json, replacing, system_errors, write_text
 from afd_scale.torchvision_ops import define_torchvision_ops
 
 log = logging.getLogger(__name__)
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Part(TypedDict):
+    """A file of a shard, as MDS has it."""
+
+    basename: FileName
+    bytes: NotRequired[NonNegativeInt]  # where it lacks, validation names the shard
+    hashes: dict[str, str]
+
+
+def _hashed(part: _Part) -> _Part:
+    if HASH not in part["hashes"]:
+        raise ValueError(f"{part['basename']} must have its {HASH}")
+    return part
+
+
+_HashedPart = Annotated[_Part, AfterValidator(_hashed)]
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Entry(TypedDict):
+    """A shard."""
+
+    column_names: list[str]
+    column_encodings: list[str]
+    compression: str | None
+    samples: PositiveInt
+    raw_data: _HashedPart
+    zip_data: _HashedPart | None
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Index(TypedDict):
+    shards: list[_Entry]
+
+
+_INDEX = TypeAdapter(_Index)
+_KNOWN = TypeAdapter(dict[str, list[int | str]])
 
 _UNPACKING = ".unpacking.lock"  # in a dataset's folder, for jobs that start at once
 
@@ -31,8 +72,8 @@ def known_good(location: Location) -> Iterator[dict[str, Any]]:
     """
     path = location.cache / f"validated.{location.digest}.json"
     try:
-        files = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):  # absent or damaged: everything is hashed
+        files = read_json(path, "data.cache", "hold what was hashed", _KNOWN)
+    except ConfigError:  # absent or damaged: everything is hashed
         files = {}
     before = dict(files)
     try:
@@ -63,25 +104,14 @@ def load_beside(location: Location) -> tuple[DatasetFacts, tuple[PromptEntry, ..
 
 def _load_index(location: Location, facts: DatasetFacts) -> list[dict[str, Any]]:
     path = location.folder / INDEX_FILE
-    with system_errors(f"{location.field} ({path}) must be readable", "; make the dataset again"):
-        content = path.read_bytes()
-    try:
-        shards: list[dict[str, Any]] = json.loads(content)["shards"]
-        for shard in shards:
-            columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
-            if columns != facts.columns:  # encodings too: streaming would unpickle a column that says it is one
-                raise ValueError(f"a shard has the columns {columns} instead of {facts.columns}")
-            if not (isinstance(shard["samples"], int) and shard["samples"] > 0 and shard["raw_data"]):
-                raise ValueError("a shard has no samples or no file")
-            for part in (shard["raw_data"], shard["zip_data"]):
-                if part and HASH not in part["hashes"]:
-                    raise ValueError(f"{part['basename']} has no {HASH}")
-                if part and Path(part["basename"]).name != part["basename"]:
-                    raise ValueError(f"{part['basename']} leads out of the folder")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{location.field} ({path}) must be an MDS index of prompts and videos: "
-                          f"{one_line(error)}; make the dataset again") from error  # fmt: skip
-    return shards
+    rule = "be an MDS index of prompts and videos"
+    shards: Sequence[Any] = read_json(path, location.field, rule, _INDEX, "; make the dataset again")["shards"]
+    for shard in shards:
+        columns = dict(zip(shard["column_names"], shard["column_encodings"]))
+        if columns != facts.columns:  # encodings too: streaming would unpickle a column that says it is one
+            raise ConfigError(f"{location.field} ({path}) must {rule}: a shard has the columns {columns} instead of "
+                              f"{facts.columns}; make the dataset again")  # fmt: skip
+    return list(shards)
 
 
 def contradictions(
@@ -98,7 +128,8 @@ def contradictions(
 
 def shards_digest(location: Location) -> str:
     """Names what the shards of a checked dataset hold: another order or other samples have another one."""
-    index = json.loads((location.folder / INDEX_FILE).read_text())
+    rule = "be an MDS index of prompts and videos"
+    index = read_json(location.folder / INDEX_FILE, location.field, rule, _INDEX)
     held = [(shard["samples"], shard["raw_data"]["hashes"][HASH]) for shard in index["shards"]]
     return xxhash.xxh64(json.dumps(held)).hexdigest()
 

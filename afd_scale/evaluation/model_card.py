@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import yaml
@@ -11,7 +10,8 @@ import yaml
 from afd_scale.config import ConfigError
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.schema import DatasetFacts
-from afd_scale.evaluation.report import header_facts, metric_table, newest_samples, read_run_config, read_summary
+from afd_scale.evaluation.report import header_facts, metric_table, newest_samples
+from afd_scale.evaluation.run_files import CARD_SECTIONS, CONFIG, CardSections, Summary, read_sections, read_summary
 from afd_scale.evaluation.runs import run_folder
 
 CARD_NAME = "README.md"
@@ -24,14 +24,14 @@ class Run:
 
     Attributes:
         config: the resolved `config.yaml`, and its head: date, commit, versions.
-        summary: `summary.json`; empty where the run is not finished.
+        summary: `summary.json`; None where the run is not finished.
         dataset: of `dataset.json`; None where the shards cannot be read here.
         sample: a sample video.
     """
 
-    config: dict[str, Any]
+    config: CardSections
     head: dict[str, str]
-    summary: dict[str, Any]
+    summary: Summary | None
     dataset: DatasetFacts | None
     sample: Path | None
 
@@ -66,8 +66,8 @@ def model_card(
         student=config.student,
         sampler=config.sampler,
         sections=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
-        run_config=yaml.safe_dump(run.config, sort_keys=False) if run else "",
-        metrics=metric_table(run.summary) if run and run.summary.get("metrics") else "",
+        run_config=yaml.safe_dump(dict(run.config), sort_keys=False) if run else "",
+        metrics=metric_table(run.summary) if run and run.summary and run.summary.get("metrics") else "",
         sample_name=SAMPLE_NAME,
     )
 
@@ -80,15 +80,15 @@ def write_card(folder: Path, card: str, run: Run | None) -> None:
 
 
 def _read_run(folder: Path) -> Run:
-    text, config = read_run_config(folder / "config.yaml")
+    config = read_sections(folder, CARD_SECTIONS)
     try:
         dataset = DatasetFacts.load(Path(config["data"]["shards"]), "data.shards")
     except ConfigError:  # elsewhere, or made again since: an export does not need them
         dataset = None
     return Run(
         config=config,
-        head=header_facts(text),
-        summary=read_summary(folder / "summary.json") or {},
+        head=header_facts((folder / CONFIG).read_text()),
+        summary=read_summary(folder),
         dataset=dataset,
         sample=next((path for path in newest_samples(folder / "samples") if path.suffix == ".mp4"), None),
     )

@@ -5,8 +5,6 @@ not there yet is left out, so a report can be written at any time.
 """
 
 import importlib.metadata
-import json
-import logging
 import math
 import re
 import subprocess
@@ -15,22 +13,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 
 from afd_scale.evaluation.agreement import CALIBRATION_BINS
 from afd_scale.evaluation.alarms import LOOK, PREFIX, episodes
 from afd_scale.evaluation.curves import curve_svg
 from afd_scale.evaluation.page import aligned, data_url, render
+from afd_scale.evaluation.run_files import (
+    CONFIG,
+    METRICS,
+    SECTIONS,
+    read_diagnosed,
+    read_metrics,
+    read_sections,
+    read_summary,
+)
+from afd_scale.evaluation.run_files import DIAGNOSED as DIAGNOSED
 from afd_scale.evaluation.suites import SUITES
 from afd_scale.evaluation.suites.suite import Better, Metric
 from afd_scale.evaluation.video import read_title
 from afd_scale.files import write_text
 
-log = logging.getLogger(__name__)
-
 REPORT_NAME = "report.html"
-DIAGNOSED = "diagnostics.json"  # on what diagnostics look
 STEP, COMPUTE, STEP_SECONDS = "step", "compute/pflop", "system/step_seconds"
 TEACHER = f"{LOOK}teacher/"  # what the teacher's videos have of a diagnosed metric
 POLICIES = ("base", "student", "teacher")
@@ -56,56 +60,6 @@ def provenance() -> dict[str, str]:
     return {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "git_commit": commit, **versions}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; damaged lines are left out, with a warning, and without one a last line that a
-    dying run cut short."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    records = [record for line in lines if (record := _record(line)) is not None]
-    if damaged := len(lines) - len(records):
-        log.warning("%s: %d of %d lines are damaged, and left out", path, damaged, len(lines))
-    return records
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get(STEP), int) else None
-
-
-def read_run_config(path: Path) -> tuple[str, dict[str, Any]]:
-    """The text of a run's config.yaml, and what it says.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        text = path.read_text()
-        config = yaml.safe_load(text)
-        if isinstance(config, dict) and {"name", "method", "train"} <= config.keys():
-            return text, config
-    except (UnicodeDecodeError, yaml.YAMLError):
-        pass
-    raise ValueError(f"run config ({path}) must be whole: it is damaged; starting the run again writes it anew")
-
-
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """A run's summary.json; None where there is none, and with a warning where it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        summary = json.loads(path.read_bytes())
-        if isinstance(summary["steps"], int) and isinstance(summary["metrics"], dict):
-            return dict(summary)
-    except (ValueError, LookupError, TypeError):
-        pass
-    log.warning("%s is damaged, and left out", path)
-    return None
-
-
 def metric_table(summary: Mapping[str, Any]) -> str:
     """The metrics of a summary.json as aligned plain text, a line a metric, a column a policy."""
     policies = _policies(summary)
@@ -126,20 +80,17 @@ def write_report(run_folder: Path, x: str | None = None) -> Path:
     Args:
         x: metric that curves are drawn over, beside those that a reader may choose anyway; None is the step.
     Raises:
-        ValueError: the folder holds no run, or its metrics have no x.
+        ValueError: the folder holds no run, a file of it is damaged, or its metrics have no x.
     """
-    config_path, summary_path = run_folder / "config.yaml", run_folder / "summary.json"
-    if not config_path.is_file():
-        raise ValueError(f"run folder ({run_folder}) must hold config.yaml: every run writes it when it starts")
-    config_text, config = read_run_config(config_path)
+    config = read_sections(run_folder, SECTIONS)
+    config_text = (run_folder / CONFIG).read_text()
     facts = header_facts(config_text)
-    summary = read_summary(summary_path) or {}
-    metrics_path = run_folder / "metrics.jsonl"
+    summary: Mapping[str, Any] = read_summary(run_folder) or {}
+    metrics_path = run_folder / METRICS
     records = read_metrics(metrics_path) if metrics_path.is_file() else []
 
     metrics = SUITES[suite].metrics if (suite := config.get("evaluation", {}).get("metrics", "toy")) in SUITES else {}
-    diagnosed_path = run_folder / DIAGNOSED
-    diagnosed = json.loads(diagnosed_path.read_text()) if diagnosed_path.is_file() else None
+    diagnosed = read_diagnosed(run_folder)
     axes = _axes(records, x)
 
     steps = summary.get("steps") or (max(records[-1]["step"], 0) if records else 0)
@@ -194,12 +145,12 @@ def _policies(summary: Mapping[str, Any]) -> list[str]:
 
 def _metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each metric that any policy has, the suite's first and in its order."""
-    measured: dict[str, dict[str, float]] = summary.get("metrics", {})
+    measured: dict[str, dict[str, float | None]] = summary.get("metrics", {})
     known = SUITES[suite].metrics if (suite := summary.get("suite", "toy")) in SUITES else {}
     names = dict.fromkeys([*known, *(name for values in measured.values() for name in values)])
     rows = []
     for name in names:
-        values = {policy: float(measured[policy].get(name, math.nan)) for policy in _policies(summary)}
+        values = {policy: _number(measured[policy].get(name)) for policy in _policies(summary)}
         if not any(math.isfinite(value) for value in values.values()):
             continue
         metric = known.get(name, Metric(name, None, ""))
@@ -213,6 +164,10 @@ def _metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "verdict": _verdict(metric.better, values),
         })  # fmt: skip
     return rows
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _ratio(values: Mapping[str, float]) -> str:

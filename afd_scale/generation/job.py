@@ -20,6 +20,7 @@ from afd_scale.codecs.identity import FRAMES, PIXELS
 from afd_scale.codecs.identity import NAME as IDENTITY
 from afd_scale.codecs.wan import WanCodec
 from afd_scale.config import ConfigError, RunConfig, one_line
+from afd_scale.config.errors import shown
 from afd_scale.data.inspection import fps_of
 from afd_scale.data.storage import Location, teacher_data
 from afd_scale.evaluation.clip_sets import spread
@@ -43,6 +44,7 @@ from afd_scale.types import Prompts, pieces
 
 log = logging.getLogger(__name__)
 
+MOST = 1_000_000  # of anything that is asked for
 SHEET_VIDEOS = 24  # at most, on the contact sheet
 WAN_SIZE, TOY_SIZE = (81, 480, 832), (12, 16, 16)  # frames, height, width of a source that says none
 WAN_FPS, TOY_FPS = 16.0, 8.0
@@ -110,8 +112,13 @@ class Job:
             raise ConfigError(f"seconds ({self.seconds:g}) must not come with frames: a video has one length")
         for name in ("num_videos", "max_prompts", "frames", "seconds", "fps", "batch", "video_chunks"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} ({value}) must be positive")
+            if value is not None and not 0 < value <= MOST:  # nor NaN
+                raise ConfigError(f"{name} ({shown(value)}) must be positive, and at most {MOST}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"seed ({shown(self.seed)}) must be a number of 64 bits")
+        for text in self.prompt:
+            if not text.isascii() and text != text.encode(errors="replace").decode():
+                raise ConfigError(f"prompt ({shown(text)}) must be text, in the terminal's encoding")
 
     @property
     def videos_of_each(self) -> int:
@@ -277,9 +284,9 @@ def pixel_form(job: Job, student: Student, dataset: DatasetPrompts | None, codec
     if shape is not None:
         frames, height, width = codec.frames(shape[0]), shape[2] * codec.spatial, shape[3] * codec.spatial
     if job.size is not None:
-        found = re.fullmatch(r"(\d+)x(\d+)", job.size)
+        found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", job.size)
         if found is None:
-            raise ConfigError(f"size ({job.size}) must be HEIGHTxWIDTH, such as 480x832")
+            raise ConfigError(f"size ({shown(job.size)}) must be HEIGHTxWIDTH, such as 480x832")
         height, width = int(found[1]), int(found[2])
     if job.seconds is not None:
         frames = max(1, math.ceil(job.seconds * fps - 1e-3))

@@ -28,7 +28,7 @@ from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location, evaluation_prompts, teacher_data
 from afd_scale.evaluation.agreement import finite, goodness, group_agreement, judge_report
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
-from afd_scale.evaluation.report import DIAGNOSED
+from afd_scale.evaluation.run_files import DIAGNOSED
 from afd_scale.files import write_text
 from afd_scale.methods.updates import without_gradient
 from afd_scale.mp4 import FrameArray

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from afd_scale.evaluation.alarms import SuiteMetrics
-from afd_scale.evaluation.report import read_metrics
+from afd_scale.evaluation.run_files import read_metrics
 from afd_scale.files import write_text
 from afd_scale.progress import progress
 from afd_scale.training.alarms import Watch

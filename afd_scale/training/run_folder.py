@@ -13,14 +13,13 @@ from pydantic import ValidationError
 from afd_scale.checkpoint.resume import check_format, damaged_checkpoints
 from afd_scale.checkpoint.run_state import remove_checkpoint
 from afd_scale.checkpoint.weights import complete_checkpoints
-from afd_scale.config import ConfigError, RunConfig, resolved_yaml
-from afd_scale.evaluation.report import DIAGNOSED, provenance_header
+from afd_scale.config import ConfigError, RunConfig, read_yaml, resolved_yaml
+from afd_scale.evaluation.report import provenance_header
+from afd_scale.evaluation.run_files import CONFIG, DIAGNOSED, METRICS, SUMMARY
 from afd_scale.files import system_errors, write_text
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
-SUMMARY = "summary.json"
 _LAST = next(reversed(RunConfig.model_fields))  # a config.yaml that was cut lacks it
 
 # What may change when a run goes on: how long, how often it logs and saves, how ranks share the work, what comes then.
@@ -60,7 +59,7 @@ def start_anew(config: RunConfig) -> None:
         remove_checkpoint(checkpoint)
     for folder in ("samples", "tensorboard"):
         shutil.rmtree(config.folder / folder, ignore_errors=True)
-    for left_over in ("report.html", "metrics.jsonl", "tracker_run", DIAGNOSED):
+    for left_over in ("report.html", METRICS, "tracker_run", DIAGNOSED):
         (config.folder / left_over).unlink(missing_ok=True)
 
 
@@ -114,8 +113,8 @@ def _read_before(path: Path) -> dict[str, Any] | None:
 def _read_tree(path: Path) -> dict[str, Any] | None:
     """None where the file is no config of a run from its beginning to its end."""
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        tree = read_yaml(path, "run")
+    except ConfigError:
         return None
     return tree if isinstance(tree, dict) and isinstance(tree.get(_LAST), dict) else None
 

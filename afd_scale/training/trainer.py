@@ -23,7 +23,8 @@ from afd_scale.config.models import PolicyConfig
 from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts
-from afd_scale.evaluation.report import metric_table, read_summary, write_report
+from afd_scale.evaluation.report import metric_table, write_report
+from afd_scale.evaluation.run_files import SUMMARY, Summary, read_summary
 from afd_scale.files import full_disk_explained, write_text
 from afd_scale.health.nvml import gpu_meter
 from afd_scale.layers.choose_precision import choose_precision
@@ -39,7 +40,7 @@ from afd_scale.training.guards import Guard
 from afd_scale.training.metrics import Recorder, recording
 from afd_scale.training.owner import Owner
 from afd_scale.training.preemption import GivenUpError, Preempted, StopRequest, ending_at_once, noting
-from afd_scale.training.run_folder import SUMMARY, check_folder, start_anew, write_config
+from afd_scale.training.run_folder import check_folder, start_anew, write_config
 from afd_scale.training.steps import StepWatch
 from afd_scale.training.trackers import Tracker, check_trackers, open_tracker, tell
 from afd_scale.types import Batch, JudgeError, UnreachableJudgeError
@@ -435,10 +436,10 @@ def _check_inputs(config: RunConfig) -> DatasetFacts:
     return facts
 
 
-def _complete_summary(config: RunConfig) -> dict[str, Any] | None:
+def _complete_summary(config: RunConfig) -> Summary | None:
     """Check a run's folder; the summary in it where the run has come to its end. One that is damaged is made anew."""
     check_folder(config)
-    summary = read_summary(config.folder / SUMMARY) if config.train.resume else None
+    summary = read_summary(config.folder) if config.train.resume else None
     return summary if summary is not None and summary["steps"] >= config.train.steps else None
 
 

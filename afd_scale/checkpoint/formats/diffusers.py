@@ -8,18 +8,42 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from pydantic import Field, TypeAdapter
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from afd_scale.checkpoint.formats.models_folder import VERSION
 from afd_scale.checkpoint.formats.wan import ONLY, SIDECAR_NAME, STEM, Stated
 from afd_scale.checkpoint.signatures import IMAGE_TO_VIDEO
 from afd_scale.checkpoint.weights import MAX_SHARD_BYTES, write_shards
+from afd_scale.config import ConfigError
+from afd_scale.config.errors import shown
 from afd_scale.config.models import PolicyConfig, WanConfig
+from afd_scale.config.plain import UnreadableError
+from afd_scale.config.section import Size
+from afd_scale.files import checked
 
 CONFIG_NAME = "config.json"
 Weight = TypeVar("Weight")
+
+
+class _Transformer(TypedDict):
+    """What is looked at of a transformer's `config.json`."""
+
+    num_attention_heads: Size
+    attention_head_dim: Size
+    ffn_dim: Size
+    num_layers: Size
+    freq_dim: Size
+    text_dim: Size
+    in_channels: Size
+    patch_size: tuple[Size, Size, Size]
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+_TRANSFORMER = TypeAdapter(_Transformer)
 
 MODULES = {
     "patch_embedding": "patch_embedding",
@@ -112,21 +136,24 @@ def stated_by_diffusers(said: Mapping[str, Any], path: Path) -> Stated:
     """The fields that a transformer's `config.json` states.
 
     Raises:
-        KeyError: one is missing.
-        ValueError: the network is no text-to-video Wan 2.1.
+        ValueError: one is missing or of another type, or the network is no text-to-video Wan 2.1.
     """
+    try:
+        sizes = checked(said, _TRANSFORMER)
+    except UnreadableError as error:
+        raise ConfigError(f"weights ({path}) must be a transformer's config: {error}") from error
     rules = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "image_dim": None, "added_kv_proj_dim": None,
-             "out_channels": said["in_channels"]}  # fmt: skip
+             "out_channels": sizes["in_channels"]}  # fmt: skip
     for field, needed in rules.items():
         if said.get(field, needed) != needed:
             kind = "another Wan" if field in ("cross_attn_norm", "qk_norm") else IMAGE_TO_VIDEO
             raise ValueError(
-                f"weights ({path}) must have {field} {needed}, it has {said[field]}: this is {kind}; {ONLY}"
+                f"weights ({path}) must have {field} {needed}, it has {shown(said[field])}: this is {kind}; {ONLY}"
             )
     student = {
-        "dim": said["num_attention_heads"] * said["attention_head_dim"], "num_heads": said["num_attention_heads"],
-        "ffn_dim": said["ffn_dim"], "num_layers": said["num_layers"], "freq_dim": said["freq_dim"],
-        "text_dim": said["text_dim"], "latent_channels": said["in_channels"], "patch": tuple(said["patch_size"]),
-        "eps": said["eps"], "prediction": "velocity",
+        "dim": sizes["num_attention_heads"] * sizes["attention_head_dim"], "num_heads": sizes["num_attention_heads"],
+        "ffn_dim": sizes["ffn_dim"], "num_layers": sizes["num_layers"], "freq_dim": sizes["freq_dim"],
+        "text_dim": sizes["text_dim"], "latent_channels": sizes["in_channels"], "patch": sizes["patch_size"],
+        "eps": sizes["eps"], "prediction": "velocity",
     }  # fmt: skip
     return {"student": student, "sampler": {}}

@@ -14,10 +14,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, FiniteFloat, TypeAdapter
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from afd_scale.checkpoint.formats.diffusers import MODULES
 from afd_scale.checkpoint.formats.wan import DTYPES, named
@@ -29,11 +31,14 @@ from afd_scale.checkpoint.lazy import (
     finite,
     only_weights,
     open_weights,
-    read_json,
     read_metadata,
 )
 from afd_scale.checkpoint.signatures import LORA
 from afd_scale.checkpoint.weights import save_safetensors, written_whole
+from afd_scale.config import ConfigError
+from afd_scale.config.errors import shown
+from afd_scale.config.plain import UnreadableError
+from afd_scale.files import checked, checked_json, read_json
 
 LINEARS = (*(f"{kind}.{side}" for kind in ("self_attn", "cross_attn") for side in "qkvo"), "ffn.0", "ffn.2")
 DOWN, UP = "down", "up"
@@ -47,6 +52,28 @@ _SIDES = {"lora_A": DOWN, "lora_down": DOWN, "lora.down": DOWN, "lora_B": UP, "l
 _KEY = re.compile(r"(.*)\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(?:\.\w+)?\.weight|(.*)\.alpha")
 _OURS = {name: ours for ours in LINEARS for name in (ours, MODULES[ours])}  # of a linear under any name
 _UNDERSCORED = {name.replace(".", "_"): ours for name, ours in _OURS.items()}
+
+
+def _harmless(pattern: str) -> str:
+    """A regular expression that no name takes it long to try: none with a repeated group."""
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"a pattern ({shown(pattern)}) must be a regular expression: {error}") from None
+    if len(pattern) > 200 or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+        raise ValueError(f"a pattern ({shown(pattern)}) must be a name, or repeat at most three things, no groups")
+    return pattern
+
+
+class _Peft(TypedDict, total=False):
+    """What is looked at of peft's config."""
+
+    lora_alpha: FiniteFloat | None
+    alpha_pattern: dict[Annotated[str, AfterValidator(_harmless)], FiniteFloat] | None
+    use_rslora: bool | None
+
+
+_PEFT, _OBJECT = TypeAdapter(_Peft), TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -187,21 +214,26 @@ def _check_pairs(tensors: Mapping[str, Stored], modules: Mapping[str, str], path
                              f"{down.shape} and {up.dtype} of {up.shape}")  # fmt: skip
 
 
-def _peft_config(file: Path, tree: Tree) -> dict[str, Any]:
+def _peft_config(file: Path, tree: Tree) -> _Peft:
     """What peft's config beside a file, or diffusers' in its header, says; empty where neither is there."""
     beside = file.with_name(PEFT_CONFIG)
     if beside.is_file() and any(name.startswith(PEFT_PREFIX) for name in tree):
-        return read_json(beside, "lora")
+        return read_json(beside, "lora", "be peft's config", _PEFT)
     text = read_metadata(file).get(DIFFUSERS_METADATA) if file.suffix == SAFETENSORS else None
-    return {name.removeprefix("transformer."): value for name, value in json.loads(text or "{}").items()}
+    try:
+        said = checked_json(text or "{}", _OBJECT)
+        return checked({name.removeprefix("transformer."): value for name, value in said.items()}, _PEFT)
+    except UnreadableError as error:
+        raise ConfigError(f"lora ({file}) must have peft's config as {DIFFUSERS_METADATA} in its header: {error}"
+                          ) from error  # fmt: skip
 
 
-def _scale(said: Mapping[str, Any], module: str, rank: int) -> float:
+def _scale(said: _Peft, module: str, rank: int) -> float:
     """peft's rule: a pattern that a module's name ends in goes before the alpha of all."""
-    patterns: dict[str, float] = said.get("alpha_pattern") or {}
+    patterns = said.get("alpha_pattern") or {}
     fitting = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-    alpha = next(fitting, said.get("lora_alpha", rank))
-    return float(alpha) / (rank**0.5 if said.get("use_rslora") else rank)
+    alpha = next(fitting, said.get("lora_alpha"))
+    return (rank if alpha is None else alpha) / (rank**0.5 if said.get("use_rslora") else rank)
 
 
 def _as_peft_config(lora: Lora) -> dict[str, Any]:

@@ -5,7 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from afd_scale.config.errors import shown
 from afd_scale.config.models import WanConfig
+from afd_scale.files import read_json
 
 # Part -> library and class, as model_index.json names them.
 PARTS = {
@@ -15,6 +19,7 @@ PARTS = {
 }
 VERSION = "0.39.0"  # of the diffusers whose layout is written
 
+_OBJECT = TypeAdapter(dict[str, Any])
 _NEEDED = ("vae/config.json", "vae/*.safetensors", "text_encoder/config.json", "text_encoder/*.safetensors",
            "tokenizer/tokenizer_config.json")  # fmt: skip
 _COPIED = (".json", ".safetensors", ".model", ".txt")  # no pickles
@@ -35,10 +40,10 @@ def check_models(models: Path, student: WanConfig) -> None:
         ("text_encoder", "model_type", "umt5"), ("text_encoder", "d_model", student.text_dim),
     )  # fmt: skip
     for part, field, needed in rules:
-        said = _config(models / part / "config.json").get(field, needed)
+        said = read_json(models / part / "config.json", "--models", "be a JSON object", _OBJECT).get(field, needed)
         if said != needed:
             raise ValueError(f"--models ({models}) must have {field} {needed} in {part}/, as the student needs: it has "
-                             f"{said}")  # fmt: skip
+                             f"{shown(said)}")  # fmt: skip
 
 
 def copy_models(models: Path, folder: Path) -> None:
@@ -54,10 +59,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """One file, and its folder if it is not there."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"--models ({path}) must be a JSON object: {error}") from error

@@ -7,9 +7,10 @@ from typing import Any
 
 from afd_scale.checkpoint.formats.diffusers import CONFIG_NAME, stated_by_diffusers
 from afd_scale.checkpoint.formats.wan import SIDECAR_NAME, Stated, nothing_stated
-from afd_scale.checkpoint.lazy import read_json
+from afd_scale.checkpoint.lazy import read_object
 from afd_scale.checkpoint.signatures import IMAGE_TO_VIDEO, MODEL_TYPES
 from afd_scale.checkpoint.weights import read_config
+from afd_scale.config.errors import shown
 
 WAN_CLASS = re.compile(r"(?!Autoencoder)\w*Wan\w*(?<!Pipeline)")
 # Original Wan's names, Self-Forcing's and our own of the same fields.
@@ -32,26 +33,24 @@ def read_stated(path: Path) -> Stated:
     Raises:
         ValueError: it is no JSON, or of something that is no text-to-video Wan 2.1.
     """
-    said = read_json(path, "config")
+    said = read_object(path, "config")
     class_name = str(said.get("_class_name", "WanModel"))
     if "student" in said:
         return read_config(path).model_dump()
     if not WAN_CLASS.fullmatch(class_name):
         raise ValueError(
-            f"weights ({path}) must be of a Wan, as WanTransformer3DModel or WanModel, it is of {class_name}"
+            f"weights ({path}) must be of a Wan, as WanTransformer3DModel or WanModel, it is of {shown(class_name)}"
         )
-    try:
-        if "num_attention_heads" in said or "Transformer3DModel" in class_name:
-            stated = stated_by_diffusers(said, path)
-            return {"student": stated["student"], "sampler": _known(said, _SAMPLER)}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"weights ({path}) must be a transformer's config: {error!r}") from error
+    if "num_attention_heads" in said or "Transformer3DModel" in class_name:
+        return {"student": stated_by_diffusers(said, path)["student"], "sampler": _known(said, _SAMPLER)}
     if not (student := _known(said, _STUDENT)):
         raise ValueError(f"config ({path}) must describe a student: it has none of {', '.join(_STUDENT)}")
     model_type, taken = said.get("model_type", "t2v"), said.get("in_dim")
     differs = taken is not None and said.get("out_dim", taken) != taken
     if model_type != "t2v" or differs:
-        kind = MODEL_TYPES.get(str(model_type), IMAGE_TO_VIDEO if differs else f"a Wan of model_type {model_type}")
+        kind = MODEL_TYPES.get(
+            str(model_type), IMAGE_TO_VIDEO if differs else f"a Wan of model_type {shown(model_type)}"
+        )
         raise ValueError(f"weights ({path}) must be of a text-to-video Wan 2.1: this is {kind}")
     return {"student": student, "sampler": _known(said, _SAMPLER)}
 

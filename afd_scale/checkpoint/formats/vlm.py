@@ -13,19 +13,22 @@ VideoAlign's folder holds `model_config.json` and checkpoint-N/, with all in `mo
 in two files; PEFT's holds `adapter_config.json` and `adapter_model.safetensors`.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+from pydantic import FiniteFloat, TypeAdapter
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from afd_scale.checkpoint.lazy import LazyState, Stored, open_weights
 from afd_scale.config import one_line
 from afd_scale.config.judges import VlmDiscriminatorConfig
+from afd_scale.config.section import Size
+from afd_scale.files import read_json
 
 State = dict[str, Tensor]
 
@@ -33,11 +36,31 @@ _EMBEDDING, _SCORE = "model.language_model.embed_tokens.weight", "score.weight"
 _WORDS = "lm_head.weight"
 _ADAPTER = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")
 _FILES = ("model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth")
-# Where a folder says its adapters' rank and alpha: file, keys to the section, names in it.
-_DESCRIPTIONS = (
-    ("adapter_config.json", (), ("r", "lora_alpha")),
-    ("model_config.json", ("peft_lora_config",), ("lora_r", "lora_alpha")),
-)
+
+
+class _Peft(TypedDict):
+    """What is looked at of peft's config."""
+
+    r: Size
+    lora_alpha: FiniteFloat
+    use_rslora: NotRequired[bool | None]
+
+
+class _VideoAlignLora(TypedDict):
+    lora_r: Size
+    lora_alpha: FiniteFloat
+    use_rslora: NotRequired[bool | None]
+
+
+class _VideoAlign(TypedDict):
+    """What is looked at of VideoAlign's."""
+
+    peft_lora_config: _VideoAlignLora
+
+
+# Where a folder says its adapters' rank and alpha.
+_PEFT_FILE, _VIDEO_ALIGN_FILE = "adapter_config.json", "model_config.json"
+_PEFT, _VIDEO_ALIGN = TypeAdapter(_Peft), TypeAdapter(_VideoAlign)
 
 
 @dataclass(frozen=True)
@@ -96,6 +119,12 @@ def load_vlm_state(
     return {name: state[name] for name in shapes if name in state}
 
 
+def _step(folder: Path) -> int:
+    """Of `checkpoint-100`; names of another kind come first."""
+    number = folder.name.rpartition("-")[2]
+    return int(number) if re.fullmatch(r"\d{1,18}", number) else -1
+
+
 class _Checkpoint:
     """What goes over a model: weights by our names, and adapters' two sides by the linear they belong to.
 
@@ -107,7 +136,7 @@ class _Checkpoint:
         self.said = said
         if not path.exists():
             raise ValueError(f"{said} must exist: there is no such file or folder")
-        newest = max(path.glob("checkpoint-*"), key=lambda step: int(step.name.rpartition("-")[2]), default=path)
+        newest = max(path.glob("checkpoint-*"), key=_step, default=path)
         files = [path] if path.is_file() else [newest / name for name in _FILES if (newest / name).is_file()]
         if not files:
             raise ValueError(f"{said} must hold one of {', '.join(_FILES)}")
@@ -124,16 +153,19 @@ class _Checkpoint:
     def scale(self) -> tuple[int, float]:
         """Rank and alpha of the adapters."""
         for folder in self.folders:
-            for file, keys, names in _DESCRIPTIONS:
-                if (folder / file).is_file():
-                    said: Any = json.loads((folder / file).read_text())
-                    for key in keys:
-                        said = said[key]
-                    if said.get("use_rslora"):
-                        raise ValueError(f"{self.said} must have adapters scaled by alpha / rank: use_rslora is set")
-                    return int(said[names[0]]), float(said[names[1]])
-        raise ValueError(f"{self.said} must say the rank and alpha of its adapters in {_DESCRIPTIONS[0][0]} or "
-                         f"{_DESCRIPTIONS[1][0]}: neither is there")  # fmt: skip
+            if (path := folder / _PEFT_FILE).is_file():
+                peft = read_json(path, "adapters", "be peft's config", _PEFT)
+                return self._unscaled(peft.get("use_rslora"), peft["r"], peft["lora_alpha"])
+            if (path := folder / _VIDEO_ALIGN_FILE).is_file():
+                lora = read_json(path, "adapters", "be VideoAlign's config", _VIDEO_ALIGN)["peft_lora_config"]
+                return self._unscaled(lora.get("use_rslora"), lora["lora_r"], lora["lora_alpha"])
+        raise ValueError(f"{self.said} must say the rank and alpha of its adapters in {_PEFT_FILE} or "
+                         f"{_VIDEO_ALIGN_FILE}: neither is there")  # fmt: skip
+
+    def _unscaled(self, rslora: bool | None, rank: int, alpha: float) -> tuple[int, float]:
+        if rslora:
+            raise ValueError(f"{self.said} must have adapters scaled by alpha / rank: use_rslora is set")
+        return rank, alpha
 
 
 def _lay_over(

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from afd_scale.checkpoint.lazy import read_metadata
 from afd_scale.checkpoint.signatures import IMAGE_TO_VIDEO, network_kind, quantisation
-from afd_scale.checkpoint.weights import MAX_SHARD_BYTES, save_safetensors, write_shards, written_whole
+from afd_scale.checkpoint.weights import MAX_SHARD_BYTES, POLICY, save_safetensors, write_shards, written_whole
+from afd_scale.config import ConfigError
+from afd_scale.config.errors import shown
 from afd_scale.config.models import PolicyConfig, WanConfig
+from afd_scale.config.plain import UnreadableError
 from afd_scale.config.presets import ARCHITECTURES
+from afd_scale.config.section import first_problem
+from afd_scale.files import checked_json
 
 Stated = dict[str, dict[str, Any]]  # fields that a source says, of the sections `student` and `sampler`
 
@@ -153,7 +158,7 @@ def complete_config(
         sampler = {"family": family or "self-forcing", **stated["sampler"]}
         return PolicyConfig.model_validate({"student": {**seen, **stated["student"]}, "sampler": sampler})
     except ValidationError as error:
-        raise ValueError(f"weights ({path}) must describe a student: {error.errors()[0]['msg']}") from error
+        raise ConfigError(f"weights ({path}) must describe a student: {first_problem(error, '')}") from error
 
 
 def wan_config(config: WanConfig) -> dict[str, Any]:
@@ -199,9 +204,10 @@ def stated_in_header(path: Path) -> Stated:
     """The PolicyConfig in a safetensors file's header; nothing where there is none."""
     text = read_metadata(path).get(METADATA_KEY)
     try:
-        return PolicyConfig.model_validate_json(text).model_dump() if text else nothing_stated()
-    except ValidationError as error:
-        raise ValueError(f"weights ({path}) must have a PolicyConfig as {METADATA_KEY} in its header") from error
+        return checked_json(text, POLICY).model_dump() if text else nothing_stated()
+    except UnreadableError as error:
+        raise ConfigError(f"weights ({path}) must have a PolicyConfig as {METADATA_KEY} in its header: {error}"
+                          ) from error  # fmt: skip
 
 
 def nothing_stated() -> Stated:
@@ -215,6 +221,6 @@ def _disagreement(seen: dict[str, Any], preset: dict[str, Any]) -> str | None:
 
 def named(keys: Iterable[str], at_most: int = 3) -> str:
     """The first few names, for an error."""
-    ordered = sorted(keys)
+    ordered = sorted(map(shown, keys))
     more = f" and {len(ordered) - at_most} more" if len(ordered) > at_most else ""
     return ", ".join(ordered[:at_most]) + more

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
 from afd_scale.config.cast import Load, Pass, Role
 from afd_scale.config.judges import ConvDiscriminatorConfig, DiscriminatorConfig, JudgeConfig
 from afd_scale.config.methods.method import MethodConfig
+from afd_scale.config.section import Size
 
 # What stood beside the discriminator's section before there were several judges, by its place within.
 EARLIER_NAMES = {
@@ -19,7 +20,7 @@ EARLIER_NAMES = {
 class AdversarialConfig(MethodConfig):
     """A discriminator that learns to tell the teacher's videos from rollouts of the same prompts."""
 
-    rollouts_per_prompt: PositiveInt = 1
+    rollouts_per_prompt: Size = 1
     """G: rollouts for each prompt and step."""
     discriminator: DiscriminatorConfig | None = ConvDiscriminatorConfig()
     """The prompt-paired scorer."""

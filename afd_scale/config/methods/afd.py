@@ -11,7 +11,7 @@ from afd_scale.config.judges import DiscriminatorConfig, PixelJudgeConfig
 from afd_scale.config.methods.adversarial import AdversarialConfig
 from afd_scale.config.methods.method import SigmaConfig
 from afd_scale.config.models import OptimizerConfig, StudentConfig
-from afd_scale.config.section import Section
+from afd_scale.config.section import Section, Size
 
 
 class BaselineConfig(Section):
@@ -35,7 +35,7 @@ class AfdConfig(AdversarialConfig):
     """Tag of this method."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     """The student's optimizer."""
-    rollouts_per_prompt: PositiveInt = 4
+    rollouts_per_prompt: Size = 4
     """G: rollouts of the sampling policy for each prompt and step."""
     judges: dict[str, DiscriminatorConfig] = {}
     """More judges, by a name that is none of another role. Several add up as standardised scores, each centred and
@@ -60,13 +60,13 @@ class AfdConfig(AdversarialConfig):
     prior_every: PositiveInt = 1
     """The prior, and the reference's pass, are left out but for every so many steps, where it has as many times its
     weight."""
-    inner_updates: PositiveInt = 1
+    inner_updates: int = Field(default=1, gt=0, le=100)
     """Updates of the student by the rollouts of one step, each with noised states of its own."""
     normalise: bool = True
     """Divide each sample's x0 error by its stop-gradient mean (DiffusionNFT); off: the plain velocity form."""
     sigma: SigmaConfig = SigmaConfig()
     """Noise levels of the forward process on the student's own samples."""
-    states_per_rollout: PositiveInt = 1
+    states_per_rollout: int = Field(default=1, gt=0, le=1000)
     """Noised states drawn from one rollout; they share one pass over the clean context."""
     context_gradient: bool = False
     """Let gradients flow through the pass over the clean context."""

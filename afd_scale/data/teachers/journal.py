@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Annotated, Any, Required
 
-from afd_scale.config import ConfigError
-from afd_scale.files import system_errors
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from afd_scale.config import ConfigError, one_line
+from afd_scale.config.plain import UnreadableError
+from afd_scale.files import checked_json, system_errors
 
 Asked = tuple[str, int]  # prompt_id, and the number of the video among those of the prompt
 
@@ -21,6 +25,27 @@ ASKED = "asked"  # it was accepted: `id`; and `reason` where its video could not
 HAVE = "have"  # its video is in the folder
 REFUSED = "refused"  # there will be no video: `reason`
 LOST = "lost"  # nobody can tell whether it was accepted
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Entry(TypedDict, total=False):
+    """A line."""
+
+    prompt_id: Required[str]
+    index: Required[int]
+    state: Required[str]
+    id: str
+    reason: str
+    asks: str
+
+
+def _with_id(entry: _Entry) -> dict[str, Any]:
+    if entry["state"] == ASKED and "id" not in entry:
+        raise ValueError("id must be given: the request was accepted")
+    return dict(entry)
+
+
+_ENTRY: TypeAdapter[Any] = TypeAdapter(Annotated[_Entry, AfterValidator(_with_id)])
 
 
 class Journal:
@@ -49,9 +74,9 @@ class Journal:
         self._size = content.rfind(b"\n") + 1  # a crash may have cut the last line; it is written over
         for number, line in enumerate(content[: self._size].splitlines(), start=1):
             try:
-                self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"journal ({path}:{number}) must be a line that was written here: {error!r}"
+                self._take(checked_json(line, _ENTRY))
+            except UnreadableError as error:
+                raise ConfigError(f"journal ({path}:{number}) must be a line that was written here: {error}"
                                   ) from error  # fmt: skip
 
     def last(self, asked: Asked) -> Mapping[str, Any]:
@@ -68,6 +93,8 @@ class Journal:
         """
         with self._lock:
             kept = {name: value for name, value in self.last(asked).items() if name == "asks"}
+            if "reason" in more:
+                more["reason"] = one_line(more["reason"])  # which may repeat what a server said
             entry = {"prompt_id": asked[0], "index": asked[1], "state": state, "at": time.time(), **kept, **more}
             line = json.dumps(entry).encode() + b"\n"
             with system_errors(f"journal ({self._path}) must have room"):

@@ -11,12 +11,33 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from afd_scale.config import ConfigError
 from afd_scale.evaluation.suites import vbench_process
 from afd_scale.evaluation.suites.suite import Metric
+from afd_scale.files import read_json
 
 PREFIX = "vbench_"
+
+
+class _Video(TypedDict):
+    video_path: str
+    video_results: Any
+
+
+class _Answer(TypedDict):
+    """What `vbench_process.py` writes: VBench's number for each dimension, and those of the videos."""
+
+    standard: bool
+    files: dict[str, str]
+    results: dict[str, tuple[float, list[_Video]]]
+
+
+_ANSWER = TypeAdapter(_Answer)
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ def vbench_scores(python: str, videos: Mapping[Path, str]) -> Scores:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
             raise ConfigError(f"vbench ({python}) must run: {last}")
-        answer = json.loads((folder / "answer.json").read_text())
+        answer = read_json(folder / "answer.json", "vbench", "be an answer of VBench's", _ANSWER)
     given = {str(file.resolve()): file for file in videos}
     values: dict[Path, dict[str, float]] = {file: {} for file in videos}
     for dimension, (_, found) in answer["results"].items():

@@ -246,7 +246,7 @@ sys.exit(tool.main(sys.argv[1:]))
         (["--text-length", "-3"], "argument --text-length: (-3) must be a positive number"),
         (["--teacher", "http", "--url", "teacher:8000"], "url (teacher:8000) must be one such as"),
         (["--teacher", "http", "--url", "http://me:pw@host/v1"], "url (of host) must hold no user and no password"),
-        (["--teacher", "http", "--request", "day=2026-01-01"], "request (day=2026-01-01) must have a value as JSON"),
+        (["--teacher", "http", "--request", "day=!!set {1}"], "request (day=!!set {1}) must have a value as JSON"),
         (["--teacher", "http", "--attempts", "0"], "argument --attempts: (0) must be a positive number"),
     ],
 )

@@ -13,14 +13,8 @@ import yaml
 
 from afd_scale.config.load import load_config
 from afd_scale.data.toy_world import render_clips, toy_prompts
-from afd_scale.evaluation.report import (
-    _seconds,
-    metric_table,
-    provenance_header,
-    read_metrics,
-    read_summary,
-    write_report,
-)
+from afd_scale.evaluation.report import _seconds, metric_table, provenance_header, write_report
+from afd_scale.evaluation.run_files import read_metrics, read_summary
 from afd_scale.evaluation.suites.toy import ToySuite
 from afd_scale.evaluation.suites.trajectory import score
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
@@ -215,7 +209,7 @@ def test_provenance_header_leaves_a_loadable_config(run):
     header = provenance_header(ranks=3)
     assert re.search(r"^# git_commit: \S", header, flags=re.MULTILINE)
     path = run / "config.yaml"
-    path.write_text(header + "name: r\nmethod: sft\ntrain: {steps: 7}\n")
+    path.write_text(header + "name: r\nmethod: {name: sft}\ntrain: {steps: 7}\n")
     assert load_config(path).train.steps == 7
     page = _page(run)
     assert page.row("torch")[1] == torch.__version__
