@@ -49,7 +49,7 @@ class _Shards(TypedDict):
 
 
 @with_config(_AS_WRITTEN)
-class _Start(TypedDict, total=False):
+class _Start(TypedDict):
     weights: str | None
 
 

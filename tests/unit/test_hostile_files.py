@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class Case:
     """A file, and who reads it."""
 
     path: Path
-    read: Callable[[], object]
-    original: bytes
+    read: Callable[[], object] = field(repr=False)
+    original: bytes = field(repr=False)
 
     def holding(self, content: bytes) -> str | None:
         """What the reader says with another content of the file, which is put back."""
