@@ -87,7 +87,7 @@ class Summary(TypedDict, total=False):
     steps: Required[_Count]
     method: str
     suite: str
-    metrics: dict[str, dict[str, _Number]]
+    metrics: Required[dict[str, dict[str, _Number]]]
     seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]]
 
 
@@ -109,7 +109,8 @@ def _with_step(record: dict[str, Any]) -> dict[str, Any]:
 
 Record = Annotated[dict[str, _Number], AfterValidator(_with_step)]
 
-_SUMMARY, _DIAGNOSED, _RECORD = TypeAdapter(Summary), TypeAdapter(Diagnosed), TypeAdapter(Record)
+_SUMMARY, _DIAGNOSED = TypeAdapter(Summary), TypeAdapter(Diagnosed)
+_RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(Record, config=ConfigDict(strict=True))
 
 
 def read_sections(folder: Path, schema: TypeAdapter[Sections]) -> Sections:

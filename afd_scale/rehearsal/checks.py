@@ -39,16 +39,16 @@ def fewest_gpus(config: RunConfig, gpu: Gpu) -> int | None:
 
 
 def stops_too_late(config: RunConfig, gpus: int, gpu: Gpu) -> str | None:
-    """A line where a step is predicted to take longer than launchers wait for one that is told to stop."""
+    """A line where being told to stop is predicted to take longer than launchers wait."""
     try:
-        seconds = make_plan(config, gpus, gpu).step_seconds
+        stopping = make_plan(config, gpus, gpu).stopping
     except ConfigError:  # the plan's row says why
         return None
-    if seconds < GRACE_SECONDS:
+    if stopping.seconds < GRACE_SECONDS:
         return None
-    return (f"a SIGTERM in time: a step is predicted to take {seconds:.0f} s, and the run saves behind it; torchrun "
-            f"waits {GRACE_SECONDS} s unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says more, as here; schedulers have limits "
-            "of their own")  # fmt: skip
+    return (f"a SIGTERM in time: it is predicted to take {stopping.seconds:.0f} s, two micro-batches and a checkpoint; "
+            f"torchrun waits {GRACE_SECONDS} s unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says more, as here; a scheduler's "
+            f"signal should come {stopping.lead} s before it kills")  # fmt: skip
 
 
 def check_full_size(config: RunConfig, gpus: int, gpu: Gpu) -> Iterator[Outcome]:

@@ -174,5 +174,5 @@ def test_a_state_that_says_nothing_is_damage(tmp_path: Path) -> None:
     checkpoint = write_old(tmp_path, 2, format=3)
     for text in ("[]", "{}", "3", '{"step": "x"}', "\xff"):
         (checkpoint / "state.json").write_text(text, encoding="latin-1")
-        with pytest.raises(DamagedError, match=r"state.json is absent or cut"):
+        with pytest.raises(DamagedError, match=r"state.json is absent or damaged"):
             read_state(checkpoint)

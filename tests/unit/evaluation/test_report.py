@@ -229,17 +229,19 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path, caplog):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"steps": "x"}', b'{"steps": 3}'])
 def test_a_damaged_summary_is_left_out(tmp_path, content, caplog):
     path = tmp_path / "summary.json"
-    assert read_summary(path) is None
+    assert read_summary(tmp_path) is None
     assert not caplog.messages
     path.write_bytes(content)
-    assert read_summary(path) is None
-    assert caplog.messages == [f"{path} is damaged, and left out"]
+    assert read_summary(tmp_path) is None
+    (said,) = caplog.messages
+    assert said.startswith(f"run ({path}) must be the summary of a run: ")
+    assert said.endswith(": it is left out")
 
 
 @pytest.mark.parametrize("content", [b"", b"name: x", b"{", b"\xff"])
 def test_a_damaged_config_is_one_line(run, content):
     (run / "config.yaml").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^run config .* must be whole: it is damaged"):
+    with pytest.raises(ValueError, match=r"^run \(.*config.yaml.*\) must be "):
         write_report(run)
 
 
