@@ -78,7 +78,7 @@ def run_chaos(config: RunConfig, kills: list[Kill], ranks: int, folder: Path, se
     Raises:
         ConfigError: it does not come to its end even when it is left alone.
     """
-    settled = config.model_copy(update={"train": config.train.model_copy(update={"log_every": 1, "trackers": []})})
+    settled = config.model_copy(update={"train": config.train.model_copy(update={"log_every": 1, "trackers": ()})})
     alone, killed = (_Job(settled, folder / name, ranks) for name in ("alone", "killed"))
     log.info("%s, left alone: %s", config.name, alone.folder)
     began = time.monotonic()
