@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from afd_scale.config import one_line
+from afd_scale.config.plain import parse_json
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class SavedShards:
             ValueError: it is absent or damaged.
         """
         try:
-            self.facts: dict[str, Any] = json.loads((self._open(self._first).metadata() or {})["facts"])
+            self.facts: dict[str, Any] = parse_json((self._open(self._first).metadata() or {})["facts"])
             self._ranks: int = self.facts["ranks"]
         except (KeyError, ValueError) as error:
             self._stack.close()

@@ -28,7 +28,6 @@ from afd_scale.evaluation.run_files import (
     read_sections,
     read_summary,
 )
-from afd_scale.evaluation.run_files import DIAGNOSED as DIAGNOSED
 from afd_scale.evaluation.suites import SUITES
 from afd_scale.evaluation.suites.suite import Better, Metric
 from afd_scale.evaluation.video import read_title
