@@ -75,7 +75,7 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
     ranks.run_on_main(owner.take)
     try:
         with (
-            living(config.folder, ranks.rank, ranks.size) as heart,
+            living(config.folder, ranks.rank, ranks.size, ranks.of_machine) as heart,
             ending_at_once(f"{config.name} was told to stop, with nothing to save", ranks),
         ):
             Trainer(config, sharing, heart).run()
