@@ -4,13 +4,15 @@ import errno
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import xxhash
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from typing_extensions import TypedDict
 
 from afd_scale.config import ConfigError, one_line
+from afd_scale.config.errors import shown
 from afd_scale.files import checked_json, sync, write_text
 
 NOTES = "checksums"  # folder of each rank's notes in a checkpoint
@@ -22,7 +24,14 @@ class _Noted(TypedDict):
     xxh3: str
 
 
-Note = dict[str, _Noted]  # by the file's path in the checkpoint
+def _inside(name: str) -> str:
+    """A note leads to no file outside its checkpoint, whoever wrote it."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"a file's path ({shown(name)}) must stay in the checkpoint")
+    return name
+
+
+Note = dict[Annotated[str, AfterValidator(_inside)], _Noted]  # by the file's path in the checkpoint
 _NOTE = TypeAdapter(Note)
 
 

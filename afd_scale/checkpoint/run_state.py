@@ -213,7 +213,8 @@ class RunCheckpoints:
         (folder / CONFIG).write_text(resolved_yaml(self.config))
         (folder / STATE).write_text(state)
         others = range(1, self.ranks.size)
-        while not all(note_of(folder, rank).exists() for rank in others):
+        missing = list(others)
+        while missing := [rank for rank in missing if not note_of(folder, rank).exists()]:
             if abandoned.wait(_POLL_SECONDS):
                 return
         theirs = noted_files(folder, others)

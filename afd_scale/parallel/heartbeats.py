@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +28,10 @@ from afd_scale.parallel.meeting import named
 log = logging.getLogger(__name__)
 
 FOLDER = "heartbeats"
-BEAT_SECONDS = 5.0
-_SHORTEST_BEAT_SECONDS = 1.0  # a new phase is told sooner
-SILENT_SECONDS = 30.0  # without a sign: dead or stopped, or its machine is
+BEAT_SECONDS = 5.0  # of the main rank, and of the others where there are at most 500
+_SIGNS_PER_SECOND = 100.0  # that a shared file system is given to write
+_SOONER = 0.2  # of the time between two signs: after it a new phase is told
+SILENT_BEATS = 6  # without a sign: dead or stopped, or its machine is
 _LOOK_SECONDS = 15.0  # at the others, of whom there may be a thousand
 _LAST_WORDS_SECONDS = 10.0  # until the ranks that live have said how they ended
 _PACKAGE = str(Path(__file__).parents[1])
@@ -92,12 +93,20 @@ class Heart:
         phase: that this rank is at.
     """
 
-    def __init__(self, folder: Path, rank: int, size: int, tell: Callable[[str], None] | None = None):
+    def __init__(
+        self, folder: Path, rank: int, size: int, tell: Callable[[str], None] | None = None,
+        machine: Sequence[int] | None = None,
+    ):  # fmt: skip
         """Args:
             folder: of the run.
             tell: what the main rank does with a line about another; None looks at none.
+            machine: ranks of this one's; None are all.
         """  # fmt: skip
         self.folder, self.rank, self.size, self._tell = folder / FOLDER, rank, size, tell
+        # A thousand that read of a thousand would be a million files at once.
+        self._looked_at = range(size) if rank == 0 or machine is None else machine
+        others = max(BEAT_SECONDS, size / _SIGNS_PER_SECOND)
+        self.beat_seconds, self._silent_seconds = BEAT_SECONDS if rank == 0 else others, SILENT_BEATS * others
         self.host = socket.gethostname()
         self.phase, self._since, self._began = "start", time.monotonic(), time.monotonic()
         self._main_thread = threading.main_thread().ident
@@ -128,7 +137,8 @@ class Heart:
             while trace is not None and trace.tb_next is not None:
                 trace = trace.tb_next
             place = _place_of(trace.tb_frame if trace is not None else None)
-            self._write(place, f"{type(error).__name__}: {one_line(error)[:300]}", is_bereavement(error))
+            with suppress(OSError):  # a full disk must not hide the error, which may be that
+                self._write(place, f"{type(error).__name__}: {one_line(error)[:300]}", is_bereavement(error))
 
     def lost(self) -> tuple[str, bool]:
         """Which ranks made this one fail, after it has said its own end, and whether that is known.
@@ -164,8 +174,9 @@ class Heart:
 
     def _beat(self) -> None:
         looked = time.monotonic()
-        while not self._stop.wait(_SHORTEST_BEAT_SECONDS):
-            self._changed.wait(BEAT_SECONDS - _SHORTEST_BEAT_SECONDS)
+        sooner = _SOONER * self.beat_seconds
+        while not self._stop.wait(sooner):
+            self._changed.wait(self.beat_seconds - sooner)
             self._changed.clear()
             with suppress(OSError):  # a file system that fails for a while; the run has more to say of it
                 self._write()
@@ -175,13 +186,15 @@ class Heart:
 
     def _look_around(self, tell: Callable[[str], None]) -> None:
         signs = self._read()
-        now = signs[self.rank].written
-        silent = {rank for rank, sign in signs.items() if now - sign.written > SILENT_SECONDS and sign.end is None}
+        if self.rank not in signs:  # a file system that fails for a while
+            return
+        now, most = signs[self.rank].written, self._silent_seconds
+        silent = {rank for rank, sign in signs.items() if now - sign.written > most and sign.end is None}
         for rank in sorted(silent - self._silent):
             tell(
                 f"{signs[rank]} has given no sign for {now - signs[rank].written:.0f} s; its last was {signs[rank].at}"
             )
-        for rank in sorted(self._silent - silent):
+        for rank in sorted((self._silent & signs.keys()) - silent):
             tell(f"rank {rank} gives signs again")
         self._silent = silent
 
@@ -196,7 +209,7 @@ class Heart:
 
     def _read(self) -> dict[int, Sign]:
         """By rank, as far as they can be read."""
-        signs = {rank: read_sign(self._path(rank)) for rank in range(self.size)}
+        signs = {rank: read_sign(self._path(rank)) for rank in self._looked_at}
         return {rank: sign for rank, sign in signs.items() if sign is not None}
 
     def _path(self, rank: int) -> Path:
@@ -244,15 +257,16 @@ def _fault(sign: Sign) -> str | None:
 
 
 @contextmanager
-def living(folder: Path, rank: int, size: int) -> Iterator[Heart]:
+def living(folder: Path, rank: int, size: int, machine: Sequence[int] | None = None) -> Iterator[Heart]:
     """Give signs of life; what others' deaths make of this rank becomes a line that names them.
 
     Args:
         folder: of the run.
+        machine: ranks of this one's; None are all.
     Raises:
         LostRanksError: other ranks are gone, or did not come to a collective in time.
     """
-    heart = Heart(folder, rank, size, log.warning if rank == 0 else None)
+    heart = Heart(folder, rank, size, log.warning if rank == 0 else None, machine)
     heart.start()
     try:
         yield heart

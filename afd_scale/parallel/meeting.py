@@ -27,7 +27,9 @@ def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> Store:
     Raises:
         LostInputError: the address is none that other machines reach, it does not answer, or a rank does not come.
     """
-    store = PrefixStore("afd_scale", _open_store(launched, seconds))
+    # torchrun's store outlives a start: at `--max-restarts` the next one must not find what this one said.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"afd_scale/{start}", _open_store(launched, seconds))
     store.set(_here(launched.rank), own_address_towards(launched.address) or "")
     deadline, missing = time.monotonic() + seconds, list(range(launched.size))
     while missing:
@@ -35,7 +37,9 @@ def meet(launched: Launched, seconds: float = MEETING_SECONDS) -> Store:
             store.wait([_here(rank) for rank in missing], timedelta(seconds=min(_TOLD_EVERY_SECONDS, seconds)))
             missing = []
         except DistStoreError:
-            missing = [rank for rank in missing if not store.check([_here(rank)])]
+            # One rank asks for each, or a thousand would ask a thousand times, and the store do nothing else.
+            if launched.rank == 0 or time.monotonic() > deadline:
+                missing = [rank for rank in missing if not store.check([_here(rank)])]
         except RuntimeError as error:  # the first rank is gone, and the store with it
             raise LostInputError(
                 f"{_place(launched)} must stay until all ranks have come: {one_line(error)}"

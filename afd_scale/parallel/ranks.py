@@ -61,6 +61,12 @@ class Ranks:
         return self.rank % self.sequence == 0
 
     @property
+    def of_machine(self) -> range:
+        """The ranks of this machine, as launchers number them."""
+        first = self.rank - self.local_rank
+        return range(first, first + self.local_size)
+
+    @property
     def is_main(self) -> bool:
         """The rank that writes files and talks to the user."""
         return self.rank == 0

@@ -1,12 +1,13 @@
 """One run, one owner: two jobs that train into one folder would tear each other's files apart."""
 
+import errno
+import fcntl
 import logging
+import os
 import shutil
 import socket
 import time
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from afd_scale.config import ConfigError
 from afd_scale.parallel.heartbeats import BEAT_SECONDS, FOLDER, Sign, read_sign, sign_path
@@ -14,6 +15,8 @@ from afd_scale.parallel.heartbeats import BEAT_SECONDS, FOLDER, Sign, read_sign,
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+LEASE_SECONDS = 120.0  # how long a file server may keep the lock of a machine that is gone: NFS 4 mostly for 90
+_HELD = (errno.EAGAIN, errno.EACCES)
 
 
 class Owner:
@@ -21,38 +24,60 @@ class Owner:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._lock = FileLock(folder / LOCK)
+        self._file: int | None = None
 
     def take(self) -> None:
         """Make the folder this job's.
 
-        A file system may keep locks of each machine to itself; then the owner's heartbeat tells.
+        A file system may have no locks, or keep those of each machine to itself; then the owner's heartbeat tells.
+        The lock of a machine that is gone may stay for a while.
 
         Raises:
             ConfigError: another job has it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(self._taken(read_sign(self._sign))) from None
-        except NotImplementedError:  # a file system without locks
-            log.debug("%s: no locks here", self.folder)
-        owner = read_sign(self._sign)
-        if owner is None or owner.host == socket.gethostname() or owner.end is not None:
-            return  # of this machine the lock knows
+        owner, locked = read_sign(self._sign), self._lock()
+        is_here = owner is None or owner.host == socket.gethostname()  # of this machine the lock knows
+        if locked and (owner is None or is_here or owner.end is not None):
+            return
+        if owner is None or is_here:
+            raise ConfigError(self._taken(owner))
         log.info("%s was run by pid %d on %s: waiting for a sign of it", self.folder, owner.pid, owner.host)
-        time.sleep(3 * BEAT_SECONDS)
-        later = read_sign(self._sign)
-        if later is not None and later.written != owner.written:
-            self._lock.release()
-            raise ConfigError(self._taken(later))
+        for _ in range(1 if locked else int(LEASE_SECONDS / (3 * BEAT_SECONDS))):
+            time.sleep(3 * BEAT_SECONDS)
+            later = read_sign(self._sign)
+            if later is not None and later.written != owner.written:
+                self._let_go()
+                raise ConfigError(self._taken(later))
+            locked = locked or self._lock()
+            if locked:
+                return
+        raise ConfigError(f"{self._taken(owner)}. It has given no sign for {LEASE_SECONDS:.0f} s; if it is gone, its "
+                          f"lock outlives it: remove {self.folder / LOCK}")  # fmt: skip
 
     def leave(self) -> None:
         """Let go; a folder in which nothing has begun goes too."""
         if {path.name for path in self.folder.iterdir()} <= {LOCK, FOLDER}:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.release()
+        self._let_go()
+
+    def _lock(self) -> bool:
+        """Whether the file is locked now, or cannot be where it lies."""
+        # Not by filelock: without locks it makes a file by which a killed job would keep the folder for ever.
+        self._file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                self._let_go()
+                return False
+            log.debug("%s: no locks here: %s", self.folder, error.strerror)
+        return True
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     @property
     def _sign(self) -> Path:

@@ -50,6 +50,10 @@ class StopRequest:
         self._asked: Callable[[], list[float]] | None = None
         self._began = self._looked = time.monotonic()
 
+    def begin(self) -> None:
+        """From here on it is to be looked at."""
+        self._looked = time.monotonic()
+
     def agreed(self) -> bool:
         """Whether a rank was told to stop by the end of a step."""
         self._time()
@@ -117,13 +121,16 @@ def stopped_by(act: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def noting(request: StopRequest) -> Iterator[None]:
-    """While it lasts, being told to stop is noted."""
+    """While it lasts, being told to stop is noted; what nobody looked at any more is heard again at its end."""
 
     def note() -> None:
         request.made = True
 
+    request.begin()
     with stopped_by(note):
         yield
+    if request.made:
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

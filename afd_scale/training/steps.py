@@ -75,14 +75,13 @@ class StepWatch:
         self._remembered, self.skipped, self._is_kept = dict(self._memory), [], kept
         with self._stop.step():
             yield
-        self._before = {}
         if self.skipped:
             self._remember()
+        self._before, self._remembered = {}, dict(self._memory)
 
     def given_up(self) -> Mapping[str, Checkpointed]:
         """The networks as they were before the step that was given up; the method's memory is as it was, too."""
-        if self._before:
-            self._remember()
+        self._remember()
         return {**self._networks, **self._before}
 
     def _remember(self) -> None:

@@ -75,7 +75,7 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
     ranks.run_on_main(owner.take)
     try:
         with (
-            living(config.folder, ranks.rank, ranks.size) as heart,
+            living(config.folder, ranks.rank, ranks.size, ranks.of_machine) as heart,
             ending_at_once(f"{config.name} was told to stop, with nothing to save", ranks),
         ):
             Trainer(config, sharing, heart).run()
@@ -149,17 +149,20 @@ class Trainer:
         return any(isinstance(role.network, JudgeConfig) and role.optimizer for role in self.config.cast)
 
     def _steps_and_comparison(self, first: int) -> dict[str, dict[str, float]]:
-        if first < 1:
-            with self._phase("warm_up"):
-                self._train(first, 0)
-        if self.step < self.config.train.steps:
-            with self._phase("train"):
-                while self.step < self.config.train.steps:
-                    with suppress(_WentBackError):
-                        self._train(self.step + 1, self.config.train.steps)
-            with self._phase("save"):
-                self._save()
-                self.checkpoints.finish()
+        with self._may_be_stopped():
+            if first < 1:
+                with self._phase("warm_up"):
+                    self._train(first, 0)
+            if self.step < self.config.train.steps:
+                with self._phase("train"):
+                    while self.step < self.config.train.steps:
+                        with suppress(_WentBackError):
+                            self._train(self.step + 1, self.config.train.steps)
+                with self._phase("save"):
+                    self._save()
+                    self.checkpoints.finish()
+                if self.stop.agreed():
+                    raise GivenUpError
         with self._phase("evaluate"):
             metrics = self.evaluator.compare(self.built.exported)
             self._show()
@@ -222,12 +225,9 @@ class Trainer:
         """Steps of the method; those below 1 are its warm-up, which leaves metrics and no checkpoint."""
         config, steps = self.config, range(first, last + 1)
         name = config.name if first > 0 else f"{config.name}, warm-up"
-        with (
-            recording(
-                name, config.folder, steps, self.trackers, self.evaluator.suite_metrics, is_main=self.ranks.is_main
-            ) as record,
-            self._may_be_stopped(),
-        ):
+        with recording(
+            name, config.folder, steps, self.trackers, self.evaluator.suite_metrics, is_main=self.ranks.is_main
+        ) as record:
             if first > 1 and (alarm := self._stopping_alarm(record)):
                 raise ConfigError(f"train.stop_on_alarm ({', '.join(config.train.stop_on_alarm)}) must leave out an "
                                   f"alarm that is on where the run goes on, at step {self.step}: {alarm}")  # fmt: skip

@@ -74,6 +74,13 @@ def test_told_to_stop_before_its_first_step_a_run_ends_at_once(config: Path) -> 
     assert "early was told to stop, with nothing to save; start it again to go on" in stopped.stderr
 
 
+def test_told_to_stop_while_its_last_step_is_saved_a_run_saves_it(config: Path) -> None:
+    stopped = run(config, "late", "stop in the last save")
+    assert stopped.returncode == 3, stopped.stderr[-3000:]
+    assert f"late was told to stop and saved step {STEPS}; start it again to go on" in stopped.stderr
+    assert last_tensors(config, "late")
+
+
 @pytest.mark.parametrize(("what", "said"), [
     ("die", r"rank 1 \(\S+, pid \d+\) is gone; its last sign was step 2 for \d+ s, in \S+:\d+ "),
     ("fail", r"rank 1 \(\S+, pid \d+\) failed at step 2 for \d+ s, in .*: RuntimeError: it burns"),
@@ -135,10 +142,12 @@ def test_a_run_goes_back_once_when_updates_stay_not_finite(config: Path) -> None
 
 def happen(what: str) -> None:
     """Change the program so that something happens in step 2 or 3; the launcher says on which rank."""
+    from afd_scale.checkpoint.run_state import RunCheckpoints
     from afd_scale.methods.afd import Afd
     from afd_scale.training import preemption
     from afd_scale.training.evaluator import Evaluator
 
+    finish = RunCheckpoints.finish
     train_student, loss_of, keep_base = Afd._train_student, Afd._student_loss, Evaluator.keep_base
     second, nans = os.environ["RANK"] == "1", {"one nan": 1, "two nans": 2, "nans": 100}.get(what, 0)
     left = [nans]
@@ -167,7 +176,13 @@ def happen(what: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return keep_base(self, policy)
 
+    def last_save(self: Any) -> None:
+        if second and what == "stop in the last save":
+            os.kill(os.getpid(), signal.SIGTERM)
+        finish(self)
+
     preemption.LONG_STEP_SECONDS = 0.0
+    RunCheckpoints.finish = last_save  # type: ignore[method-assign]
     Afd._train_student, Afd._student_loss, Evaluator.keep_base = in_a_step, loss, before  # type: ignore[method-assign]
 
 

@@ -176,3 +176,11 @@ def test_a_state_that_says_nothing_is_damage(tmp_path: Path) -> None:
         (checkpoint / "state.json").write_text(text, encoding="latin-1")
         with pytest.raises(DamagedError, match=r"state.json is absent or damaged"):
             read_state(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../../elsewhere", "networks/../../x"])
+def test_a_note_leads_to_no_file_elsewhere(folder: Path, name: str) -> None:
+    note = folder / "step_00000004" / "checksums" / "rank_00000.json"
+    note.write_text(json.dumps({name: {"bytes": 0, "xxh3": ""}}))
+    with pytest.raises(DamagedError, match=r"checksums/rank_00000\.json is no list of checksums"):
+        check_part(folder / "step_00000004", 1, 0, 1)

@@ -1,5 +1,6 @@
 """Signs of life: who is named when ranks are lost, stopped or silent."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from afd_scale.parallel import heartbeats
-from afd_scale.parallel.heartbeats import Heart, is_bereavement, read_sign, sign_path
+from afd_scale.parallel.heartbeats import Heart, is_bereavement, living, read_sign, sign_path
 
 
 @pytest.fixture
@@ -107,6 +108,26 @@ def test_silence_is_told_once_and_so_is_its_end(heart: Heart, tmp_path: Path) ->
     assert told[1] == "rank 1 gives signs again"
 
 
+def test_a_sign_that_cannot_be_read_for_a_while_ends_nothing(heart: Heart, tmp_path: Path) -> None:
+    told: list[str] = []
+    sign_of(tmp_path, 1, os.getpid(), silent=31.0)
+    heart._look_around(told.append)
+    own = sign_path(tmp_path, 0).read_text()
+    for rank in (1, 0):
+        sign_path(tmp_path, rank).write_text("")
+        heart._look_around(told.append)
+    sign_path(tmp_path, 0).write_text(own)
+    assert len(told) == 1
+
+
+def test_a_thousand_ranks_spare_the_file_system(heart: Heart, tmp_path: Path) -> None:
+    many = Heart(tmp_path, 900, 1000, machine=range(896, 904))
+    assert (Heart(tmp_path, 0, 1000).beat_seconds, many.beat_seconds) == (5.0, 10.0)
+    for rank in (1, 897):
+        sign_of(tmp_path, rank, os.getpid())
+    assert list(many._read()) == [897]
+
+
 def test_a_rank_at_a_place_of_its_own_comes_first(heart: Heart, tmp_path: Path) -> None:
     heart.at("evaluate")
     heart._write()
@@ -120,6 +141,15 @@ def test_a_damaged_sign_is_none(tmp_path: Path) -> None:
     for text in ("", "{", "[1]", '{"rank": "x"}', "[" * 100_000):
         (tmp_path / "sign").write_text(text)
         assert read_sign(tmp_path / "sign") is None
+
+
+def test_a_full_disk_does_not_hide_why_a_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(path: Path, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ValueError, match="three saves"), living(tmp_path, 0, 1):
+        monkeypatch.setattr(Path, "write_text", write)
+        raise ValueError("three saves have failed")
 
 
 def test_a_good_end_leaves_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import threading
 from dataclasses import replace
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore
 
 from afd_scale.config import LostInputError
 from afd_scale.parallel import meeting
@@ -32,6 +33,19 @@ def test_a_rank_that_does_not_come_is_named(two: Launched, caplog: pytest.LogCap
         meet(two, 0.2)
     with pytest.raises(LostInputError, match="ranks 1, 2 did not come"):
         meet(replace(two, size=3, local_size=3, port=launched_as({}).port), 0.2)
+
+
+def test_who_came_to_an_earlier_start_has_not_come_to_this_one(
+    two: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = TCPStore(two.address, int(two.port), None, True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    PrefixStore("afd_scale/0", agents).set("here/1", "")
+    meet(two, 20.0)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(LostInputError, match="rank 1 did not come"):
+        meet(two, 0.2)
 
 
 def test_main_rank_says_whom_it_waits_for(

@@ -1,5 +1,6 @@
 """A run's folder belongs to one job; it is free when that is gone."""
 
+import errno
 import json
 import os
 import subprocess
@@ -82,3 +83,32 @@ def test_an_owner_on_another_machine_that_gives_none_is_gone(tmp_path: Path, mon
     elsewhere(tmp_path, end="told to stop")  # it said so
     Owner(tmp_path).take()
     assert len(waited) == 1
+
+
+def test_the_lock_of_a_machine_that_is_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, waited = Owner(tmp_path), Owner(tmp_path), list[float]()
+    first.take()
+    elsewhere(tmp_path)
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:  # the file server lets go
+            first._let_go()
+
+    monkeypatch.setattr(owner.time, "sleep", sleep)
+    second.take()
+    assert len(waited) == 3
+    waited[:] = [0] * 3
+    with pytest.raises(ConfigError, match=r"no sign for 120 s; if it is gone, its lock outlives it: remove \S+/\.lock"):
+        first.take()
+
+
+def test_a_file_system_without_locks_leaves_nothing_that_outlives_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(owner.fcntl, "flock", flock)
+    Owner(tmp_path).take()  # and is killed
+    Owner(tmp_path).take()
