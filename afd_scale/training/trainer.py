@@ -158,6 +158,7 @@ class Trainer:
                     while self.step < self.config.train.steps:
                         with suppress(_WentBackError):
                             self._train(self.step + 1, self.config.train.steps)
+                self.guard.end(self.step, self.watch.skipped)
                 with self._phase("save"):
                     self._save()
                     self.checkpoints.finish()
@@ -295,8 +296,8 @@ class Trainer:
                     line = f"{self.config.name} was told to stop in its warm-up; start it again to begin anew"
                     raise Preempted(line) from None
                 self._save_last_step()
-                line = f"{self.config.name} was told to stop and saved step {self.step}; start it again to go on"
-                raise Preempted(line) from None
+                line = f"{self.config.name} was told to stop and saved step {self.checkpoints.saved}"
+                raise Preempted(f"{line}; start it again to go on") from None
 
     @contextmanager
     def _judges_may_fail(self) -> Iterator[None]:
@@ -324,6 +325,8 @@ class Trainer:
         self.checkpoints.finish()
 
     def _check_and_save(self, networks: Mapping[str, Checkpointed] | None = None) -> None:
+        if self.guard.in_a_row:  # nobody knows whether the weights are good
+            return
         self._check_finite(self._reduce(self.metrics))
         with self._phase("save"):
             self._save(networks)
@@ -353,7 +356,7 @@ class Trainer:
 
     def _check_finite(self, values: dict[str, float]) -> None:
         """A diverged run ends here: its weights must not push good checkpoints out."""
-        if self.watch.skipped:  # and the weights are as they were before
+        if self.guard.in_a_row:  # that is the guard's
             return
         for name, value in values.items():
             if not math.isfinite(value):

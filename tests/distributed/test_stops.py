@@ -131,7 +131,7 @@ def test_a_run_goes_back_once_when_updates_stay_not_finite(config: Path) -> None
     settings = ("train.most_skipped_steps=2", "train.save_every=1", "train.keep_checkpoints=9")
     result = run(config, "goes-back", "two nans", *settings)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "step 4: going back to step 3, and on with the data that comes next" in result.stderr
+    assert "step 4: going back to step 2, and on with the data that comes next" in result.stderr
     assert [line["step"] for line in lines(config, "goes-back")] == list(range(1, STEPS + 1))
 
     result = run(config, "ends", "nans", *settings)

@@ -233,7 +233,7 @@ def test_told_to_stop_a_run_saves_and_goes_on_later(configs: Path, two_ranks: li
     succeed(on_ranks(2, *command, f"train.steps={saved + 1}"))
     assert [line["step"] for line in metrics(folder)] == list(range(1, saved + 2))
     assert ended.read_text() == "done\n"
-    assert on_ranks(2, *command, "student.num_heads=7").returncode == 2
+    assert on_ranks(2, *command, "student.num_layers=-7").returncode == 2
     assert ended.read_text() == "failed\n"
 
 
@@ -329,14 +329,14 @@ def test_without_a_config_the_embedded_default_runs_and_says_so() -> None:
 def test_a_judge_that_diverges_in_the_warm_up_ends_the_run(configs: Path) -> None:
     result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=judge", "evaluation.metrics=none",
                  "method.discriminator_optimizer.learning_rate=1e30")  # fmt: skip
-    refused(result, "must be finite at step 0")
+    refused(result, "gradients of discriminator, student must be finite: those of 5 steps in a row to step 4 are not.")
     assert not list((configs / "runs" / "judge" / "checkpoints").glob("step_*"))
 
 
 def test_a_diverged_run_ends_and_saves_no_more(configs: Path, one_rank: list[dict[str, Any]]) -> None:
     result = run(sys.executable, TRAIN, "--config", configs / "afd.yaml", "name=diverged", "train.save_every=1",
                  "method.optimizer.learning_rate=1e30")  # fmt: skip
-    refused(result, "must be finite at step")
+    refused(result, "must be finite: those of the last 4 steps, to step 5, are not, and what came of it is not saved")
     saved = [path.name for path in (configs / "runs" / "diverged" / "checkpoints").glob("step_*")]
     assert saved == ["step_00000001"]
 
