@@ -116,12 +116,30 @@ def add_box(path: Path, added: bytes, *parents: str) -> Path:
     return path
 
 
-def remuxed(path: Path, target: Path) -> Path:
-    """The same packets in another container, with all that FFmpeg takes along."""
+def remuxed(
+    path: Path, target: Path, change: Callable[[bytes], bytes] | None = None,
+    setup: Callable[[Any], object] = lambda stream: None,
+) -> Path:  # fmt: skip
+    """The same packets in another container, with all that FFmpeg takes along.
+
+    Args:
+        change: of a packet's bytes, which are all that is kept of it then, and its times.
+        setup: is given the new stream before anything is written.
+    """
     with av.open(str(path)) as source, av.open(str(target), "w") as copy:
         stream = copy.add_stream_from_template(source.streams.video[0])
+        setup(stream)
         for packet in source.demux(video=0):
             if packet.size:
+                packet = _changed(packet, change) if change else packet
                 packet.stream = stream
                 copy.mux(packet)
     return target
+
+
+def _changed(packet: av.Packet, change: Callable[[bytes], bytes]) -> av.Packet:
+    changed = av.Packet(change(bytes(packet)))
+    changed.time_base = packet.time_base
+    for name in ("pts", "dts", "duration", "is_keyframe"):
+        setattr(changed, name, getattr(packet, name))
+    return changed

@@ -270,7 +270,10 @@ def _open_torch(path: Path) -> Tree:
         raise ValueError(f"weights ({path}) must be a torch file of tensors alone: {_why_not(path, error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"weights ({path}) must hold a dict of tensors, it holds {type(tree).__name__}")
-    return _stored_tree(path, tree, in_parts)
+    try:
+        return _stored_tree(path, tree, in_parts)
+    except RecursionError as error:
+        raise ValueError(f"weights ({path}) must be a torch file of tensors: it is nested too deeply") from error
 
 
 def _why_not(path: Path, error: Exception) -> str:

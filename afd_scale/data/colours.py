@@ -13,9 +13,9 @@ from afd_scale.data.clips import Frames
 _HD_HEIGHT = 720  # from here on, colours of unspecified standard are BT.709's
 _HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 _NOT_OF_A_DISPLAY = (ColorTrc.LINEAR, ColorTrc.LOG, ColorTrc.LOG_SQRT, ColorTrc.SMPTE428)
-_UNSPECIFIED_MATRIX = 2
-_MATRICES = {1, _UNSPECIFIED_MATRIX, 4, 5, 6, 7, 9}  # of AVColorSpace: those that swscale has
-_OTHER_MATRICES = {0: "RGB", 8: "YCgCo", 10: "BT2020_CL", 11: "SMPTE2085", 12: "CHROMA_DERIVED_NCL",
+_RGB, _UNSPECIFIED_MATRIX = 0, 2  # of AVColorSpace
+_MATRICES = {1, _UNSPECIFIED_MATRIX, 4, 5, 6, 7, 9}  # those that swscale has
+_OTHER_MATRICES = {_RGB: "RGB", 8: "YCgCo", 10: "BT2020_CL", 11: "SMPTE2085", 12: "CHROMA_DERIVED_NCL",
                    13: "CHROMA_DERIVED_CL", 14: "ICtCp", 15: "IPT_C2", 16: "YCgCo_RE", 17: "YCgCo_RO"}  # fmt: skip
 _OTHER_PRIMARIES = (ColorPrimaries.BT470M, ColorPrimaries.FILM, ColorPrimaries.SMPTE428, ColorPrimaries.SMPTE431)
 _BT709 = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))  # x, y of red, green and blue; all have the white of D65
@@ -38,10 +38,17 @@ def transfer(frame: Any) -> None:
 def matrix(frame: Any) -> None:
     """Refuse a conversion to RGB that swscale would do by another matrix."""
     coloured = len(frame.format.components) > 2 and not frame.format.is_rgb
-    if coloured and frame.colorspace not in _MATRICES:
-        name = _OTHER_MATRICES.get(frame.colorspace, frame.colorspace)
+    said = _said_matrix(frame)
+    if coloured and said not in _MATRICES:
+        name = _OTHER_MATRICES.get(said, said)
         raise RejectedError(f"colour matrix ({name}) must be of BT.601, BT.709, BT.2020, FCC or SMPTE 240M: "
                             "others are not converted")  # fmt: skip
+
+
+def _said_matrix(frame: Any) -> int:
+    """The frame's matrix. Where colours are coarser than brightness, RGB is what an encoder leaves at 0."""
+    coarse = frame.format.chroma_width(frame.width) < frame.width
+    return _UNSPECIFIED_MATRIX if frame.colorspace == _RGB and coarse else int(frame.colorspace)
 
 
 def primaries(frame: Any) -> None:
@@ -58,8 +65,9 @@ def pixels_of(frame: Any, colour: str) -> Frames:
     Args:
         colour: see `VideoForm`. Grey stays as it is: all primaries have the same white.
     """
-    unspecified = frame.colorspace == _UNSPECIFIED_MATRIX
-    source = Colorspace.ITU709 if unspecified and frame.height >= _HD_HEIGHT else None
+    source = None
+    if _said_matrix(frame) == _UNSPECIFIED_MATRIX:
+        source = Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601
     pixels = frame.reformat(format=colour, src_colorspace=source).to_ndarray()
     if colour == "rgb24" and frame.color_primaries in _WIDE:
         light = np.linspace(0, 1, 256, dtype=np.float32)[pixels] ** _DISPLAY_GAMMA @ _to_bt709(frame.color_primaries).T

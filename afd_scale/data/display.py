@@ -10,13 +10,17 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from afd_scale.codecs.codec import RejectedError
 from afd_scale.data import colours
 from afd_scale.data.clips import Frames
+from afd_scale.data.filters import graph_for
 from afd_scale.data.headers import Header
 
 _HDR_SIDE_DATA = ("DOVI_RPU_BUFFER", "DOVI_METADATA", "DYNAMIC_HDR_PLUS", "DYNAMIC_HDR_VIVID")
+# Kinds that FFmpeg has and PyAV does not, EXIF among them: its orientation comes as a display matrix, too.
+_UNNAMED = range(len(Type), 64)
 _ONE_EYE = 0  # of AVStereo3DType
 _RECTILINEAR = 4  # of AVSphericalProjection
 _RATIOS = (0.1, 10)
@@ -32,12 +36,14 @@ class Track:
         header: what that does not tell.
         shape: the codec's word on the shape of pixels when the file was opened.
         end: after which nothing of it is shown, seconds.
+        alpha_beside: whether there are pictures of its transparency beside it, as WebM has them.
     """
 
     stream: Any
     header: Header
     shape: Fraction | None
     end: float
+    alpha_beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,12 @@ def shown(frame: Any, track: Track, colour: str) -> Picture:
 
 def _side_data(frame: Any) -> dict[str, bytes]:
     try:
-        return {item.type.name: bytes(item) for item in frame.side_data}
-    except ValueError as error:  # PyAV 18 names none of it where it does not know one
-        raise RejectedError(f"side data must be of known kinds: {error}") from error
+        known = frame.side_data
+    except ValueError:  # PyAV 18 gives none of it where it does not know one
+        graph = graph_for(frame, *(("sidedata", f"mode=delete:type={kind}") for kind in _UNNAMED))
+        graph.vpush(frame)
+        known = graph.vpull().side_data
+    return {item.type.name: bytes(item) for item in known}
 
 
 def dynamic_hdr(said: Said) -> None:
@@ -119,7 +128,7 @@ def _kind(said: Said, name: str, default: int) -> int:
 
 def lost_alpha(said: Said) -> None:
     """Transparency that the decoder drops, as those of VP8 and VP9 do."""
-    if said.track.stream.metadata.get("alpha_mode") == "1" and not _has_alpha(said.frame):
+    if said.track.alpha_beside and not _has_alpha(said.frame):
         codec = said.track.stream.codec_context.name
         raise RejectedError(f"alpha (of {codec} in WebM) must be decoded: what is transparent would be shown")
 
@@ -162,7 +171,7 @@ def pixel_shape(picture: Picture, said: Said) -> Picture:
 def orientation(picture: Picture, said: Said) -> Picture:
     """Turn and mirror by the display matrix: what is at column x and row y comes to a x + c y and b x + d y."""
     numbers = np.frombuffer(said.side_data.get("DISPLAYMATRIX", b""), np.int32).tolist()
-    if len(numbers) < 9:
+    if len(numbers) < 9 or not any(numbers[at] for at in (0, 1, 3, 4)):  # some writers leave it at zeros
         return picture
     (a, b, u), (c, d, v), w = numbers[0:3], numbers[3:6], numbers[8]
     upright, turned = min(abs(a), abs(d)), min(abs(b), abs(c))

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from itertools import chain, groupby
 from typing import Any
 
-import av
 from av.error import BlockingIOError as NothingYet
 from av.error import EOFError as NothingMore
 
 from afd_scale.codecs.codec import RejectedError
+from afd_scale.data.filters import graph_for
 from afd_scale.data.headers import FirstField
 
 _STREAM_FIELDS: dict[int, FirstField] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}  # of AVFieldOrder
@@ -51,11 +51,7 @@ def _deinterlaced(frames: Iterator[Any], settings: str) -> Iterator[Any]:
     """Frames of one size and format, through FFmpeg's bwdif."""
     first = next(frames)
     second = next(frames, first)
-    graph = av.filter.Graph()
-    source = graph.add("buffer", video_size=f"{first.width}x{first.height}", pix_fmt=first.format.name,
-                       time_base=str(first.time_base), colorspace=str(first.colorspace),
-                       range=str(first.color_range))  # fmt: skip
-    graph.link_nodes(source, graph.add("bwdif", f"mode=send_frame:{settings}"), graph.add("buffersink")).configure()
+    graph = graph_for(first, ("bwdif", f"mode=send_frame:{settings}"))
     # Motion is seen from the frames on both sides, so the second lies before the first too; it is not given back.
     pulled = 0
     for frame in chain([second, first], [second] if second is not first else [], frames, [None]):

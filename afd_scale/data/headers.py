@@ -76,14 +76,18 @@ def _mp4(file: BinaryIO, whole: Span, track: int) -> Header:
 
 
 def _check_edits(file: BinaryIO, trak: Span) -> None:
-    """FFmpeg applies edits but for their rates: each has a length, a time, and a rate that may be 0, of a still."""
+    """FFmpeg applies edits but for their rates: each has a length, a time, and a rate that may be 0, of a still.
+
+    Where the time is -1 nothing is played, at whatever rate.
+    """
     for span in _found(_boxes, file, trak, b"edts", b"elst"):
         head = _bytes(file, span, 8)
         width = 20 if head[:1] == b"\1" else 12
         for number in range(min(int.from_bytes(head[4:], "big"), _MOST_CHILDREN)):
             after = span[0] + 8 + width * (number + 1)
-            rate = _bytes(file, (after - 4, min(after, span[1])))
-            if len(rate) == 4 and rate != b"\0\1\0\0":
+            edit = _bytes(file, (after - width, min(after, span[1])))
+            time, rate = edit[(width - 4) // 2 : -4], edit[-4:]
+            if len(edit) == width and time.strip(b"\xff") and rate != b"\0\1\0\0":
                 raise RejectedError(f"edit list (rate {struct.unpack('>i', rate)[0] / 65536:g}) must play at rate 1: "
                                     "others are not applied")  # fmt: skip
 

@@ -104,7 +104,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Track]]:
             end = math.inf
             if "mp4" in container.format.name and stream.duration:  # an edit list may cut the last frame short
                 end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-            yield container, Track(stream, header, stream.codec_context.sample_aspect_ratio, end)
+            alpha = stream.metadata.get("alpha_mode") == "1" and _has_alpha_beside(path, stream)
+            yield container, Track(stream, header, stream.codec_context.sample_aspect_ratio, end, alpha)
     except FFmpegError as error:
         raise RejectedError(f"must be a readable video: {error.strerror}") from error
     except OSError as error:
@@ -128,6 +129,13 @@ def _film(path: Path, streams: Iterable[Any]) -> tuple[Any, int]:
 
     best = max(films, key=rank)
     return best, films.index(best)
+
+
+def _has_alpha_beside(path: Path, stream: Any) -> bool:
+    """Whether a packet brings alpha; what browsers record announces it, and mostly has none."""
+    with av.open(f"file:{path}") as container:
+        packets = container.demux(container.streams[stream.index])
+        return any(packet.has_sidedata("matroska_block_additional") for packet in packets)
 
 
 def _packets(path: Path, streams: list[Any]) -> Iterator[int]:

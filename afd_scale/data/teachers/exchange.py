@@ -24,6 +24,7 @@ STUB = "stub"  # the url of a rehearsal
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 900.0
+_NO_JSON = (ValueError, RecursionError)  # the second of what is nested too deeply
 _MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
 
 
@@ -97,9 +98,10 @@ class AnswerError(Exception):
         page = response.text.lstrip().startswith("<")
         try:
             answer = response.json()
-        except ValueError:
-            answer = None if page else response.text
-        self.said = one_line(said_in(answer))
+            said = said_in(answer)
+        except _NO_JSON:
+            answer, said = None, "" if page else response.text
+        self.said = one_line(said)
         self.refuses = not response.is_success or page or (isinstance(answer, dict) and bool(answer.get("error")))
         text = self.said or one_line(_MARKUP.sub(" ", response.text)) or response.reason_phrase
         what = " and names no video" if response.is_success else ""
@@ -153,7 +155,7 @@ class Exchange:
         response = self._send("POST", request.path, json=request.json, files=form or None, headers=headers)
         try:
             video_id = self.protocol.id_of(response.json())
-        except ValueError:  # it says that it is JSON, and is not
+        except _NO_JSON:  # though it was accepted, perhaps
             video_id = None
         if video_id is None:
             raise AnswerError(response, ours=True)

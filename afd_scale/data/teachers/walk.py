@@ -7,6 +7,7 @@ from pathlib import Path
 from afd_scale.data.clips import Reject
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".m4v", ".avi")
+_BESIDE = "._"  # what macOS writes beside files on other file systems
 
 
 def videos_below(folder: Path) -> tuple[list[Path], list[Reject]]:
@@ -35,7 +36,7 @@ def videos_below(folder: Path) -> tuple[list[Path], list[Reject]]:
             continue
         for entry in inside:
             path = Path(entry.path)
-            if path.suffix.lower() in VIDEO_SUFFIXES:
+            if path.suffix.lower() in VIDEO_SUFFIXES and not entry.name.startswith(_BESIDE):
                 videos.append(path)
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(path)

@@ -21,7 +21,7 @@ from afd_scale.data.video import file_fingerprint, read_video
 from afd_scale.files import system_errors
 
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # a key ends at the first dot of the member's name
-_TAR = re.compile(r".*\.(tar(\.\w+)?|tgz)")
+_TAR = re.compile(r".*\.(tar|tgz|tar\.(gz|bz2|xz|zst|zstd|lz4))")  # those that are compressed are refused by name
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_TARS = 100_000
 _TEXT_BYTES = 4 * LONGEST_TEXT

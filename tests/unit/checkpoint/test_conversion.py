@@ -169,6 +169,12 @@ def bad(how: str, state: State, folder: Path) -> tuple[Path, ...]:
         path = folder / "file.pt"
         torch.save(state, path)
         path.write_bytes(path.read_bytes()[:-2000])
+    elif how == "nested":
+        path = folder / "file.pt"
+        with ZipFile(path, "w") as file:  # 5000 dicts, each the value of "x" in the one around it
+            file.writestr("a/data.pkl", b"\x80\x02" + b"}X\1\0\0\0x" * 5000 + b"}" + b"s" * 5000 + b".")
+            file.writestr("a/version", "3\n")
+            file.writestr("a/byteorder", "little")
     elif how == "fp8":
         save_file({n: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for n, t in state.items()}, path)
     elif how == "integers":
@@ -195,6 +201,7 @@ def bad(how: str, state: State, folder: Path) -> tuple[Path, ...]:
     [
         ("cut", "must be a whole safetensors file"),
         ("cut torch file", "must be a torch file of tensors alone: it is damaged"),
+        ("nested", "must be a torch file of tensors: it is nested too deeply"),
         ("fp8", "must not be quantised: the weights are FP8 without their scales"),
         ("integers", "must be floating-point numbers"),
         ("nan", "must be finite: head.head.bias holds NaN"),

@@ -74,12 +74,29 @@ def test_orientation_is_of_the_whole_matrix(
     assert (own_form(path).height, own_form(path).width) == ((48, 32) if turn % 180 else (32, 48))
 
 
-@pytest.mark.parametrize("matrix", [(56756, 32768, -32768, 56756), (65536, 16384, 0, 65536), (0, 0, 0, 0)])
+@pytest.mark.parametrize("matrix", [(56756, 32768, -32768, 56756), (65536, 16384, 0, 65536), (0, 0, 0, 65536)])
 def test_orientation_that_is_no_quarter_turn(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
     a, b, c, d = matrix
     whole = (a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path = write_video(tmp_path / "a.mp4", grey(9), setup=lambda stream: stream.set_display_matrix(whole))
     refused(path, r"orientation \(.*\) must be of quarter turns and mirrors")
+
+
+@pytest.mark.parametrize("last", [0, 1 << 30])
+def test_orientation_that_was_left_at_zeros(tmp_path: Path, last: int) -> None:
+    matrix = (0,) * 8 + (last,)
+    path = write_video(tmp_path / "a.mp4", four_corners(), setup=lambda stream: stream.set_display_matrix(matrix))
+    assert read(path) == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize(("orientation", "expected"), [(1, [4, 8, 12, 16]), (6, [12, 4, 16, 8])])
+def test_orientation_of_exif_beside_each_frame(tmp_path: Path, orientation: int, expected: list[int]) -> None:
+    entry = struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    source = write_video(tmp_path / "a.mov", four_corners(), codec="mjpeg", pix_fmt="yuvj420p")
+    path = remuxed(source, tmp_path / "b.mov", lambda jpeg: jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2)
+                   + exif + jpeg[2:])  # fmt: skip
+    assert read(path) == expected
 
 
 def test_pixel_shape_of_the_container_before_that_of_the_codec(tmp_path: Path) -> None:
@@ -172,6 +189,15 @@ def test_alpha_that_the_decoder_drops(tmp_path: Path, codec: str, options: dict[
     refused(path, r"alpha \(of vp[89] in WebM\) must be decoded")
 
 
+def test_alpha_that_is_announced_and_not_there(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"codec": "libvpx-vp9", "pix_fmt": "yuva420p"}
+    path = write_video(tmp_path / "a.webm", half_transparent("yuva420p"), **settings)
+    bare = remuxed(path, tmp_path / "b.webm", bytes, setup=lambda stream: setattr(stream, "pix_fmt", "yuva420p"))
+    with av.open(str(bare)) as container:
+        assert container.streams.video[0].metadata["alpha_mode"] == "1"
+    assert read(bare) == [6, 26] * 2
+
+
 @pytest.mark.parametrize("transfer", [ColorTrc.LINEAR, ColorTrc.LOG, ColorTrc.SMPTE428])
 def test_transfer_that_is_of_no_display(tmp_path: Path, transfer: ColorTrc) -> None:
     path = write_video(tmp_path / "a.mp4", grey(9), color_trc=transfer.value)
@@ -204,9 +230,17 @@ def test_primaries_that_are_not_converted(tmp_path: Path, primaries: ColorPrimar
     refused(path, rf"colour primaries \({primaries.name}\) must be")
 
 
-@pytest.mark.parametrize(("matrix", "name"), [(0, "RGB"), (8, "YCgCo"), (10, "BT2020_CL"), (14, "ICtCp")])
+@pytest.mark.parametrize(("matrix", "name"), [(8, "YCgCo"), (10, "BT2020_CL"), (14, "ICtCp")])
 def test_colour_matrix_that_is_not_converted(tmp_path: Path, matrix: int, name: str) -> None:
     refused(write_video(tmp_path / "a.mp4", grey(9), colorspace=matrix), rf"colour matrix \({name}\) must be of")
+
+
+def test_a_matrix_of_rgb_where_colours_are_coarser_is_none(tmp_path: Path) -> None:
+    colour = np.broadcast_to(np.array([180, 90, 60], np.uint8), (3, 32, 32, 3))
+    path = write_video(tmp_path / "a.mp4", colour, colorspace=0)
+    assert np.abs(read_video(path, replace(FORM, colour="rgb24"))[0, 0, 0].astype(int) - (180, 90, 60)).max() <= 3
+    whole = write_video(tmp_path / "a.mkv", colour, codec="ffv1", pix_fmt="yuv444p", colorspace=0)
+    refused(whole, r"colour matrix \(RGB\) must be of")
 
 
 @pytest.mark.parametrize(("matrix", "expected"), [(1, (0, 255)), (5, (0, 255)), (7, (0, 255)), (9, (0, 255))])

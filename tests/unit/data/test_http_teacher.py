@@ -551,7 +551,9 @@ def test_an_endpoint_that_cannot_be_used_stops_the_job(
     assert len(videos(found)) == 4
 
 
-@pytest.mark.parametrize("said", [b"", {"task_id": "1", "message": "success"}])
+@pytest.mark.parametrize(
+    "said", [b"", b"[" * 200_000, b'{"error":' * 900 + b"1" + b"}" * 900, {"task_id": "1", "message": "success"}]
+)
 def test_a_success_that_names_no_video_may_have_been_paid_for(
     serve: Callable[..., VideoServer], tmp_path: Path, said: Any
 ) -> None:

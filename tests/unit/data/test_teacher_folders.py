@@ -40,6 +40,12 @@ def test_videos_of_linked_folders_are_the_teachers_too(tmp_path: Path) -> None:
     assert told(tmp_path / "entry") == (videos, {})
 
 
+def test_what_macos_writes_beside_videos_is_none_of_the_teachers(tmp_path: Path) -> None:
+    place(tmp_path, "a.mp4")
+    (tmp_path / "._a.mp4").write_bytes(b"\0\5\x16\7")
+    assert told(tmp_path) == (["a.mp4"], {})
+
+
 def test_cycles_of_folders_end_and_are_named_by_the_teacher(tmp_path: Path) -> None:
     place(tmp_path / "source", "a.mp4", "deep/b.mp4")
     place(tmp_path / "x", "c.mp4")

@@ -253,6 +253,15 @@ def test_an_edit_list_of_another_rate(tmp_path: Path) -> None:
         read_video(path, GRAY)
 
 
+def test_an_edit_of_nothing_has_no_rate(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(12), times=range(5, 17), pix_fmt="gray")
+    content = path.read_bytes()
+    at = content.index(b"elst") + 12
+    assert content[at + 4 : at + 12] == b"\xff\xff\xff\xff\0\1\0\0", "the first edit is a delay"
+    path.write_bytes(content[: at + 8] + bytes(4) + content[at + 12 :])
+    assert numbers(read_video(path, GRAY)) == list(range(12))
+
+
 @pytest.mark.parametrize("first", [5, 1000])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
 def test_a_video_begins_with_its_first_frame(tmp_path: Path, name: str, first: int) -> None:

@@ -265,6 +265,15 @@ def test_negative_sizes_and_endless_headers_end(tmp_path: Path, video: bytes) ->
         assert reasons["a.tar"].startswith("must be a whole, uncompressed tar")
 
 
+def test_what_lies_beside_tars_is_none_of_them(tmp_path: Path, video: bytes) -> None:
+    write_tar(tmp_path / "0.tar", {"a.mp4": video, "a.txt": "a red ball"})
+    (tmp_path / "0.tar.idx").write_text("0 1 2")
+    (tmp_path / "1.tar.gz").write_bytes(b"packed")
+    clips, rejects = told(tmp_path)
+    assert [clip.video for clip in clips] == ["0.tar/a.mp4"]
+    assert list(rejects) == ["1.tar.gz"]
+
+
 def test_names_with_a_range(tmp_path: Path, video: bytes) -> None:
     for number in (8, 9, 10):
         write_tar(tmp_path / f"v-{number:03d}.tar", {"0.mp4": video, "0.txt": f"bar {number}"})
