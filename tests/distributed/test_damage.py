@@ -99,7 +99,7 @@ def test_a_run_goes_on_from_what_damage_has_left(configs: Path, whole: Path, tmp
     for said in (
         "step_00000005 is damaged and set aside as step_00000005.damaged: networks/student/rank_00001.safetensors is",
         "step_00000004 is damaged and set aside as step_00000004.damaged: state.json has 40 bytes",
-        f"{run / 'summary.json'} is damaged, and left out",
+        f"run ({run / 'summary.json'}) must be the summary of a run: ",
         f"{run / 'config.yaml'} is absent or damaged: the run goes on by",
         "lines are damaged, and left out",
         f"{NAME} resumes after step 2 from",
