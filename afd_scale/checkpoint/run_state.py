@@ -12,6 +12,7 @@ import logging
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -124,9 +125,9 @@ class RunCheckpoints:
         """
         self._began = time.monotonic()
         self.settle(wait=True)
-        self.asked, folder = step, self.folder / f".{_name(step)}.partial"
+        self.asked = step
         try:
-            self.ranks.run_on_all(self._begin, folder)
+            folder: Path = self.ranks.run_on_main(self._begin)
         except OSError as error:
             self._failed(error)
             return
@@ -138,7 +139,7 @@ class RunCheckpoints:
         complete = partial(self._complete, folder, json.dumps(state, indent=1), student, gathered)
         pause = time.monotonic() - self._began
         self._pauses.append(pause)
-        self._write = _Write(write, complete if self.ranks.is_main else None, pause)
+        self._write = _Write(folder, write, complete if self.ranks.is_main else None, pause)
 
     def settle(self, wait: bool = False) -> None:
         """Learn how a checkpoint that is being written is coming along.
@@ -190,12 +191,15 @@ class RunCheckpoints:
             network.load(state["folder"] / NETWORKS / name)
         self.asked = self.saved = state["step"]
 
-    def _begin(self, folder: Path) -> None:
-        if self.ranks.is_main:
-            for pattern in (".step_*.partial", ".step_*.deleting"):  # what killed runs left behind
-                for left_over in self.folder.glob(pattern):
-                    shutil.rmtree(left_over)
-            (folder / NETWORKS).mkdir(parents=True)
+    def _begin(self) -> Path:
+        """Make the folder to write into; what killed runs left behind goes."""
+        for pattern in (".step_*.partial", ".step_*.deleting"):
+            for left_over in self.folder.glob(pattern):
+                shutil.rmtree(left_over, ignore_errors=True)
+        # A name of its own: ranks of an earlier start may live on for a while, and still write to theirs.
+        folder = self.folder / f".{_name(self.asked)}.{uuid.uuid4().hex[:8]}.partial"
+        (folder / NETWORKS).mkdir(parents=True)
+        return folder
 
     def _write_part(self, folder: Path, parts: Mapping[str, Shards]) -> None:
         """This rank's shards, and where it is not the main one, its note of them."""
@@ -260,7 +264,7 @@ class RunCheckpoints:
             self.ranks.run_on_all(write.raise_error)  # the first rank's, on all
         except OSError as error:
             if self.ranks.is_main:
-                shutil.rmtree(self.folder / f".{_name(self.asked)}.partial", ignore_errors=True)
+                shutil.rmtree(write.folder, ignore_errors=True)
             self._failed(error)
 
     def _failed(self, error: OSError) -> None:
@@ -281,13 +285,16 @@ class _Write:
     """One rank's part of a checkpoint on its way to the disk, in a thread of its own, without collectives.
 
     Args:
+        folder: that all ranks write into.
         part: writes this rank's files.
         complete: on the main rank, does the rest; it returns early once `abandoned` is set.
         pause: seconds that training stood still for it.
     """
 
-    def __init__(self, part: Callable[[], None], complete: Callable[[threading.Event], None] | None, pause: float):
-        self.abandoned, self.pause, self.seconds = threading.Event(), pause, 0.0
+    def __init__(
+        self, folder: Path, part: Callable[[], None], complete: Callable[[threading.Event], None] | None, pause: float
+    ):
+        self.folder, self.abandoned, self.pause, self.seconds = folder, threading.Event(), pause, 0.0
         self.error: Exception | None = None
         self._part, self._complete = part, complete
         self.thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)

@@ -1,6 +1,7 @@
 """Two ranks whose disk fails them in the middle of a save, and a run that goes on from what damage has left."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -40,7 +41,8 @@ def whole(configs: Path) -> Path:
 
 
 def names(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
+    """Each partial one's own part left out."""
+    return sorted(re.sub(r"\.[0-9a-f]{8}\.partial$", ".partial", path.name) for path in (run / "checkpoints").iterdir())
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -67,7 +69,7 @@ from afd_scale.engines import resharding
 save_file, rank = resharding.save_file, int(os.environ["RANK"])
 
 def write(tensors, path, metadata):
-    step = int(path.parents[2].name.removeprefix(".step_").removesuffix(".partial"))
+    step = int(path.parents[2].name.split(".")[1].removeprefix("step_"))
     save = lambda: save_file(tensors, path, metadata=metadata)
 {body}
 

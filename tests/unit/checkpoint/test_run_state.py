@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,8 @@ def save(checkpoints: RunCheckpoints, step: int, part: Part | None = None, wait:
 
 
 def names(checkpoints: RunCheckpoints) -> list[str]:
-    return sorted(path.name for path in checkpoints.folder.iterdir())
+    """Each partial one's own part left out."""
+    return sorted(re.sub(r"\.[0-9a-f]{8}\.partial$", ".partial", path.name) for path in checkpoints.folder.iterdir())
 
 
 def test_every_role_is_below_networks_whatever_its_name(config: RunConfig) -> None:
@@ -186,6 +188,22 @@ def test_what_a_killed_run_left_is_swept(config: RunConfig) -> None:
         (checkpoints.folder / left_over / "inner").mkdir(parents=True)
     save(checkpoints, 3)
     assert names(checkpoints) == ["latest", "step_00000003"]
+
+
+def test_ranks_of_an_earlier_start_that_live_on_write_elsewhere(config: RunConfig) -> None:
+    earlier, go_on = checkpoints_of(config), threading.Event()
+    save(earlier, 3, Part(1, lambda: go_on.wait(10) or None), wait=False)  # type: ignore[func-returns-value]
+    later = checkpoints_of(config)
+
+    def write() -> None:
+        go_on.set()
+        assert earlier._write is not None
+        earlier._write.thread.join()
+
+    save(later, 3, Part(2, write))
+    folder = later.folder / "step_00000003"
+    check_part(folder, 1, 0, 1)
+    assert load_file(folder / "networks" / "student" / "rank_00000.safetensors")["weight"].tolist() == [2, 2]
 
 
 def test_minutes_between_saves(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

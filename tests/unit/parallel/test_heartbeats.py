@@ -147,13 +147,13 @@ def test_a_full_disk_does_not_hide_why_a_run_ends(tmp_path: Path, monkeypatch: p
     def write(path: Path, text: str) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def fail() -> None:
+    def run() -> None:
         with living(tmp_path, 0, 1):
             monkeypatch.setattr(Path, "write_text", write)
             raise ValueError("three saves have failed")
 
     with pytest.raises(ValueError, match="three saves"):
-        fail()
+        run()
 
 
 def test_a_good_end_leaves_nothing(tmp_path: Path) -> None:

@@ -35,9 +35,7 @@ def test_a_rank_that_does_not_come_is_named(two: Launched, caplog: pytest.LogCap
         meet(replace(two, size=3, local_size=3, port=launched_as({}).port), 0.2)
 
 
-def test_who_came_to_an_earlier_start_has_not_come_to_this_one(
-    two: Launched, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_came_to_an_earlier_start_has_not_come_to_this_one(two: Launched, monkeypatch: pytest.MonkeyPatch) -> None:
     agents = TCPStore(two.address, int(two.port), None, True, wait_for_workers=False)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
