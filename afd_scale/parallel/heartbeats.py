@@ -35,7 +35,7 @@ SILENT_BEATS = 6  # without a sign: dead or stopped, or its machine is
 _LOOK_SECONDS = 15.0  # at the others, of whom there may be a thousand
 _LAST_WORDS_SECONDS = 10.0  # until the ranks that live have said how they ended
 _PACKAGE = str(Path(__file__).parents[1])
-_OF_GLOO = re.compile(r"gloo/|Connection (closed|reset) by peer|Timed out waiting|Application timeout", re.IGNORECASE)
+_OF_GLOO = re.compile(r"gloo/|Timed out waiting|Application timeout", re.IGNORECASE)  # its file names
 
 
 class LostRanksError(Exception):

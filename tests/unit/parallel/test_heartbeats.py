@@ -166,4 +166,5 @@ def test_a_good_end_leaves_nothing(tmp_path: Path) -> None:
 def test_what_says_that_others_are_lost() -> None:
     assert is_bereavement(RuntimeError("[../third_party/gloo/transport/tcp/pair.cc] Connection closed by peer"))
     assert not is_bereavement(RuntimeError("CUDA out of memory"))
+    assert not is_bereavement(RuntimeError("s3://shards/index.json: Connection reset by peer"))  # its own trouble
     assert not is_bereavement(ValueError("gloo/"))
