@@ -45,6 +45,7 @@ STATE, CONFIG = "state.json", "config.yaml"
 FORMAT = 4  # of a checkpoint
 MOST_FAILURES = 3  # saves that fail one after the other, before the run ends
 _POLL_SECONDS = 0.05
+_LINGER_SECONDS = 10.0
 
 
 class Checkpointed(Protocol):
@@ -170,6 +171,11 @@ class RunCheckpoints:
         if self.failures:
             raise ConfigError(f"out ({self.folder}) must have room: step {self.asked} could not be saved; "
                               f"{self._standing}")  # fmt: skip
+
+    def linger(self) -> None:
+        """Let a save that is being written come to its end, for a while, where the ranks can no longer agree."""
+        if self._write is not None:
+            self._write.thread.join(_LINGER_SECONDS)
 
     def due(self) -> bool:
         """Whether so much time has gone by since the last save began; of this rank's clock."""

@@ -111,6 +111,7 @@ class Heart:
         self.phase, self._since, self._began = "start", time.monotonic(), time.monotonic()
         self._main_thread = threading.main_thread().ident
         self._stop, self._changed, self._silent = threading.Event(), threading.Event(), set[int]()
+        self._seen: dict[int, tuple[float, float]] = {}  # when each sign was written, and when that was first seen
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -155,15 +156,16 @@ class Heart:
             if first < self.rank:
                 return f"others are lost; rank {first} says which", True
             late = time.monotonic() > deadline
-            if late and self.rank == 0:
-                silent = {rank: sign for rank, sign in signs.items() if sign.end is None and rank != 0}
-                faults |= {rank: f"has no last word; its last sign was {sign.at}" for rank, sign in silent.items()
-                           if rank not in faults}  # fmt: skip
             if faults:
                 return "; ".join(f"{signs[rank]} {fault}" for rank, fault in sorted(faults.items())[:4]), True
             if late:
-                return f"no rank is known to be lost; {self.places()}", False
+                return self._no_last_words(signs) or f"no rank is known to be lost; {self.places()}", False
             time.sleep(0.2)
+
+    def _no_last_words(self, signs: dict[int, Sign]) -> str:
+        """Of the main rank: those that have not said how they end; they may wait for the others still."""
+        silent = [sign for sign in signs.values() if sign.end is None and sign.rank != 0] if self.rank == 0 else []
+        return "; ".join(f"{sign} has no last word; its last sign was {sign.at}" for sign in silent[:4])
 
     def places(self) -> str:
         """Where the ranks are, those at one place together, the fewest first: one that is alone holds up the rest."""
@@ -186,14 +188,14 @@ class Heart:
 
     def _look_around(self, tell: Callable[[str], None]) -> None:
         signs = self._read()
-        if self.rank not in signs:  # a file system that fails for a while
-            return
-        now, most = signs[self.rank].written, self._silent_seconds
-        silent = {rank for rank, sign in signs.items() if now - sign.written > most and sign.end is None}
+        now = time.monotonic()
+        for rank, sign in signs.items():  # by this clock: those of other machines differ
+            if self._seen.get(rank, (0.0, 0.0))[0] != sign.written:
+                self._seen[rank] = (sign.written, now)
+        quiet = {rank: now - self._seen[rank][1] for rank, sign in signs.items() if sign.end is None}
+        silent = {rank for rank, seconds in quiet.items() if seconds > self._silent_seconds}
         for rank in sorted(silent - self._silent):
-            tell(
-                f"{signs[rank]} has given no sign for {now - signs[rank].written:.0f} s; its last was {signs[rank].at}"
-            )
+            tell(f"{signs[rank]} has given no sign for {quiet[rank]:.0f} s; its last was {signs[rank].at}")
         for rank in sorted((self._silent & signs.keys()) - silent):
             tell(f"rank {rank} gives signs again")
         self._silent = silent

@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 _TORCHRUN = ("torchrun", "torch.distributed.run", "torch/distributed/run.py")
 _DEEPSPEED = ("deepspeed.launcher.launch", "deepspeed/launcher/launch.py")
+_RUNNER = ("deepspeed", "deepspeed.launcher.runner", "deepspeed/launcher/runner.py")
 
 
 def stop_with_launcher() -> None:
@@ -30,7 +31,7 @@ def launchers_of(process: psutil.Process) -> list[psutil.Process]:
     if parent is None or not _is_one_of(parent, _TORCHRUN + _DEEPSPEED):
         return []
     runner = parent.parent() if _is_one_of(parent, _DEEPSPEED) else None
-    return [parent] if runner is None or not _is_one_of(runner, ("deepspeed",)) else [parent, runner]
+    return [parent] if runner is None or not _is_one_of(runner, _RUNNER) else [parent, runner]
 
 
 def _watch(launchers: list[psutil.Process]) -> None:
@@ -51,8 +52,9 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _is_one_of(process: psutil.Process, names: tuple[str, ...]) -> bool:
+    """Whether a program, module or script of these names is what it runs; a shell that mentions one is not."""
     try:
-        command = " ".join(process.cmdline())
+        command = process.cmdline()[:4]  # python -u -m MODULE
     except psutil.Error:
         return False
-    return any(name in command for name in names)
+    return any(argument == name or argument.endswith(f"/{name}") for argument in command for name in names)

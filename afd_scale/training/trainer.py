@@ -20,14 +20,12 @@ from afd_scale.checkpoint.weights import FOLDER_NAME
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.judges import JudgeConfig
 from afd_scale.config.models import PolicyConfig
-from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, is_to_be_made
+from afd_scale.data.check import check_copies
 from afd_scale.data.reader import Ahead, TeacherStream
-from afd_scale.data.schema import DatasetFacts
 from afd_scale.evaluation.report import metric_table, write_report
-from afd_scale.evaluation.run_files import SUMMARY, Summary, read_summary
+from afd_scale.evaluation.run_files import SUMMARY
 from afd_scale.files import full_disk_explained, write_text
 from afd_scale.health.nvml import gpu_meter
-from afd_scale.layers.choose_precision import choose_precision
 from afd_scale.parallel.heartbeats import Heart, living
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.spent import Spent
@@ -37,12 +35,13 @@ from afd_scale.training.build import Run, base_of, build_codec, build_run
 from afd_scale.training.diagnostics import Diagnostics
 from afd_scale.training.evaluator import Evaluator
 from afd_scale.training.guards import Guard
+from afd_scale.training.inputs import check_early, check_inputs, complete_summary, input_errors
 from afd_scale.training.metrics import Recorder, recording
 from afd_scale.training.owner import Owner
 from afd_scale.training.preemption import GivenUpError, Preempted, StopRequest, ending_at_once, noting
-from afd_scale.training.run_folder import check_folder, start_anew, write_config
+from afd_scale.training.run_folder import write_config
 from afd_scale.training.steps import StepWatch
-from afd_scale.training.trackers import Tracker, check_trackers, open_tracker, tell
+from afd_scale.training.trackers import Tracker, open_tracker, tell
 from afd_scale.types import Batch, JudgeError, UnreachableJudgeError
 
 log = logging.getLogger(__name__)
@@ -62,11 +61,11 @@ def train(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...] = ()) -> 
     """
     workload(config, ranks.size)  # refuses ranks and batches that do not divide
     sharing = ranks.sharing_videos(config.parallel.sequence, config.engine.timeout_minutes)
-    ranks.run_on_main(_check_early, config, sharing, requirers)
+    ranks.run_on_main(check_early, config, sharing, requirers)
     if config.requires is not None:
         log.info("%s requires the run of %s", config.name, config.requires)
         train(load_config(config.requires), ranks, (*requirers, config.requires))
-    summary = ranks.run_on_main(_complete_summary, config)
+    summary = ranks.run_on_main(complete_summary, config)
     if summary is not None:
         table = "" if requirers else "\n" + metric_table(summary)
         log.info("%s is complete: %s%s", config.name, config.folder / "report.html", table)
@@ -97,8 +96,8 @@ class Trainer:
         self.inner_seconds = 0.0  # of the phases within the present one
         self.read_gpu = gpu_meter(ranks.device)
         self.trackers: list[Tracker] = []  # on the main rank, while the run lasts
-        with self._phase("prepare"), _input_errors():
-            facts = ranks.run_on_main(_check_inputs, config)
+        with self._phase("prepare"), input_errors():
+            facts = ranks.run_on_main(check_inputs, config)
             ranks.run_on_each_machine(check_copies, config)
             self.stream = Ahead(TeacherStream(config), pinned=ranks.device.type == "cuda")
             self.built: Run = build_run(config, ranks)
@@ -129,7 +128,7 @@ class Trainer:
         if self.diagnostics is not None:
             with self._phase("diagnose"):
                 self.diagnostics.begin()
-        with self._phase("prepare"), _input_errors():
+        with self._phase("prepare"), input_errors():
             self._resume()
         first = self.step + 1 if self.step else 1 - self.built.method.warmup_steps
         self.ranks.run_on_main(self._open_trackers, first)
@@ -137,6 +136,9 @@ class Trainer:
             metrics = self._steps_and_comparison(first)
         except (ConfigError, Preempted):  # of all ranks alike
             self.checkpoints.settle(wait=True)
+            raise
+        except Exception:
+            self.checkpoints.linger()
             raise
         finally:
             tell(self.trackers, lambda tracker: tracker.close())
@@ -411,48 +413,3 @@ class Trainer:
         if metrics:
             log.info("%s\n%s", self.config.name, metric_table(summary))
         log.info("%s is complete; look at %s", self.config.name, report)
-
-
-def _check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) -> None:
-    """What would otherwise come out only after the run that this one requires."""
-    check_trackers(config.train.trackers)
-    if config.requires in requirers:
-        raise ConfigError(f"requires ({config.requires}) must not lead back to itself")
-    if _complete_summary(config) is None and config.requires is not None:
-        with _input_errors():
-            choose_precision(config.precision, config.fp8_scaling, ranks.device, keep_blocks=config.fp8_keep_blocks)
-        if not is_to_be_made(config.data):
-            ensure_dataset(config.data)
-            check_dataset(config)
-
-
-def _check_inputs(config: RunConfig) -> DatasetFacts:
-    ensure_dataset(config.data)
-    facts = check_dataset(config)
-    for role in config.cast:
-        judge = role.network if isinstance(role.network, JudgeConfig) else None
-        if judge is not None and judge.sees_pixels and not facts.codec.startswith(config.codec.name):
-            raise ConfigError(f"codec.name ({config.codec.name}) must be {facts.codec.partition(':')[0]}, with its "
-                              f"models: {role.section} sees pixels, and the data is latents of it")  # fmt: skip
-    if not config.train.resume:
-        start_anew(config)
-    return facts
-
-
-def _complete_summary(config: RunConfig) -> Summary | None:
-    """Check a run's folder; the summary in it where the run has come to its end. One that is damaged is made anew."""
-    check_folder(config)
-    summary = read_summary(config.folder) if config.train.resume else None
-    return summary if summary is not None and summary["steps"] >= config.train.steps else None
-
-
-@contextmanager
-def _input_errors() -> Iterator[None]:
-    """What goes wrong before the first step is the user's input: one line, exit code 2."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        log.debug("what lies behind the one line:", exc_info=True)
-        raise ConfigError(str(error)) from error
