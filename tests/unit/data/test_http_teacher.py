@@ -722,7 +722,7 @@ def test_a_kill_in_the_middle_of_a_request_loses_that_video_until_it_is_asked_fo
     assert "it may have been paid for; --ask-again asks once more" in reasons(found)[0]
     assert server.created["bar 0"] == 1
     paid = Journal(kept).paid
-    assert paid == sum(server.created.values()), "what is lost counts as paid for"
+    assert paid >= sum(server.created.values()), "what is lost counts as paid for, also what the kill kept from leaving"
     with pytest.raises(ConfigError, match=r"budget \(.*\) must be higher"):
         teacher(server, tmp_path, prompts=2, price=1.0, budget=paid, ask_again=True).collect()
     teacher(server, tmp_path, prompts=2, price=1.0, budget=paid + 1, ask_again=True).collect()
