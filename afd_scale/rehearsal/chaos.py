@@ -210,7 +210,7 @@ def _difference(alone: Path, killed: Path) -> str | None:
         return f"checkpoints: {last[0].name} and {last[1].name}"
     for name in sorted(files[0]):
         with safe_open(last[0] / name, "pt") as first, safe_open(last[1] / name, "pt") as second:
-            for key in first.keys() | second.keys():
+            for key in {*first.keys(), *second.keys()}:
                 if not torch.equal(first.get_tensor(key), second.get_tensor(key)):
                     return f"{last[0].name}/{name}: {key}"
     return None
