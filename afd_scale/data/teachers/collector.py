@@ -73,7 +73,7 @@ class Collector:
         try:
             if self._state(clip) == ASKING:  # an earlier run ended before the answer
                 self._journal.write(clip.asked, LOST)
-            if self._state(clip) == ASKED and (self._fetch(clip, self._journal.last(clip.asked)["id"]) or not again):
+            if self._state(clip) == ASKED and not (self._fetch(clip, self._journal.last(clip.asked)["id"]) and again):
                 return
             if self._state(clip) != LOST or again:
                 video_id = self._ask(clip)
@@ -100,16 +100,20 @@ class Collector:
 
     def _ask_once(self, clip: Clip) -> str | None:
         self._exchange.pace()
+        request = self._endpoint.create(clip.prompt, clip.index)
         if not self._spend(clip):
             return None
         # A server that honours the key gives the video of an earlier request again, unless that one is settled.
         key = f"{clip.prompt_id}-{clip.index}-{self._endpoint.asks(clip.prompt)}-{self._journal.accepted[clip.asked]}"
         try:
-            video_id = self._exchange.create(self._endpoint.create(clip.prompt, clip.index), key)
+            video_id = self._exchange.create(request, key)
         except (AnswerError, httpx.HTTPError) as error:
             if self._settle(clip, error) is Fault.UNCLEAR:
                 return None
             raise
+        except Exception as error:  # whatever it is, the request may have been accepted
+            self._journal.write(clip.asked, LOST)
+            raise ConfigError(f"url ({self._endpoint.url}) must answer: {self._exchange.text(error)}") from error
         with self._accounting:
             if video_id in self._journal.ids:
                 raise RejectedError(f"the teacher must make a video of its own: it names another's, {video_id}")
@@ -146,7 +150,7 @@ class Collector:
     # --- what was accepted
 
     def _fetch(self, clip: Clip, video_id: str) -> bool:
-        """Wait for a video and download it; whether it was had. Where it was not, the journal keeps its id."""
+        """Wait for a video and download it; whether it is gone. Where it was not had, the journal keeps its id."""
         try:
             link = self._wait(clip, video_id)
             self._exchange.patiently(lambda: self._download(clip, link))
@@ -154,9 +158,9 @@ class Collector:
             why = f"the server must give the teacher's video: {error}"
             self._journal.write(clip.asked, ASKED, id=video_id, reason=why)
             log.warning("%s: %s", clip.video, why)
-            return False
+            return error.gone
         self._journal.write(clip.asked, HAVE, id=video_id)
-        return True
+        return False
 
     def _wait(self, clip: Clip, video_id: str) -> str:
         """Wait until a video is finished; where it is."""

@@ -24,6 +24,7 @@ STUB = "stub"  # the url of a rehearsal
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 900.0
+_GONE = (400, 403, 404, 410)  # of a video, and 403 of a link that has expired
 _NO_JSON = (ValueError, RecursionError)  # the second of what is nested too deeply
 _MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
 
@@ -80,7 +81,15 @@ class StoppedError(Exception):
 
 
 class NotHadError(Exception):
-    """What was asked for cannot be had, now."""
+    """What was asked for cannot be had, now.
+
+    Attributes:
+        gone: nor later, as far as the server says.
+    """
+
+    def __init__(self, why: str, gone: bool = False):
+        super().__init__(why)
+        self.gone = gone
 
 
 class AnswerError(Exception):
@@ -209,7 +218,7 @@ class Exchange:
         failed = f"{self.endpoint.attempts} attempts failed, the last with {self.text(problem)}"
         if isinstance(problem, NEVER_SENT) and self._is_ours(problem.request.url):
             raise ConfigError(f"url ({self.endpoint.url}) must answer: {failed}; what was made stays, start again")
-        raise NotHadError(failed)
+        raise NotHadError(failed, gone=isinstance(problem, NotHadError))  # what is there, again and again, is no video
 
     def _raise_what_stays(self, error: AnswerError) -> None:
         """Raise what an answer about one video means, unless another attempt may help."""
@@ -221,7 +230,7 @@ class Exchange:
         if error.ours and error.status == 422:  # a model's own answer to the prompt
             raise RejectedError(f"the teacher refused the prompt: {self.text(error)}") from None
         if fault in (Fault.ACCOUNT, Fault.PROMPT):
-            raise NotHadError(self.text(error)) from None
+            raise NotHadError(self.text(error), gone=error.status in _GONE) from None
 
     def account_at_fault(self, said: object) -> ConfigError:
         return ConfigError(f"url ({self.endpoint.url}) must make videos by protocol {self.endpoint.protocol} with this "

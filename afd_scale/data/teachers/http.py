@@ -147,7 +147,9 @@ class HttpTeacher:
                 continue
             prompt, prompt_id = row.prompt, row.prompt_id
             # Folders that were begun before prompts were cleaned hold videos, paid for, of prompts as they are written.
-            if row.written and prompt_id == prompt_id_of(prompt) and journal.last((prompt_id_of(row.written), 0)):
-                prompt, prompt_id = row.written, prompt_id_of(row.written)
+            if row.written and prompt_id == prompt_id_of(prompt):
+                as_written = prompt_id_of(row.written)
+                if any(journal.last((as_written, index)) for index in range(self.videos_per_prompt)):
+                    prompt, prompt_id = row.written, as_written
             for index in range(self.videos_per_prompt):
                 yield Clip(f"{prompt_id}-{index}.mp4", prompt, prompt_id, index, row.split)

@@ -162,6 +162,37 @@ def test_bad_answers_about_one_video(serve: Callable[..., VideoServer], tmp_path
     assert len(set(server.repeats)) == 11, "a video that is asked for anew has a key of its own"
 
 
+def test_a_link_that_does_not_answer_for_a_while_is_not_paid_for_again(
+    serve: Callable[..., VideoServer], tmp_path: Path
+) -> None:
+    server = serve()
+    server.outcome = {"bar 0": "down"}
+    for again in (False, True):
+        found = teacher(server, tmp_path, prompts=2, ask_again=again)
+        found.collect()
+        assert videos(found) == ["bar 1"]
+    server.outcome = {}
+    found.collect()
+    assert videos(found) == ["bar 0", "bar 1"]
+    assert set(server.created.values()) == {1}
+
+
+def test_whatever_goes_wrong_behind_a_request_is_lost_and_not_asked_again(
+    serve: Callable[..., VideoServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+
+    def fail(self: Any, answer: Any) -> str:
+        raise ZeroDivisionError("nobody thought of it")
+
+    monkeypatch.setattr(type(PROTOCOLS["openai"]), "id_of", fail)
+    found = teacher(server, tmp_path, prompts=1)
+    with pytest.raises(ConfigError, match="must answer: nobody thought of it"):
+        found.collect()
+    assert set(server.created.values()) == {1}
+    assert "it may have been paid for" in reasons(found)[0]
+
+
 @pytest.mark.parametrize("protocol", [name for name in SPOKEN if name != "openai"])
 def test_a_finished_video_that_is_nowhere_and_a_key_that_goes_nowhere_else(
     serve: Callable[..., VideoServer], tmp_path: Path, protocol: str
