@@ -33,9 +33,9 @@ class VideoServer(Stub):
             accepted), `vanish` (accepted, and then no answer), `accepted 500` (and then that answer), `slow` (accepted,
             answered after five seconds), `html`, `html as json`; then all is well.
         outcome: prompt to `failed`, `html`, `json`, `empty`, `cut` (once), `cut unseen` (once, and no length told),
-            `down` (502), `expired` (its link is dead), `moved` (to `elsewhere`, where it is expired), `no poll` (400 to every poll),
-            `state NAME` (it ends in that), `nothing` (finished without a video); or (status, body), which every poll is
-            answered with; else its video is completed and downloads.
+            `down` (502), `expired` (its link is dead), `moved` (to `elsewhere`, where it is expired), `no poll` (400 to
+            every poll), `state NAME` (it ends in that), `nothing` (finished without a video); or (status, body), which
+            every poll is answered with; else its video is completed and downloads.
         finishes: the number of videos that may; the others are on their way.
         elsewhere: origin of the links to videos; None is this server.
         created: how often a video was accepted, by prompt.
