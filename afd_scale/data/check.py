@@ -1,5 +1,6 @@
 """Before a run reads its datasets: the toy world's is made where it is absent, and what is not sound is refused."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.schema import FACTS_FILE, DatasetFacts
 from afd_scale.data.storage import Location, evaluation_prompts, extra_prompts, is_remote, locations, teacher_data
 from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
-from afd_scale.data.validate import check_shard, contradictions, known_good, load_beside
+from afd_scale.data.validate import KnownGood, check_shard, contradictions, load_beside
+
+_SHARE_SECONDS = 60.0  # between two meetings of ranks that hash
 
 
 def ensure_dataset(config: DataConfig) -> None:
@@ -37,19 +40,42 @@ def is_to_be_made(config: DataConfig) -> bool:
     return config.source is not None and not is_remote(config.shards) and not Path(config.shards).exists()
 
 
-def check_dataset(config: RunConfig) -> DatasetFacts:
+def hash_share(config: RunConfig, rank: int, ranks: int, seconds: float = _SHARE_SECONDS) -> bool:
+    """Hash a rank's share of the run's local shards, for a while: terabytes take longer than ranks wait for each other.
+
+    Every shard is hashed by one of the ranks, for reading it again validates nothing, and unpacked there. One that was
+    found good is not hashed again while its size and time of change stay. Remote shards are validated as they arrive.
+
+    Returns:
+        Whether all of it is done.
+    Raises:
+        ConfigError: names the first thing that is wrong.
+    """
+    deadline = time.monotonic() + seconds
+    for location in locations(config):
+        if not location.is_remote:
+            _, _, shards = load_beside(location)
+            with KnownGood(location, rank) as known:
+                for shard in shards[rank::ranks]:
+                    before = len(known.files)
+                    check_shard(location, shard, known.files)
+                    known.now_and_then()
+                    if time.monotonic() > deadline and len(known.files) > before:
+                        return False
+    return True
+
+
+def check_dataset(config: RunConfig, hashed: bool = False) -> DatasetFacts:
     """Check that the run's datasets are complete, undamaged and of the run's shapes; call it on one rank.
 
-    Every shard that is on this machine is hashed, for reading it again validates nothing, and local ones are unpacked
-    here, where no other process does the same. A shard that was found good is not hashed again while its size and time
-    of change stay. Remote shards are validated as they arrive.
-
+    Args:
+        hashed: `hash_share` was called on all ranks, until all was done.
     Returns:
         The facts of the teacher's.
     Raises:
         ConfigError: names the first thing that is wrong.
     """
-    return check_facts(config, {location: check_files(location) for location in locations(config)})
+    return check_facts(config, {location: check_files(location, hashed) for location in locations(config)})
 
 
 def check_facts(config: RunConfig, facts: Mapping[Location, DatasetFacts]) -> DatasetFacts:
@@ -93,18 +119,22 @@ def check_copies(config: RunConfig) -> None:
             check_files(location)
 
 
-def check_files(location: Location) -> DatasetFacts:
+def check_files(location: Location, hashed: bool = False) -> DatasetFacts:
     """Check that a dataset is complete and undamaged.
 
+    Args:
+        hashed: that of its local shards is done.
     Raises:
         ConfigError: names the first thing that is wrong.
     """
     facts, prompts, shards = load_beside(location)
     for wrong in contradictions(facts, prompts, shards):
         raise ConfigError(f"{location.field} ({location.folder}) must be as it was written: {wrong}; make it again")
-    with known_good(location) as known:
-        for shard in shards:
-            check_shard(location, shard, known)
+    if location.is_remote or not hashed:
+        with KnownGood(location) as known:
+            for shard in shards:
+                check_shard(location, shard, known.files)
+                known.now_and_then()
     return facts
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -60,32 +61,54 @@ class _Index(TypedDict):
 _INDEX = TypeAdapter(_Index)
 _KNOWN = TypeAdapter(dict[str, list[int | str]])
 
+_NOTED_SECONDS = 30.0  # between two notes of what was hashed
 _UNPACKING = ".unpacking.lock"  # in a dataset's folder, for jobs that start at once
 
 
-@contextmanager
-def known_good(location: Location) -> Iterator[dict[str, Any]]:
+class KnownGood:
     """Files that were hashed before, and what `_state` was then: what has not changed since is not read again.
 
-    It is kept in the cache, for datasets may be read-only; it spares a start to read terabytes. What is added is kept
-    at the end, also when the next file is not good.
+    Notes of them are kept in the cache, for datasets may be read-only; they spare a start to read terabytes. They are
+    written now and then, so that a kill costs half a minute, and when the block ends, also when a file is not good.
+
+    Args:
+        rank: whose note what is added goes into; those of all ranks are read.
+
+    Attributes:
+        files: by name.
     """
-    path = location.cache / f"validated.{location.digest}.json"
-    try:
-        files = read_json(path, "data.cache", "hold what was hashed", _KNOWN)
-    except ConfigError:  # absent or damaged: everything is hashed
-        files = {}
-    before = dict(files)
-    try:
-        yield files
-    finally:
+
+    def __init__(self, location: Location, rank: int = 0):
+        name = f"validated.{location.digest}"
+        self.files: dict[str, Any] = {}
+        for path in sorted(location.cache.glob(f"{name}*.json")):
+            with suppress(ConfigError):  # damaged: what it says is hashed again
+                noted = read_json(path, "data.cache", "hold what was hashed", _KNOWN)
+                self.files |= noted
+        self._path = location.cache / (f"{name}.{rank}.json" if rank else f"{name}.json")
+        self._noted, self._when = dict(self.files), time.monotonic()
+
+    def __enter__(self) -> "KnownGood":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._note()
+
+    def now_and_then(self) -> None:
+        """Note what was added, when some time has passed since the last note."""
+        if time.monotonic() - self._when > _NOTED_SECONDS:
+            self._note()
+
+    def _note(self) -> None:
+        if self.files == self._noted:
+            return
+        self._noted, self._when = dict(self.files), time.monotonic()
         try:
-            if files != before:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, json.dumps(files))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._path, json.dumps(self.files))
         except OSError as problem:  # the next start reads everything again
             log.warning("data.cache (%s) cannot be written to, %s: shards are hashed at every start",
-                        path.parent, problem.strerror)  # fmt: skip
+                        self._path.parent, problem.strerror)  # fmt: skip
 
 
 def load_beside(location: Location) -> tuple[DatasetFacts, tuple[PromptEntry, ...], list[dict[str, Any]]]:

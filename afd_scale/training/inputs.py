@@ -32,8 +32,8 @@ def check_early(config: RunConfig, ranks: Ranks, requirers: tuple[Path, ...]) ->
 
 
 def check_inputs(config: RunConfig) -> DatasetFacts:
-    ensure_dataset(config.data)
-    facts = check_dataset(config)
+    """Of a run whose shards are there, and hashed."""
+    facts = check_dataset(config, hashed=True)
     for role in config.cast:
         judge = role.network if isinstance(role.network, JudgeConfig) else None
         if judge is not None and judge.sees_pixels and not facts.codec.startswith(config.codec.name):

@@ -20,7 +20,7 @@ from afd_scale.checkpoint.weights import FOLDER_NAME
 from afd_scale.config import ConfigError, RunConfig, load_config
 from afd_scale.config.judges import JudgeConfig
 from afd_scale.config.models import PolicyConfig
-from afd_scale.data.check import check_copies
+from afd_scale.data.check import check_copies, ensure_dataset, hash_share
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.evaluation.report import metric_table, write_report
 from afd_scale.evaluation.run_files import SUMMARY
@@ -97,6 +97,9 @@ class Trainer:
         self.read_gpu = gpu_meter(ranks.device)
         self.trackers: list[Tracker] = []  # on the main rank, while the run lasts
         with self._phase("prepare"), input_errors():
+            ranks.run_on_main(ensure_dataset, config.data)
+            while ranks.any(not ranks.run_on_all(hash_share, config, ranks.rank, ranks.size)):
+                continue
             facts = ranks.run_on_main(check_inputs, config)
             ranks.run_on_each_machine(check_copies, config)
             self.stream = Ahead(TeacherStream(config), pinned=ranks.device.type == "cuda")

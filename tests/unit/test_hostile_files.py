@@ -28,7 +28,7 @@ from afd_scale.data.inspection import describe
 from afd_scale.data.schema import HASH, VIDEO_COLUMNS, DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.journal import ASKED, ASKING, Journal
-from afd_scale.data.validate import known_good, shards_digest
+from afd_scale.data.validate import KnownGood, shards_digest
 from afd_scale.evaluation.model_card import find_run, model_card
 from afd_scale.evaluation.report import write_report
 from afd_scale.models.wan import CausalWan
@@ -123,7 +123,7 @@ def data_cases(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     journal.write(("a", 0), ASKED, id="video-1")
 
     def known_files() -> None:
-        with known_good(location):
+        with KnownGood(location):
             pass
 
     return {

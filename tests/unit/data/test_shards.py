@@ -24,7 +24,7 @@ import pytest
 from afd_scale.config import ConfigError, LostInputError, RunConfig
 from afd_scale.config.run import DataConfig, EvaluationConfig, ProceduralSource
 from afd_scale.data import reader, validate
-from afd_scale.data.check import check_copies, check_dataset, ensure_dataset
+from afd_scale.data.check import check_copies, check_dataset, ensure_dataset, hash_share
 from afd_scale.data.reader import Ahead, TeacherStream
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.storage import teacher_data
@@ -718,3 +718,38 @@ stream.close()
     with ExitStack() as stack:
         jobs = [stack.enter_context(forking("-c", code, folder)) for folder in (dataset, tmp_path / "other")]
         assert [printed.read() for _, printed in jobs] == [b"open\n", b"open\n"]
+
+
+def test_ranks_hash_their_shares_in_pieces_and_keep_what_they_did(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, hashed, hash_of = tmp_path / "shards", list[str](), validate.hash_of
+    shutil.copytree(dataset, folder)
+
+    def hash_and_note(path: Path) -> str:
+        hashed.append(path.name)
+        return hash_of(path)
+
+    monkeypatch.setattr(validate, "hash_of", hash_and_note)
+    config, packed = run_config(folder), sorted(path.name for path in folder.glob("*.mds.zstd"))
+    assert len(packed) == 3
+    assert not hash_share(config, 0, 2, seconds=0.0), "time is over after the first"
+    assert hashed == [packed[0], packed[0].removesuffix(".zstd")]
+    assert not hash_share(config, 0, 2, seconds=0.0)
+    assert hash_share(config, 0, 2, seconds=0.0)
+    assert not hash_share(config, 1, 2, seconds=0.0)
+    assert hash_share(config, 1, 2, seconds=0.0)
+    assert sorted(hashed) == sorted(packed + [name.removesuffix(".zstd") for name in packed]), "each once"
+    check_dataset(config)
+    assert len(hashed) == 6, "what all ranks noted counts"
+
+
+def test_a_kill_costs_a_while_of_hashing_at_most(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate, "_NOTED_SECONDS", 0.0)
+    location = replace(teacher_data(run_config(dataset)), cache=tmp_path)
+    known = validate.KnownGood(location)
+    known.files["shard.00000.mds"] = [1, 2, "3"]
+    known.now_and_then()  # and then it is killed
+    assert validate.KnownGood(location).files == known.files
