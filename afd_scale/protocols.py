@@ -11,6 +11,23 @@ from afd_scale.types import Batch, Videos
 Metrics = Mapping[str, Tensor]  # scalars, left on their device until they are logged
 
 
+class Processes(Protocol):
+    """The processes that share a job."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def is_main(self) -> bool: ...
+
+    def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
+
+    def run_on_all(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
+
+
 class Watch(Protocol):
     """Is told how a step goes on; the trainer's may give it up."""
 

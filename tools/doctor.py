@@ -24,9 +24,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from afd_scale.config import ConfigError, load_config, one_line
 from afd_scale.config.command_line import Parser
-from afd_scale.health.checks import Asked, can_meet, check_layout, look_at_machine, look_at_ranks, of_all_machines
+from afd_scale.health.checks import (
+    Asked,
+    Machine,
+    can_meet,
+    check_layout,
+    look_at_machine,
+    look_at_ranks,
+    of_all_machines,
+)
 from afd_scale.health.findings import Finding, as_json, is_wrong, table
 from afd_scale.health.links import TOPIC
 from afd_scale.health.meeting import exchanged, within
@@ -34,6 +44,7 @@ from afd_scale.health.names import read_hostfile
 from afd_scale.parallel.launchers import launched_as
 from afd_scale.parallel.ranks import start_ranks
 
+FOUND: TypeAdapter[Machine | None] = TypeAdapter(Machine | None)  # by the first rank of a machine
 MEETING_SECONDS = 120  # for all ranks to come; as much again to measure
 
 
@@ -95,7 +106,7 @@ def together(asked: Asked, show: Callable[[list[Finding]], None]) -> int:
             show([*findings, Finding(TOPIC, "meeting", f"{place}: {why}", "wrong", remedy)])
 
     try:
-        with exchanged(launched, machine, MEETING_SECONDS) as found:
+        with exchanged(launched, machine, FOUND, MEETING_SECONDS) as found:
             findings, shows = of_all_machines([each for each in found if each is not None]), launched.rank == 0
             if not can_meet(findings):
                 give_up("not tried, machines would wait for each other")

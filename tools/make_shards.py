@@ -43,7 +43,7 @@ from afd_scale.config.plain import parse_yaml
 from afd_scale.config.run import ProceduralSource
 from afd_scale.config.section import first_problem
 from afd_scale.data.clips import Teacher
-from afd_scale.data.make_shards import ALONE, Processes, ShardJob, make_shards
+from afd_scale.data.make_shards import ALONE, ShardJob, make_shards
 from afd_scale.data.schema import REJECTS_FILE, DatasetFacts
 from afd_scale.data.teachers.exchange import STUB, Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
@@ -56,6 +56,7 @@ from afd_scale.data.writer import COMPRESSIONS
 from afd_scale.parallel.launchers import Launched, launched_as
 from afd_scale.parallel.ranks import start_ranks
 from afd_scale.progress import progress
+from afd_scale.protocols import Processes
 
 
 def parser() -> Parser:

@@ -37,6 +37,7 @@ from afd_scale.config import ConfigError, RunConfig, one_line, resolved_yaml
 from afd_scale.config.models import PolicyConfig
 from afd_scale.engines.resharding import Shards
 from afd_scale.files import sync, write_text
+from afd_scale.protocols import Processes
 
 log = logging.getLogger(__name__)
 
@@ -57,23 +58,10 @@ class Checkpointed(Protocol):
     def load(self, folder: Path) -> None: ...
 
 
-class Agreeing(Protocol):
-    """What the ranks of a run agree by."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def is_main(self) -> bool: ...
+class Agreeing(Processes, Protocol):
+    """The ranks of a run, and what they agree by."""
 
     def largest(self, values: Sequence[float]) -> list[float]: ...
-
-    def run_on_all(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
-
-    def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
 
 
 @dataclass(frozen=True)

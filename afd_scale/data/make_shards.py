@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from afd_scale.data.clips import Clip, Frames, Reject, Teacher
 from afd_scale.data.schema import DatasetFacts, PromptSample, TeacherSample
 from afd_scale.data.writer import Shard, check_new_folder, clips_of_shard, finish_dataset, make_folder, write_shard
 from afd_scale.files import full_disk_explained, only_one, read_json, write_text
+from afd_scale.protocols import Processes
 
 log = logging.getLogger(__name__)
 
@@ -90,23 +91,6 @@ class ShardJob:
             provenance={"source": self.teacher.provenance, "codec": self.codec.provenance, "prompts": CLEANING,
                         "form": self.form and asdict(self.form), "clips": _digest(clips)},
         )  # fmt: skip
-
-
-class Processes(Protocol):
-    """The processes that share a job."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def is_main(self) -> bool: ...
-
-    def run_on_main(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
-
-    def run_on_all(self, work: Callable[..., Any], *arguments: Any) -> Any: ...
 
 
 class Alone:

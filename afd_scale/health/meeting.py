@@ -1,7 +1,6 @@
 """What ranks tell each other before they join: where a name or a network is wrong, joining would never end."""
 
 import os
-import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from pydantic import TypeAdapter
 
 from afd_scale.parallel.launchers import Launched
 
@@ -18,11 +18,13 @@ _OURS = "afd_scale.health"  # keys of the store, which torch and launchers write
 
 
 @contextmanager
-def exchanged(launched: Launched, mine: T, seconds: float) -> Iterator[list[T]]:
-    """Each rank's picklable value, on all ranks; needs no more than MASTER_ADDR and its port.
+def exchanged(launched: Launched, mine: T, schema: TypeAdapter[T], seconds: float) -> Iterator[list[T]]:
+    """Each rank's value, on all ranks; needs no more than MASTER_ADDR and its port.
 
     Ranks that join do so within: the server that the first one started is the one that they come to.
 
+    Args:
+        schema: of a value. It goes as JSON, for the port is open to whoever reaches it.
     Raises:
         RuntimeError: the place is not reached in time, or ranks have not come.
     """
@@ -32,32 +34,22 @@ def exchanged(launched: Launched, mine: T, seconds: float) -> Iterator[list[T]]:
         launched.address, int(launched.port), is_master=launched.rank == 0 and not is_hosted,
         timeout=timedelta(seconds=seconds), wait_for_workers=False, multi_tenant=True,
     )  # fmt: skip
-    _write(store, f"of {launched.rank}", mine)
+    store.set(f"{_OURS} of {launched.rank}", schema.dump_json(mine).decode())
     ranks = range(launched.size)
-    if launched.rank == 0:
-        _write(store, "all", _all_of(store, "of", ranks))
-    values: list[T] = _read(store, "all")
-    _write(store, f"seen {launched.rank}", None)
+    values = [schema.validate_json(said) for said in _all_of(store, "of", ranks)]
+    store.set(f"{_OURS} seen {launched.rank}", "")
     if launched.rank == 0:
         _all_of(store, "seen", ranks)  # this process may end, and its server with it
     yield values
 
 
-def _all_of(store: Any, key: str, ranks: range) -> list[Any]:
+def _all_of(store: Any, key: str, ranks: range) -> list[bytes]:
     """What each rank wrote."""
     try:
-        return [_read(store, f"{key} {rank}") for rank in ranks]
+        return [store.get(f"{_OURS} {key} {rank}") for rank in ranks]
     except RuntimeError as error:
         missing = [str(rank) for rank in ranks if not store.check([f"{_OURS} {key} {rank}"])]
         raise RuntimeError(f"ranks {', '.join(missing)} of {len(ranks)} have not come") from error
-
-
-def _write(store: Any, key: str, value: object) -> None:
-    store.set(f"{_OURS} {key}", pickle.dumps(value))
-
-
-def _read(store: Any, key: str) -> Any:
-    return pickle.loads(store.get(f"{_OURS} {key}"))
 
 
 @contextmanager
