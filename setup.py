@@ -17,6 +17,8 @@ def read_version() -> str:
     return match.group(1)
 
 
+SERVE = ["starlette>=0.46,<2", "uvicorn>=0.35,<1", "websockets>=14", "python-multipart>=0.0.18"]
+
 setup(
     name="afd-scale",
     version=read_version(),
@@ -25,7 +27,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["afd_scale", "afd_scale.*"]),
-    package_data={"afd_scale": ["py.typed", "**/*.j2"]},
+    package_data={"afd_scale": ["py.typed", "**/*.j2", "**/*.html", "**/*.safetensors"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "torch>=2.11,<2.14",
@@ -59,13 +61,16 @@ setup(
         "transformer-engine": ["transformer-engine[pytorch]>=2.9,<3"],
         "mpi": ["mpi4py>=4,<5"],
         "wandb": ["wandb>=0.22"],
+        "serve": SERVE,
         "trackio": ["trackio>=0.20,<0.21"],
         "dev": [
+            *SERVE,
             "pytest>=8.4",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "moto[s3,server]>=5.1",
+            "playwright>=1.50",  # drives the page in a browser, where one is there
             "peft>=0.21,<0.22",  # loads exported adapters in the tests
             "ruff>=0.12",
             "mypy>=1.16",

@@ -1,6 +1,8 @@
 """Files that are there whole or not at all, and what goes wrong with them in one line."""
 
 import errno
+import fcntl
+import logging
 import os
 import re
 import uuid
@@ -19,6 +21,9 @@ from afd_scale.config.section import first_problem
 
 LONGEST_NAME = 255 - len("..01234567.partial")  # bytes of one that `replacing` can write; file systems take 255
 
+log = logging.getLogger(__name__)
+
+_HELD = (errno.EAGAIN, errno.EACCES)
 _FULL_OR_FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _SLUG_LETTERS, _SLUG_BYTES = 60, 180
 
@@ -147,3 +152,21 @@ def only_one(lock: Path, rule: str) -> Iterator[None]:
         raise ConfigError(f"{rule}: another one is at it") from None
     with held:
         yield
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock a file for as long as this process has it open, and lives.
+
+    Returns:
+        The open file, locked, or not where the file system has no locks; None where another one has locked it.
+    """
+    # Not by filelock: without locks it makes a file by which a killed job would keep the lock for ever.
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            os.close(file)
+            return None
+        log.debug("%s: no locks here: %s", path, error.strerror)
+    return file

@@ -83,7 +83,7 @@ class Policy(Engine, Protocol):
 
     def __call__(self, noisy: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor: ...
 
-    def new_cache(self, frames: int) -> Any: ...
+    def new_cache(self, frames: int | None) -> Any: ...
 
 
 class Scorer(Engine, Protocol):
@@ -131,14 +131,13 @@ class AveragedPolicy(Policy, Protocol):
 class Method(Protocol):
     """One training step; a method owns its backward passes, the trainer owns the rest.
 
-    One whose steps leave numbers besides weights to those after them keeps them in a dict of scalars `memory`, alike on
-    all ranks: it is in the checkpoint.
-
     Attributes:
         warmup_steps: before the first step.
+        memory: scalars that a step leaves to those after it besides weights, alike on all ranks; in the checkpoint.
     """
 
     warmup_steps: int
+    memory: dict[str, Tensor]
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Step 1 - warmup_steps, ..., 0 (what must be learned before the student moves), and then 1, 2, ...

@@ -6,6 +6,7 @@ level down, and numbers the keys of its rows.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,15 @@ class UnreachableJudgeError(JudgeError):
     """It could not be reached in time: the same may succeed later."""
 
 
-def pieces(rows: int, at_once: int | None) -> list[slice]:
-    """Rows 0 .. rows in slices of at most `at_once`; None is all."""
-    at_once = at_once or rows
-    return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
+def pieces(rows: int, at_once: int | None, group: int | None = None) -> list[slice]:
+    """Rows 0 .. rows in slices of at most `at_once`, none of which has rows of two groups of so many; None is all."""
+    group = group or rows
+    at_once = min(at_once or group, group)
+    return [
+        slice(start, min(start + at_once, first + group, rows))
+        for first in range(0, rows, group or 1)
+        for start in range(first, first + group, at_once)
+    ]
 
 
 def repeat_keys(keys: Sequence[int], count: int) -> tuple[int, ...]:
@@ -70,6 +76,20 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a window was cut out of a longer video.
+
+    Attributes:
+        first_frame: latent frame of the video that it begins with.
+        context: (f, C, H, W) clean latent frames before it that its chunks see: those of the sink, and the newest, or
+            all of them.
+    """
+
+    first_frame: int
+    context: Tensor
+
+
+@dataclass(frozen=True)
 class Videos:
     """What is judged, shown or generated.
 
@@ -80,6 +100,7 @@ class Videos:
         decode: from latents to (B, T, C, H, W) in [-1, 1]; None where nothing here can.
         views: B, through which pixels are seen; None, for one or all, sees them as they are.
         numbers: B, by which ranks that hold the same videos share them; None numbers them from 0.
+        places: B, where they are windows of longer videos; None where they are whole.
     """
 
     prompts: Prompts
@@ -88,11 +109,12 @@ class Videos:
     decode: Callable[[Tensor], Tensor] | None = None
     views: tuple[View | None, ...] | None = None
     numbers: tuple[int, ...] | None = None
+    places: tuple[Place, ...] | None = None
     _decoded: list[list[Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert len(self.prompts) == len(self.latents), "a video has a prompt"
-        for column in (self.views, self.numbers):
+        for column in (self.views, self.numbers, self.places):
             assert column is None or len(column) == len(self.latents), "and what each has, if any does"
         self._decoded.extend([] for _ in range(len(self)))  # a video's pixels, once they are there
 
@@ -102,7 +124,9 @@ class Videos:
     def __getitem__(self, rows: slice) -> "Videos":
         views = None if self.views is None else self.views[rows]
         numbers = None if self.numbers is None else self.numbers[rows]
-        part = replace(self, prompts=self.prompts[rows], latents=self.latents[rows], views=views, numbers=numbers)
+        places = None if self.places is None else self.places[rows]
+        part = replace(self, prompts=self.prompts[rows], latents=self.latents[rows], views=views, numbers=numbers,
+                       places=places)  # fmt: skip
         return part._sharing(self._decoded[rows])
 
     def take(self, rows: Sequence[int]) -> "Videos":
@@ -110,7 +134,9 @@ class Videos:
         prompts = self.prompts.take(rows, [self.prompts.keys[row] for row in rows])
         views = None if self.views is None else tuple(self.views[row] for row in rows)
         numbers = None if self.numbers is None else tuple(self.numbers[row] for row in rows)
-        part = replace(self, prompts=prompts, latents=self.latents[list(rows)], views=views, numbers=numbers)
+        places = None if self.places is None else tuple(self.places[row] for row in rows)
+        part = replace(self, prompts=prompts, latents=self.latents[list(rows)], views=views, numbers=numbers,
+                       places=places)  # fmt: skip
         return part._sharing([self._decoded[row] for row in rows])
 
     def __add__(self, other: "Videos") -> "Videos":
@@ -119,15 +145,44 @@ class Videos:
             views = (self.views or (None,) * len(self)) + (other.views or (None,) * len(other))
         if self.numbers is not None and other.numbers is not None:
             numbers = self.numbers + other.numbers
+        places = self.places + other.places if self.places is not None and other.places is not None else None
         both = replace(
             self, prompts=self.prompts + other.prompts, latents=torch.cat([self.latents, other.latents]), views=views,
-            numbers=numbers,
+            numbers=numbers, places=places,
         )  # fmt: skip
         return both._sharing(self._decoded + other._decoded)
 
     def of(self, latents: Tensor) -> "Videos":
         """Other latents of the same prompts."""
         return replace(self, latents=latents)
+
+    def start(self, frames: int, count: int, rows: slice) -> Tensor | None:
+        """(b, frames, C, H, W) first latent frames of each, `count` times side by side; of these, rows. None is of no
+        frames."""
+        return self.latents[:, :frames].repeat_interleave(count, dim=0)[rows] if frames else None
+
+    def after(self, frames: int) -> "Videos":
+        """What comes behind so many latent frames, these being its context: other videos, with pixels of their own."""
+        if not frames:
+            return self
+        assert self.places is None, "whole videos have a beginning"
+        places = tuple(Place(frames, latents[:frames]) for latents in self.latents)
+        return replace(self, latents=self.latents[:, frames:], places=places)
+
+    @property
+    def in_context(self) -> dict[str, Any]:
+        """What a policy is given with noised latents of these videos, which are of one place: `clean` ones, and before
+        a window's its context; and the window's `first_frame`."""
+        if self.places is None:
+            return {"clean": self.latents}
+        context = torch.stack([place.context for place in self.places])
+        clean = torch.cat([context, self.latents], dim=1)
+        return {"clean": clean, "first_frame": self.places[0].first_frame}
+
+    @property
+    def begun(self) -> list[bool] | None:
+        """B, whether each is a later part of a longer video; None where all are whole."""
+        return None if self.places is None else [place.first_frame > 0 for place in self.places]
 
     def windows(self, starts: Sequence[int], frames: int) -> "Videos":
         """So many latent frames of each, from a start of its own: other videos, with pixels of their own."""

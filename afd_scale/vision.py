@@ -47,6 +47,23 @@ def luma(frame: FrameArray) -> FrameArray:
     return grey
 
 
+def picture(frame: FrameArray, lossless: bool) -> bytes:
+    """A frame (H, W[, 1 or 3]) as a PNG, or a JPEG that cannot be told from it by eye."""
+    cv2 = _cv2()
+    colours = frame[..., ::-1] if frame.ndim == 3 and frame.shape[-1] == 3 else frame  # OpenCV's are BGR
+    kind = (".png", []) if lossless else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 92])
+    done, encoded = cv2.imencode(kind[0], np.ascontiguousarray(colours), kind[1])
+    assert done, "OpenCV writes these two of any 8-bit frame"
+    return bytes(encoded)
+
+
+def pixels_of(encoded: bytes) -> FrameArray:
+    """The (H, W, 3) frame of a `picture`."""
+    cv2 = _cv2()
+    frame: FrameArray = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    return frame
+
+
 def lab(frame: FrameArray) -> FloatArray:
     """(H, W, 3) in CIE L*a*b*: lightness 0 to 100, and two axes of colour, 0 of grey. A step of 1 is just seen."""
     cv2 = _cv2()

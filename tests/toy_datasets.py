@@ -9,27 +9,29 @@ from afd_scale.data.make_shards import ShardJob, encode_frames, make_shards
 from afd_scale.data.reader import read_rows, videos_of
 from afd_scale.data.schema import DatasetFacts, TeacherSample
 from afd_scale.data.storage import Location
-from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
+from afd_scale.data.teachers.procedural import ProceduralTeacher, form_of
 from afd_scale.types import Videos
 
 
 def make_procedural_shards(source: ProceduralSource, folder: Path) -> DatasetFacts:
     """The dataset that a run makes of this source."""
-    return make_shards(ShardJob(ProceduralTeacher(source), IdentityCodec.of_form(FORM), FORM, folder))
+    form = form_of(source.world)
+    return make_shards(ShardJob(ProceduralTeacher(source), IdentityCodec.of_form(form), form, folder))
 
 
 def procedural_samples(source: ProceduralSource) -> Iterator[TeacherSample]:
     """What it holds."""
-    teacher, codec = ProceduralTeacher(source), IdentityCodec.of_form(FORM)
+    teacher, form = ProceduralTeacher(source), form_of(source.world)
+    codec = IdentityCodec.of_form(form)
     for clip in teacher.clips():
         yield TeacherSample(
             prompt=clip.prompt,
             prompt_id=clip.prompt_id,
             text_embedding=codec.embed(clip.prompt),
             meta={},
-            latents=encode_frames(codec, teacher.frames(clip, FORM)),
+            latents=encode_frames(codec, teacher.frames(clip, form)),
             teacher=teacher.name,
-            fps=FORM.fps,
+            fps=form.fps,
         )
 
 

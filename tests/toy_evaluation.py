@@ -7,7 +7,7 @@ import torch
 
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import RunConfig
-from afd_scale.data.toy_world import toy_prompts
+from afd_scale.data.worlds.drop import toy_prompts
 from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain
 from afd_scale.parallel.ranks import Ranks
@@ -17,11 +17,11 @@ from afd_scale.types import Prompts
 PROMPTS = 5
 
 
-def make_evaluator(folder: Path, ranks: Ranks, **evaluation: Any) -> Evaluator:
+def make_evaluator(folder: Path, ranks: Ranks, start_frames: int = 0, **evaluation: Any) -> Evaluator:
     start = folder / "start"
     start.mkdir(exist_ok=True)
     config = RunConfig.model_validate({
-        "method": "sft", "out": folder, "evaluation": evaluation,
+        "method": "sft", "out": folder, "evaluation": evaluation, "data": {"start_frames": start_frames},
         "student": {"dim": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 1, "weights": str(start)},
     })  # fmt: skip
     evaluator = Evaluator(config, ranks, IdentityCodec())

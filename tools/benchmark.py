@@ -37,7 +37,6 @@ With --json the only line printed is one JSON object. Exit 2: bad input, one lin
 import argparse
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,7 +51,7 @@ from afd_scale.benchmarks.data import benchmark_data
 from afd_scale.benchmarks.networks import benchmark_linear, benchmark_rollout, benchmark_step, benchmark_update
 from afd_scale.benchmarks.timing import medians
 from afd_scale.config import RunConfig, load_config, one_line
-from afd_scale.config.command_line import Parser
+from afd_scale.config.command_line import Parser, count, positive
 from afd_scale.layers.attention import AttentionLayout, choose_backend
 from afd_scale.rehearsal.shrink import small_wan
 
@@ -99,24 +98,24 @@ def parse(arguments: list[str] | None, device: torch.device) -> argparse.Namespa
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--backend", default="auto", choices=BACKENDS,
                         help="of attention, instead of the config's (default %(default)s)")  # fmt: skip
-    parser.add_argument("--repeats", type=_positive, help="turns of each (default: 25 of attention, else 5)")
+    parser.add_argument("--repeats", type=count, help="turns of each (default: 25 of attention, else 5)")
     parser.add_argument("--config", type=Path, help="run whose networks are measured")
     parser.add_argument("--shape", choices=tuple(NETWORK_SHAPES), help="of a config's networks and videos")
     parser.add_argument("--against", choices=("self-forcing",), help="whose code stands beside ours")
     parser.add_argument("--peer", type=Path, metavar="DIR", help="checkout of that code")
     parser.add_argument("--profile", action="store_true", help="on a CPU too, say what takes longest")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp8"), help="default fp32 on a CPU, else the config's")
-    parser.add_argument("--samples", type=_positive, default=32, help="of data (default %(default)s)")
-    parser.add_argument("--text-rows", type=_positive, default=512,
+    parser.add_argument("--samples", type=count, default=32, help="of data (default %(default)s)")
+    parser.add_argument("--text-rows", type=count, default=512,
                         help="of a prompt's embedding, of 512 (default %(default)s)")  # fmt: skip
-    parser.add_argument("--step-seconds", type=_seconds, default=8.0,
+    parser.add_argument("--step-seconds", type=positive, default=8.0,
                         help="of a step, for what data must deliver (default %(default)s)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the config")
     # Two threads wait for each other at every kernel: where other work shares the cores, that would be measured.
-    parser.add_argument("--threads", type=_positive, default=1, help="of a CPU (default %(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="of a CPU (default %(default)s)")
     for field, value in SHAPES[device.type].items():
         option = f"--{field.replace('_', '-')}"
-        parser.add_argument(option, type=_positive, default=value, help="default %(default)s")
+        parser.add_argument(option, type=count, default=value, help="default %(default)s")
     options = parser.parse_intermixed_args(arguments)
     options.repeats = options.repeats or (25 if options.name == "attention" else 5)
     return options
@@ -272,20 +271,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 BESIDE = {"rollout": rollout_against, "update": update_against}
 PROFILED = ("rollout", "update", "step")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"({text}) must be at least 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"({text}) must be positive")
-    return value
 
 
 if __name__ == "__main__":

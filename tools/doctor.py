@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from afd_scale.config import ConfigError, load_config, one_line
+from afd_scale.config import ConfigError, LostInputError, load_config, one_line
 from afd_scale.config.command_line import Parser
 from afd_scale.health.checks import (
     Asked,
@@ -118,7 +118,7 @@ def together(asked: Asked, show: Callable[[list[Finding]], None]) -> int:
                 start_ranks(launched, MEETING_SECONDS // 60) as ranks,
             ):
                 findings = [*findings, *look_at_ranks(asked, ranks)]
-    except RuntimeError as error:  # of torch.distributed, whatever lies behind it
+    except (LostInputError, RuntimeError) as error:  # of torch.distributed, whatever lies behind it
         give_up(one_line(error))
         return 1
     if shows:

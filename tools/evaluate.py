@@ -14,13 +14,15 @@ chunk has (Wan with chunks of 3 latent frames: --chunk-frames 12 --first-chunk-f
 video-language model of transformers, by path, whether each clip shows its prompt. --vbench runs VBench on folders, in
 its own environment.
 
+--lengths 8 measures the source's videos, which then are 8 times as long as the teacher's, in each of these lengths,
+too: what gets worse beyond the teacher's length shows. --frames N says the same in frames at the teacher's rate.
+
 DIR gets evaluation.json (everything), table.md, evaluation.html and samples/. docs/evaluation.md defines the measures.
 
 Exit 0: done. Exit 2: bad input, one line says which, and DIR is not made; videos that were made before it was noticed
 stay in DIR.videos.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -28,7 +30,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from afd_scale.config import one_line
-from afd_scale.config.command_line import Parser
+from afd_scale.config.command_line import Parser, count
 from afd_scale.generation.evaluation_job import EvaluationJob, evaluate_source
 from afd_scale.generation.job import UnfinishedError
 
@@ -45,18 +47,13 @@ def parser() -> Parser:
     add("--reward-model", type=Path, metavar="PATH", help="folder of a video-language model that is asked as well")
     add("--vbench", metavar="PYTHON", help="Python of an environment that has VBench, which judges folders as well")
     add("--seed", type=int, help="of what is generated (0)")
+    add("--lengths", type=count, help="of the teacher's videos, that the source is measured for (1)")
+    add("--frames", type=count, help="the same in frames at the teacher's rate")
     add("--clips", type=count, default=512, help="of a side at most, spread evenly (%(default)s)")
     add("--samples", type=count_or_none, default=4, help="of them side by side on the page (%(default)s)")
     add("--workers", type=count, default=os.cpu_count(), help="processes that measure (%(default)s)")
     add("--json", action="store_true", help="print evaluation.json, not the table")
     return parser
-
-
-def count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"({text}) must be at least 1")
-    return value
 
 
 def count_or_none(text: str) -> int:

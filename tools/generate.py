@@ -4,6 +4,9 @@
     tools/generate.py exported --prompt "a cat on the moon" --models Wan2.1-T2V-1.3B-Diffusers --out videos
     deepspeed --num_accelerators 8 tools/generate.py runs/wan --dataset data/held_out --split test --out videos
 
+A row of a .jsonl may have a "schedule" beside its "prompt", which then names the file: [[0, "a cat sits"], [81, "it
+runs"]] are frames of the video and the prompts that begin there, or with the next chunk.
+
 SOURCE is a run (its newest checkpoint), a checkpoint, an exported folder or a weights file. Under a launcher, ranks
 share the videos, and with --sequence so many of them share each video. Latents of Wan's VAE need --models.
 
@@ -27,8 +30,8 @@ from typing import Any
 
 from afd_scale.config import ConfigError, LostInputError, one_line
 from afd_scale.config.command_line import Parser
-from afd_scale.config.presets import ARCHITECTURES, FAMILIES
 from afd_scale.data.storage import Location
+from afd_scale.generation.command_line import add_student_options
 from afd_scale.generation.job import Job, UnfinishedError, generate
 from afd_scale.generation.requests import LAYOUTS
 from afd_scale.parallel.launchers import Launched, launched_as
@@ -79,19 +82,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     form.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     form.add_argument("--layout", choices=LAYOUTS, default="plain", help="names of the files")
     how = parser.add_argument_group("how")
-    how.add_argument("--models", help="folder or hub id of Wan's text encoder and VAE, in diffusers' layout")
+    add_student_options(how)
     how.add_argument("--batch", type=int, default=1, help="videos made together on a rank (%(default)s)")
     how.add_argument("--sequence", type=int, default=1, help="ranks that share a video (%(default)s)")
-    how.add_argument("--precision", choices=("fp32", "bf16", "fp8"), help="bf16 on a GPU, fp32 on a CPU")
-    how.add_argument("--architecture", choices=tuple(ARCHITECTURES), help="of a source that states none")
-    how.add_argument("--family", choices=tuple(FAMILIES), help="of a source that states none")
     how.add_argument("--local_rank", type=int, help="given by some launchers; the environment says the same")
     how.add_argument("--json", action="store_true", help="the last line is one JSON object")
     return parser.parse_args(arguments)
 
 
 def job_of(options: argparse.Namespace, cache: Path) -> Job:
-    settings = {field.name: getattr(options, field.name) for field in fields(Job)}
+    settings = {field.name: getattr(options, field.name) for field in fields(Job) if field.name in options}
     dataset = None if options.dataset is None else Location(options.dataset, cache, "dataset")
     return Job(**settings | {"dataset": dataset})
 

@@ -38,7 +38,7 @@ from afd_scale.codecs.codec import Codec, VideoForm
 from afd_scale.codecs.identity import TEXT_SHAPE, IdentityCodec
 from afd_scale.codecs.wan import TEXT_LENGTH, WanCodec
 from afd_scale.config import ConfigError, LostInputError, one_line
-from afd_scale.config.command_line import Parser
+from afd_scale.config.command_line import Parser, count, positive
 from afd_scale.config.plain import parse_yaml
 from afd_scale.config.run import ProceduralSource
 from afd_scale.config.section import first_problem
@@ -48,7 +48,8 @@ from afd_scale.data.schema import REJECTS_FILE, DatasetFacts
 from afd_scale.data.teachers.exchange import STUB, Endpoint
 from afd_scale.data.teachers.folder import FolderTeacher
 from afd_scale.data.teachers.http import HttpTeacher
-from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
+from afd_scale.data.teachers.procedural import ProceduralTeacher
+from afd_scale.data.teachers.procedural import form_of as form_of_world
 from afd_scale.data.teachers.prompts import PromptsAlone, parse_columns
 from afd_scale.data.teachers.protocols import PROTOCOLS
 from afd_scale.data.teachers.webdataset import WebDatasetTeacher
@@ -108,22 +109,12 @@ def parser() -> Parser:
     http.add_argument("--ask-again", action="store_true", help="for what was refused, or paid for and lost")
     toy = parser.add_argument_group("teacher procedural")
     toy.add_argument("--clips", type=int, default=1024, help="to render (1024)")
+    toy.add_argument("--world", default="drop", help="drop, or kick: longer clips in which chance decides more (drop)")
     toy.add_argument("--physics", default="teacher", help="teacher, or wrong: what the base is pretrained on")
     toy.add_argument("--seed", type=int, default=0, help="of the clips' random starts (0)")
+    toy.add_argument("--combinations", default="all", choices=("all", "seen", "unseen"),
+                     help="of the prompts' words; seen leaves a quarter out, unseen is it (%(default)s)")  # fmt: skip
     return parser
-
-
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"({text}) must be a positive number")
-    return value
-
-
-def count(text: str) -> int:
-    value = int(text)
-    positive(text)
-    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,7 +163,7 @@ def run(options: argparse.Namespace, launched: Launched, processes: Processes) -
 
 def job_of(options: argparse.Namespace, launched: Launched) -> ShardJob:
     form = None if options.teacher == "none" else form_of(options)
-    codec = codec_of(options, form or FORM, launched)
+    codec = codec_of(options, form or form_of_world(_source(options).world), launched)
     return ShardJob(teacher_of(options), codec, form, options.out, options.max_rejects, options.compression)
 
 
@@ -187,12 +178,13 @@ def given(options: argparse.Namespace, name: str, why: str) -> Any:
 def form_of(options: argparse.Namespace) -> VideoForm:
     colour: Any = "gray" if options.codec == "identity" else "rgb24"
     if options.teacher == "procedural":
-        toy = {"size": f"{FORM.height}x{FORM.width}", "frames": FORM.frames, "fps": FORM.fps}
+        form = form_of_world(_source(options).world)
+        toy = {"size": f"{form.height}x{form.width}", "frames": form.frames, "fps": form.fps}
         for name, value in toy.items():
             if getattr(options, name) not in (None, value):
                 raise ConfigError(f"{name} ({getattr(options, name)}) must be {value}: the toy world is rendered in no "
                                   "other")  # fmt: skip
-        return replace(FORM, aspect=options.aspect, colour=colour)
+        return replace(form, aspect=options.aspect, colour=colour)
     why = "with --size HxW --frames N --fps N: all videos are brought to this form"
     size, frames, fps = (given(options, name, why) for name in ("size", "frames", "fps"))
     height, _, width = size.partition("x")
@@ -259,7 +251,8 @@ def http_teacher(options: argparse.Namespace) -> HttpTeacher:
 
 def _source(options: argparse.Namespace) -> ProceduralSource:
     try:
-        return ProceduralSource(clips=options.clips, physics=options.physics, seed=options.seed)
+        return ProceduralSource(world=options.world, clips=options.clips, physics=options.physics, seed=options.seed,
+                                prompts=options.combinations)  # fmt: skip
     except ValidationError as error:
         raise ConfigError(first_problem(error)) from error
 

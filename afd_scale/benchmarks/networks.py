@@ -66,10 +66,11 @@ def benchmark_rollout(config: RunConfig, repeats: int, device: torch.device, pro
     policy = build_engines(config, device)[each.role]
     batch, sampler, videos = random_batch(config, each.at_once, device), Sampler(config.sampler), each.at_once
     prompts, shape = batch.teacher.prompts, tuple(batch.teacher.latents.shape[1:])
-    noise = sampler.draw(Randomness(config.seed), "rollout", 1, prompts.keys, shape, device)
+    noise = sampler.draw(Randomness(config.seed), "rollout", 1, prompts.keys, shape, device,
+                         given=batch.teacher.start(each.given, 1, slice(None)))  # fmt: skip
     flops = videos * video_flops(config, load, each).total
     weights = sum(p.nbytes for p in policy.network.parameters())
-    cache, passes = cache_bytes(config, load, videos), config.sampler.calls(load.frames)
+    cache, passes = cache_bytes(config, load, videos), load.calls_of(each)
     run = partial(sampler.rollout, policy, prompts.embeddings, noise)
     measured = rates({"rollout": run}, {"rollout": flops}, parameter_dtype(config.precision), repeats, device)
     seconds = measured["seconds"]["rollout"]
@@ -102,12 +103,12 @@ def benchmark_update(config: RunConfig, repeats: int, device: torch.device, prof
     load = workload(config, 1)
     each = pass_of(config, load, kind="velocity", gradient=True)
     states, videos = each.states, each.at_once
-    batch = random_batch(config, videos, device).teacher
+    batch = random_batch(config, videos, device).teacher.after(each.given)
     noisy = torch.randn_like(batch.latents.repeat_interleave(states, dim=0))
     timestep = torch.full(noisy.shape[:2], 500.0, device=device)
 
     def updating(student: Any) -> Callable[[], None]:
-        options = {"clean": batch.latents, "clean_gradient": each.context_gradient}
+        options = {**batch.in_context, "clean_gradient": each.context_gradient}
         return lambda: student(noisy, timestep, batch.prompts.embeddings, **options).square().mean().backward()
 
     variants: dict[str, Callable[[], None]] = {}

@@ -30,8 +30,13 @@ def open_role(checkpoint: Path, weights: str | None, shapes: Mapping[str, tuple[
     Raises:
         ValueError: the run has no such role, or its shards are damaged.
     """
-    folder = _folder(checkpoint, weights)
-    return LazyState({name: _stored(folder, name, shape) for name, shape in shapes.items()})
+    return _opened(_folder(checkpoint, weights), shapes)
+
+
+def open_network(checkpoint: Path, role: str, shapes: Mapping[str, tuple[int, ...]]) -> LazyState:
+    """The whole weights of any network of a checkpoint by its role, a judge's say; the rest as of `open_role`."""
+    with _damage_told(checkpoint):
+        return _opened(_shards_of(checkpoint, role), shapes)
 
 
 def open_role_adapters(checkpoint: Path, weights: str, student: StudentConfig) -> Lora:
@@ -62,13 +67,21 @@ def _folder(checkpoint: Path, weights: str | None) -> Path:
     """The folder of a role's shards, checked."""
     with _damage_told(checkpoint):
         role = read_state(checkpoint)["exported"] if weights is None else ROLES[weights]
-        folder = checkpoint / NETWORKS / str(role)
-        if not folder.is_dir():
-            there = sorted(path.name for path in (checkpoint / NETWORKS).glob("*")) or ["no networks"]
-            raise ValueError(f"weights ({checkpoint}) must hold {weights or 'the weights of its student'}: it is of a "
-                             f"run without it, with {', '.join(there)}")  # fmt: skip
-        check_below(checkpoint, read_state(checkpoint)["ranks"], f"{NETWORKS}/{role}")
+        return _shards_of(checkpoint, str(role), weights or "the weights of its student")
+
+
+def _shards_of(checkpoint: Path, role: str, called: str | None = None) -> Path:
+    folder = checkpoint / NETWORKS / role
+    if not folder.is_dir():
+        there = sorted(path.name for path in (checkpoint / NETWORKS).glob("*")) or ["no networks"]
+        raise ValueError(f"weights ({checkpoint}) must hold {called or role}: it is of a run without it, with "
+                         f"{', '.join(there)}")  # fmt: skip
+    check_below(checkpoint, read_state(checkpoint)["ranks"], f"{NETWORKS}/{role}")
     return folder
+
+
+def _opened(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> LazyState:
+    return LazyState({name: _stored(folder, name, shape) for name, shape in shapes.items()})
 
 
 @contextmanager

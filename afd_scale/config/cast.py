@@ -72,11 +72,13 @@ class Load:
         prompts: each with a teacher video.
         extra_prompts: beside them, without a video.
         micro_batch: videos that pass through a network together; None is all.
+        start_frames: latent frames of each video that students are given.
     """
 
     prompts: int
     extra_prompts: int = 0
     micro_batch: int | None = None
+    start_frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,16 @@ class Pass:
         states: noised states of each video (`velocity`).
         context_gradient: the gradient goes through the clean chunks too, which then run along in one joint pass.
         held: videos whose latents the step keeps meanwhile, in float32.
-        frames: latent frames of a video that it sees (`score`); None is all.
+        frames: latent frames of a video that it sees or generates; None is as many as the teacher's have.
+        windows: of so many frames that it sees of a video (`score`); each counts in `videos`.
+        within: latent frames of the longest videos of which it sees windows of `frames`, and before each window clean
+            ones as context (`velocity`); None is no longer video.
+        context: of these, beside the sink; None is those that the window's first chunk sees.
+        given: first latent frames of a video that are there already, clean: they are not generated (`rollout`), or not
+            noised (`velocity`).
+        group: videos in a row that pass through together with no others; None is all.
         every: it runs in every so many steps.
+        last: step behind which it runs no more; None is never. A plan is of a step in which it runs.
         warm_up: it runs in the warm-up's steps too.
     """
 
@@ -112,7 +122,13 @@ class Pass:
     context_gradient: bool = False
     held: int = 0
     frames: int | None = None
+    windows: int = 1
+    within: int | None = None
+    context: int | None = None
+    given: int = 0
+    group: int | None = None
     every: int = 1
+    last: int | None = None
     warm_up: bool = False
 
     @property
@@ -123,7 +139,8 @@ class Pass:
     @property
     def runs(self) -> int:
         """Micro-batches."""
-        return -(-self.videos // self.at_once)
+        group = self.group or self.videos
+        return self.videos // group * -(-group // self.at_once) if group else 0
 
 
 def check_cast(cast: Sequence[Role], passes: Sequence[Pass], exported: str) -> None:

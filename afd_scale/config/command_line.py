@@ -1,6 +1,7 @@
 """What the command lines of tools share."""
 
 import argparse
+import math
 from typing import NoReturn
 
 from afd_scale.config.errors import one_line
@@ -14,3 +15,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {one_line(message)}\n")
+
+
+def count(text: str) -> int:
+    """The type of an option that is a number of things, at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"({text}) must be at least 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """The type of an option that is a positive number."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"({text}) must be a positive number")
+    return value

@@ -30,7 +30,8 @@ You are a helpful assistant.<|im_end|>
 
 # Fields that count where a judge is trained.
 ONLY_TRAINED = (
-    "objective", "warmup_steps", "r1_weight", "r2_weight", "penalty_deviation", "mismatch_weight", "augment"
+    "objective", "warmup_steps", "freeze_after", "r1_weight", "r2_weight", "penalty_deviation", "mismatch_weight",
+    "augment",
 )  # fmt: skip
 
 
@@ -44,6 +45,9 @@ class JudgeConfig(Section):
     """Prompt-paired Bradley-Terry loss, or the non-paired GAN loss."""
     warmup_steps: NonNegativeInt = 0
     """Steps before the first one that train judges only; of several judges each begins with its own."""
+    freeze_after: NonNegativeInt | None = None
+    """It learns in its warm-up and in so many steps, and is a fixed reward from then on; 0 is the warm-up alone. None:
+    it learns in all steps."""
     r1_weight: NonNegativeFloat = 0.0
     """Weight of the finite-difference R1 penalty on the teacher's videos; 0 is off."""
     r2_weight: NonNegativeFloat = 0.0
@@ -65,7 +69,16 @@ class JudgeConfig(Section):
             if name in ONLY_TRAINED and value != type(self).model_fields[name].default:
                 raise ValueError(f"{name} ({value}) must be left out of a fixed judge (optimizer: null): it is of "
                                  "training")  # fmt: skip
+        if self.freeze_after == 0 and not self.warmup_steps:
+            raise ValueError("freeze_after (0) must come with warmup_steps: it would never learn, as optimizer: null "
+                             "says")  # fmt: skip
         return self
+
+    def learns_at(self, step: int) -> bool:
+        """Whether a step trains it; those of the warm-up end with 0."""
+        if self.optimizer is None or step < 1 - self.warmup_steps:
+            return False
+        return self.freeze_after is None or step <= self.freeze_after
 
     @property
     def is_penalised(self) -> bool:

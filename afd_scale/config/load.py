@@ -1,6 +1,6 @@
 """From a YAML file and overrides to a checked RunConfig, and back to YAML."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def resolved_yaml(config: RunConfig) -> str:
     """Every field with its value, as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested sections by `section.key`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

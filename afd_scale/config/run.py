@@ -16,8 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from afd_scale.config.cast import Load, Role, check_cast
+from afd_scale.config.cast import Load, Pass, Role, check_cast
 from afd_scale.config.engine_rules import check_raw_keys
+from afd_scale.config.frame_rules import check_frames
 from afd_scale.config.judges import (
     ConvDiscriminatorConfig,
     HttpJudgeConfig,
@@ -32,17 +33,35 @@ from afd_scale.config.section import Section, Size, first_problem
 Alarm = Literal["saturated", "suppressed", "hacked", "collapsed", "blurred", "static"]
 
 
+WORLD_OF = {"toy": "drop", "kick": "kick"}  # the world that a suite of `evaluation.metrics` measures
+
+
 class ProceduralSource(Section):
-    """The toy world's teacher; makes the shards when they are absent."""
+    """A toy world's teacher; makes the shards when they are absent."""
 
     name: Literal["procedural"] = "procedural"
     """Tag of this source."""
+    world: Literal["drop", "kick"] = "drop"
+    """`drop`: a ball that falls and bounces, whose clip its prompt nearly fixes, 12 frames. `kick`: one that is kicked
+    once over a rough floor, where chance decides which way it goes on, 18 frames."""
     clips: PositiveInt = 1024
     """Clips to render."""
     physics: Literal["teacher", "wrong"] = "teacher"
     """The teacher's physics, or the wrong ones that the base student is pretrained on."""
     seed: NonNegativeInt = 0
     """Of the clips' random starts."""
+    prompts: Literal["all", "seen", "unseen"] = "all"
+    """Which of the world's prompts: `seen` leaves out a fixed quarter of the combinations, `unseen` is that quarter.
+    Every word is in both."""
+    begin: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    """Clips are cut out of longer motions: each begins with a frame drawn from these, both included, and the first is
+    0. Then a judge cannot tell by how clips begin. None begins with the first."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ProceduralSource":
+        if self.begin is not None and self.begin[0] > self.begin[1]:
+            raise ValueError(f"begin ({list(self.begin)}) must not fall: a frame is drawn from the first to the second")
+        return self
 
 
 class DataConfig(Section):
@@ -62,6 +81,9 @@ class DataConfig(Section):
     """Makes `shards` when that folder does not exist; None expects it to be there."""
     latent_frames: int = Field(default=4, gt=0, le=10_000)
     """Latent frames of a video, F."""
+    start_frames: NonNegativeInt = 0
+    """First latent frames of a video, whole chunks, that the student is given: the image or the clip that its teacher
+    goes on from. Every rollout begins with those of its prompt's video, and nothing is learned from them."""
     latent_height: Size = 4
     """Latent rows, H."""
     latent_width: Size = 4
@@ -167,11 +189,16 @@ class CodecConfig(Section):
 class EvaluationConfig(Section):
     """What is generated, shown and measured of the student."""
 
-    metrics: Literal["toy", "video", "none"] = "toy"
-    """`toy`: trajectories measured from the toy world's pixels; `video`: motion, flicker, sharpness, drift and jumps at
-    chunk borders of any video (docs/evaluation.md), against the data's; `none`: videos are shown and not measured."""
+    metrics: Literal["toy", "kick", "video", "none"] = "toy"
+    """`toy`: trajectories measured from the toy world's pixels; `kick`: from those of the world of kicks; `video`:
+    motion, flicker, sharpness, drift and jumps at chunk borders of any video (docs/evaluation.md), against the data's;
+    `none`: videos are shown and not measured."""
     clips: int = Field(default=384, ge=2)
     """Clips of a policy that are generated and measured, spread over the prompts; all are in the main rank's memory."""
+    lengths: int = Field(default=1, ge=1, le=256)
+    """How often as long as the data's the student's clips at the end of a run are. Their start is measured beside the
+    base's and the teacher's, and what comes after it by how many lengths have passed (docs/evaluation.md). The KV cache
+    grows with them unless `sampler.window_frames` bounds it."""
     batch: PositiveInt = 64
     """Clips generated together on one rank."""
     samples: NonNegativeInt = 8
@@ -263,16 +290,9 @@ class RunConfig(Section):
     def _cross_field_rules(self) -> "RunConfig":
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name ({self.name}) must be letters, digits, '.', '_' and '-': it names a folder")
-        student, data, passes = self.student, self.data, self.method.passes(Load(prompts=1))
+        student, data, passes = self.student, self.data, self._passes()
         check_cast(self.cast, passes, self.method.exported)
-        for each in passes:
-            if each.frames and (each.frames > data.latent_frames or each.frames % self.sampler.chunk_frames):
-                raise ValueError(f"method.judged_frames ({each.frames}) must be whole chunks of sampler.chunk_frames "
-                                 f"({self.sampler.chunk_frames}), and at most data.latent_frames "
-                                 f"({data.latent_frames})")  # fmt: skip
-        if data.latent_frames % self.sampler.chunk_frames:
-            raise ValueError(f"sampler.chunk_frames ({self.sampler.chunk_frames}) must divide data.latent_frames "
-                             f"({data.latent_frames}): a video is a whole number of chunks")  # fmt: skip
+        check_frames(passes, self.sampler, data.latent_frames, data.start_frames)
         for axis, size, patch in (("height", data.latent_height, student.patch[1]),
                                   ("width", data.latent_width, student.patch[2])):  # fmt: skip
             if size % patch:
@@ -281,7 +301,13 @@ class RunConfig(Section):
         if bool(data.prompts) != bool(data.prompts_per_step):
             raise ValueError(f"data.prompts_per_step ({data.prompts_per_step}) must be positive with data.prompts and "
                              f"0 without: data.prompts is {data.prompts}")  # fmt: skip
-        if data.prompts and passes == self.method.passes(Load(prompts=1, extra_prompts=1)):
+        if data.start_frames and passes == self._passes(start_frames=0):
+            raise ValueError(f"data.start_frames ({data.start_frames}) must be 0 with method {self.method.name}: its "
+                             "student is given none")  # fmt: skip
+        if data.start_frames and data.prompts:
+            raise ValueError(f"data.prompts ({data.prompts}) must be absent with data.start_frames "
+                             f"({data.start_frames}): a start is that of the prompt's video")  # fmt: skip
+        if data.prompts and passes == self._passes(extra_prompts=1):
             raise ValueError(f"data.prompts ({data.prompts}) must be absent with method {self.method.name}: it learns "
                              "from prompts with a video alone")  # fmt: skip
         if self.evaluation.metrics == "none" and not self.evaluation.samples:
@@ -289,6 +315,12 @@ class RunConfig(Section):
                 value = getattr(self.evaluation, name)
                 if value is not None:
                     raise ValueError(f"evaluation.{name} ({value}) must be absent where nothing is measured or shown")
+        if self.evaluation.metrics == "none" and self.evaluation.lengths > 1:
+            raise ValueError(f"evaluation.lengths ({self.evaluation.lengths}) must be 1 where nothing is measured")
+        world = WORLD_OF.get(self.evaluation.metrics)
+        if data.source is not None and self.evaluation.prompts is None and world not in (None, data.source.world):
+            raise ValueError(f"evaluation.metrics ({self.evaluation.metrics}) must be of data.source.world "
+                             f"({data.source.world}): it reads the prompts of {world} alone")  # fmt: skip
         self._check_alarms()
         self._check_graphs()
         check_raw_keys(self.engine.deepspeed)
@@ -298,6 +330,9 @@ class RunConfig(Section):
         if self.engine.offload_optimizer == "nvme":
             self._check_nvme()
         return self
+
+    def _passes(self, **load: int) -> tuple[Pass, ...]:
+        return self.method.passes(Load(**{"prompts": 1, "start_frames": self.data.start_frames} | load))
 
     def _check_graphs(self) -> None:
         for field, value, forbids in (

@@ -10,7 +10,7 @@ from afd_scale.config.run import DataConfig
 from afd_scale.data.make_shards import ShardJob, make_shards
 from afd_scale.data.schema import FACTS_FILE, DatasetFacts
 from afd_scale.data.storage import Location, evaluation_prompts, extra_prompts, is_remote, locations, teacher_data
-from afd_scale.data.teachers.procedural import FORM, ProceduralTeacher
+from afd_scale.data.teachers.procedural import ProceduralTeacher
 from afd_scale.data.validate import KnownGood, check_shard, contradictions, load_beside
 
 _SHARE_SECONDS = 60.0  # between two meetings of ranks that hash
@@ -32,7 +32,7 @@ def ensure_dataset(config: DataConfig) -> None:
             raise ConfigError(f"data.source ({teacher.provenance}) must be what {folder} was made from, {made_from}: "
                               "to read the folder as it is, give data.source=null")  # fmt: skip
     else:
-        make_shards(ShardJob(teacher, IdentityCodec.of_form(FORM), FORM, folder, field="data.shards"))
+        make_shards(ShardJob(teacher, IdentityCodec.of_form(teacher.form), teacher.form, folder, field="data.shards"))
 
 
 def is_to_be_made(config: DataConfig) -> bool:

@@ -11,7 +11,6 @@ full. Buffers and graphs last as long as the object.
 
 import logging
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from afd_scale.layers.kv_cache import KVCache, LayerCache
-from afd_scale.layers.rope import Rotation
+from afd_scale.layers.rope import Rotation, WindowRotation
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +41,13 @@ class CapturedPass:
     noisy: Tensor
     timestep: Tensor
     places: Tensor
-    rotation: Rotation
+    rotation: Rotation | WindowRotation
     output: Tensor
     replay: Callable[[], object]
 
 
 class CapturedPasses:
-    """A network whose cached passes are captured; others, and the first of a rollout, run as they are.
+    """A network whose cached passes are captured; others, and those that read a text, run as they are.
 
     Args:
         network: whole, without hooks; its weights stay where they are.
@@ -63,7 +62,7 @@ class CapturedPasses:
         self.buffers: dict[Any, list[LayerCache]] = {}
         self.works = True
 
-    def new_cache(self, frames: int) -> KVCache:
+    def new_cache(self, frames: int | None) -> KVCache:
         cache: KVCache = self.network.new_cache(frames)
         return cache
 
@@ -75,23 +74,25 @@ class CapturedPasses:
         if cache is None or not self.works:
             return self._run(noisy, timestep, text, cache=cache, **options)
         if not cache.has_text:
-            videos = (len(noisy), *noisy.shape[2:], noisy.dtype, cache.frames)
-            cache.adopt(self.buffers.setdefault(videos, cache.layers))
-            self.rollouts += 1
+            if cache.is_new:
+                videos = (len(noisy), *noisy.shape[2:], noisy.dtype, cache.ring.capacity)
+                cache.adopt(self.buffers.setdefault(videos, cache.layers))
+                self.rollouts += 1
             return self._run(noisy, timestep, text, cache=cache, **options)
         frames = noisy.shape[1]
         cache.begin_pass(frames)
-        kind = (tuple(noisy.shape), noisy.dtype, cache.frames, cache.visible_frames, *options.items())
+        kind = (tuple(noisy.shape), noisy.dtype, cache.ring.capacity, cache.visible_frames, *options.items())
         here = (self.rollouts, cache.chunk)
         if kind not in self.passes and self.met.setdefault(kind, here) != here:
             self._try_to_capture(kind, noisy, timestep, cache, options)
         captured = self.passes.get(kind)
         if captured is None:
             return self._run(noisy, timestep, text, cache=cache, **options)
-        rotation = self._rotation(noisy, cache)
+        rotation = self.network.cached_rotation(noisy, cache)
         captured.noisy.copy_(noisy)
         captured.timestep.copy_(timestep)
-        captured.rotation.turns.copy_(rotation.turns)
+        for buffer, angles in zip(captured.rotation.angles, rotation.angles, strict=True):
+            buffer.copy_(angles)
         captured.places.copy_(self._places(captured.places, cache))
         captured.replay()
         return captured.output.clone()
@@ -101,9 +102,8 @@ class CapturedPasses:
         return prediction
 
     def _try_to_capture(self, kind: Any, noisy: Tensor, timestep: Tensor, cache: KVCache, options: Any) -> None:
-        rotation = copy(self._rotation(noisy, cache))
-        rotation.turns = rotation.turns.clone()
-        tokens = rotation.turns.shape[0]
+        rotation = self.network.cached_rotation(noisy, cache).copied()
+        tokens = rotation.angles[0].shape[0]
         places = self._places(torch.arange(tokens, device=noisy.device), cache)
         noisy, timestep, still = noisy.clone(), timestep.clone(), cache.still(places, rotation)
         run = partial(self._run, noisy, timestep, None, cache=still, **options)
@@ -112,10 +112,6 @@ class CapturedPasses:
         except RuntimeError as error:  # of CUDA, of a kernel, of memory: passes run without
             self.works, self.passes = False, {}
             log.warning("rollout.graphs: passes run one kernel at a time: %s", " ".join(str(error).split())[:300])
-
-    def _rotation(self, noisy: Tensor, cache: KVCache) -> Rotation:
-        rotation: Rotation = self.network.rotation(noisy, range(cache.first_frame, cache.first_frame + noisy.shape[1]))
-        return rotation
 
     def _places(self, like: Tensor, cache: KVCache) -> Tensor:
         start = cache.ring.slot * len(like) // cache.ring.chunks

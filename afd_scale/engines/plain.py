@@ -45,7 +45,7 @@ class PlainNetwork:
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
         return self.calls(*arguments, **options, **self._adapter_option)
 
-    def new_cache(self, frames: int) -> Any:
+    def new_cache(self, frames: int | None) -> Any:
         return self.calls.new_cache(frames)
 
     def resident(self, sampling: bool = False) -> AbstractContextManager[None]:

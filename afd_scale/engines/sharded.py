@@ -100,7 +100,7 @@ class ShardedNetwork:
         (videos,) = arguments
         return share_videos(videos, lambda own: calls(own, **self._adapter_option), self.sharing)
 
-    def new_cache(self, frames: int) -> Any:
+    def new_cache(self, frames: int | None) -> Any:
         calls: Any = self.network if self._calls is self.engine else self._calls
         return calls.new_cache(frames)
 

@@ -48,7 +48,7 @@ class Twin:
         prediction: Tensor = self.calls(*arguments, adapter=None if self.sampling else adapter, **options)
         return prediction
 
-    def new_cache(self, frames: int) -> Any:
+    def new_cache(self, frames: int | None) -> Any:
         return self.calls.new_cache(frames)
 
     @contextmanager

@@ -13,7 +13,15 @@ from afd_scale.codecs.codec import RejectedError, VideoForm
 from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Frames, Reject
 from afd_scale.data.video import same_rate
-from afd_scale.evaluation.clip_sets import ClipSet, FolderClips, chosen_clips, common_form, same_prompts, spread
+from afd_scale.evaluation.clip_sets import (
+    ClipSet,
+    FolderClips,
+    chosen_clips,
+    common_form,
+    frames_at,
+    same_prompts,
+    spread,
+)
 from afd_scale.evaluation.comparison import MeasuredClip, compare
 from afd_scale.evaluation.comparison_page import markdown_tables, write_comparison_page
 from afd_scale.evaluation.measuring import measure_set
@@ -66,11 +74,13 @@ class Evaluation:
 
 
 def evaluate(
-    source: ClipSet, teacher: ClipSet, judges: Judges, *, chunks: Chunks | None, most: int, samples: int, workers: int
-) -> Evaluation:
+    source: ClipSet, teacher: ClipSet, judges: Judges, *, chunks: Chunks | None, most: int, samples: int, workers: int,
+    lengths: int = 1,
+) -> Evaluation:  # fmt: skip
     """Measure both sides in their common form, and compare.
 
     Args:
+        lengths: of the teacher's clips, that the source's last at least; each of them is compared, too.
         chunks: of the source; None where they are not known.
         most: clips of a side.
         samples: that are shown.
@@ -82,12 +92,14 @@ def evaluate(
     if form.frames < LEAST_FRAMES:
         raise ConfigError(f"source ({source.name}) and teacher ({teacher.name}) must share {LEAST_FRAMES} frames or "
                           f"more: they share {form.frames}")  # fmt: skip
-    borders = None if chunks is None else borders_of(source, form, chunks)
+    check_lengths(source, form, lengths)
+    borders = None if chunks is None else borders_of(source, replace(form, frames=lengths * form.frames), chunks)
     chosen = chosen_clips(source, teacher, most)
     sides: dict[str, tuple[list[MeasuredClip], list[Reject]]] = {}
     benchmark: dict[str, Any] = {}
     for name, clip_set, clips in zip(("source", "teacher"), (source, teacher), chosen, strict=True):
-        measured, rejects = measured_side(name, clip_set, clips, form, borders, workers)
+        of_side = lengths if name == "source" else 1
+        measured, rejects = measured_side(name, clip_set, clips, form, borders, workers, of_side)
         if judges.reward is not None:
             with progress(f"Rewards of the {name}") as on_clip:
                 measured = with_values(measured, rewards(judges.reward, measured, clip_set, clips, form, on_clip))
@@ -104,6 +116,7 @@ def evaluate(
         **{name: side(clip_set, *sides[name]) for name, clip_set in (("source", source), ("teacher", teacher))},
         "form": asdict(form),
         "same_prompts": same_prompts(*chosen),
+        "lengths": lengths,
         "chunk_borders": borders,
         "reward_model": judges.reward and str(judges.reward.folder),
         "vbench": benchmark,
@@ -112,6 +125,14 @@ def evaluate(
         "provenance": provenance(),
     }
     return Evaluation(result, sample_pairs(source, teacher, chosen, form, samples))
+
+
+def check_lengths(source: ClipSet, form: VideoForm, lengths: int) -> None:
+    """Raises ConfigError where the source's first video, in this form, is shorter."""
+    frames = frames_at(source.form, form.fps)
+    if lengths > 1 and frames < lengths * form.frames:
+        raise ConfigError(f"lengths ({lengths}) must be at most {frames // form.frames}: the source's first video has "
+                          f"{frames} frames, the teacher's {form.frames}, {form.fps:g} a second")  # fmt: skip
 
 
 def borders_of(source: ClipSet, form: VideoForm, chunks: Chunks) -> tuple[int, ...]:
@@ -141,10 +162,12 @@ def measured_side(
     form: VideoForm,
     borders: Sequence[int] | None,
     workers: int,
+    lengths: int,
 ) -> tuple[list[MeasuredClip], list[Reject]]:
     """What was measured, one clip at least, and what could not be."""
     with progress(f"Clips of the {name}") as on_clip:
-        measured, rejects = measure_set(clip_set, clips, form, borders, min(workers, len(clips)), on_clip)
+        processes = min(workers, len(clips))
+        measured, rejects = measure_set(clip_set, clips, form, borders, processes, lengths, on_clip)
     if not measured:
         raise ConfigError(f"{name} ({clip_set.name}) must have a clip that can be used: all {len(clips)} were "
                           f"rejected, the first, {rejects[0].video} {rejects[0].reason}")  # fmt: skip

@@ -28,7 +28,7 @@ def judge_report(teacher: ArrayLike, rollouts: ArrayLike) -> dict[str, float]:
     if real.size:
         margin = real[:, None] - fake
         report = {
-            "pair_accuracy": float(_right(margin).mean()),
+            "pair_accuracy": right_pairs(margin),
             "win_probability": float(_sigmoid(-margin).mean()),
             "calibration_error": calibration_error(margin),
             "logit_gap": float(margin.mean()),
@@ -57,6 +57,19 @@ def calibration_error(margins: ArrayLike, bins: int = CALIBRATION_BINS) -> float
         here = numbers == number
         error += here.mean() * abs(right[here].mean() - confidence[here].mean())
     return float(error)
+
+
+def brier_score(margins: ArrayLike) -> float:
+    """Mean squared error of the Bradley-Terry probability that the first video of a pair is the teacher's.
+
+    Shown in either order a pair has the same error, (1 - sigmoid(margin))^2; a judge that always says 1/2 has 1/4. So
+    it is with `calibration_error`: over both orders of each pair, in twice as many bins of the probability itself, it
+    is the same number.
+
+    Args:
+        margins: as of `calibration_error`.
+    """
+    return float((_sigmoid(-np.asarray(margins, np.float64)) ** 2).mean())
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
@@ -100,6 +113,11 @@ def goodness(values: ArrayLike, better: Better, teacher_mean: float) -> FloatArr
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """Without those that could not be said."""
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def right_pairs(margins: ArrayLike) -> float:
+    """Share of the pairs whose higher logit is the teacher's video's; an undecided pair is half right."""
+    return float(_right(np.asarray(margins, np.float64)).mean())
 
 
 def _right(margin: FloatArray) -> FloatArray:

@@ -153,10 +153,14 @@ def common_form(source: ClipSet, teacher: ClipSet) -> VideoForm:
     forms = (source.form, teacher.form)
     smaller = min(forms, key=lambda form: form.height * form.width)
     fps = min(form.fps for form in forms)
-    frames = min(form.frames if same_rate(form.fps, fps) else int(form.frames / form.fps * fps + 1e-3)
-                 for form in forms)  # fmt: skip
+    frames = min(frames_at(form, fps) for form in forms)
     grey = next((form for form in forms if form.colour == "gray"), smaller)
     return replace(smaller, frames=frames, fps=fps, colour=grey.colour)
+
+
+def frames_at(form: VideoForm, fps: float) -> int:
+    """That a video of this form has at another rate."""
+    return form.frames if same_rate(form.fps, fps) else int(form.frames / form.fps * fps + 1e-3)
 
 
 def chosen_clips(source: ClipSet, teacher: ClipSet, most: int) -> tuple[list[Clip], list[Clip]]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afd_scale.evaluation.lengths import by_span
 from afd_scale.evaluation.suites.suite import Metric
 from afd_scale.evaluation.suites.video import ClipMeasures
 
@@ -50,7 +51,8 @@ def chance_level(first: Values, second: Values) -> float | None:
 def compare(
     source: Sequence[MeasuredClip], teacher: Sequence[MeasuredClip], metrics: Mapping[str, Metric]
 ) -> dict[str, dict[str, Any]]:
-    """By split and metric, what `_difference` says, the `chance_level`, and the difference in each bin of time.
+    """By split and metric, what `_difference` says, the `chance_level`, and the difference in each bin of time; where
+    the source's clips are longer than the teacher's, by span, too, against the teacher's whole clips.
 
     The first split is all clips. Metrics that neither side has are left out.
     """
@@ -63,9 +65,25 @@ def compare(
             columns = [[clip.values[name] for clip in side if name in clip.values] for side in sides]
             if any(columns):
                 first, second = map(np.array, columns)
-                difference = _difference(first, second) | {"chance": chance_level(first, second)}
-                splits[split]["metrics"][name] = difference | {"by_time": _by_time(name, *sides)}
+                splits[split]["metrics"][name] = _against_chance(first, second) | {
+                    "by_time": _by_time(name, *sides),
+                    "by_length": _by_length(name, sides[0], second),
+                }
     return splits
+
+
+def _by_length(name: str, source: Sequence[ClipMeasures], teacher: Values) -> dict[str, dict[str, float | None]]:
+    """By span, means over its parts; each is compared by itself, for a clip's mean of several has a smaller spread."""
+    parts = []
+    for number in range(max((len(clip.by_length) for clip in source), default=0)):
+        column = np.array([clip.by_length[number][name] for clip in source if name in clip.by_length[number]])
+        parts.append(_against_chance(column, teacher))
+    numbers = [{key: np.nan if value is None else value for key, value in found.items()} for found in parts]
+    return {span: {key: found.get(key) for key in parts[0]} for span, found in by_span(numbers).items()}
+
+
+def _against_chance(source: Values, teacher: Values) -> dict[str, float | None]:
+    return _difference(source, teacher) | {"chance": chance_level(source, teacher)}
 
 
 def _by_time(

@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from afd_scale.evaluation.comparison import ALL
+from afd_scale.evaluation.lengths import FIRST, length_curves
 from afd_scale.evaluation.page import INK, LINE, aligned, bands_svg, data_url, distributions_svg, render
+from afd_scale.evaluation.suites.suite import Metric
 from afd_scale.evaluation.video import read_title
 
 COLUMNS = ("source", "teacher", "distance", "in spreads", "over chance")
@@ -22,10 +26,33 @@ def markdown_tables(result: Mapping[str, Any]) -> str:
         for row in metric_rows(result, split):
             cells = (*row["values"], row["distance"], row["spreads"], row["over_chance"])
             lines.append(f"| {row['label']} | {row['better'] or ''} | {' | '.join(cells)} |")
+    if result["lengths"] > 1:
+        lines += _length_table(result)
     lines += ["", "Distance: Wasserstein between the clips of both sides, in the metric's unit; in spreads: over the "
               "teacher's standard deviation; over chance: over what 95 of 100 random divisions of all clips stay "
               "below, so that up to 1 may be due to the choice of clips."]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _length_table(result: Mapping[str, Any]) -> list[str]:
+    """Means of the source by how many of the teacher's lengths have passed, with their distances over chance."""
+    found = {name: metric for name, metric in result["splits"][ALL]["metrics"].items() if metric["by_length"]}
+    spans = list(dict.fromkeys(span for metric in found.values() for span in metric["by_length"]))
+    lines = ["", "## Beyond the teacher's length", "", f"| metric | better | teacher | {' | '.join(spans)} |",
+             "| --- | --- | ---: " + "| ---: " * len(spans) + "|"]  # fmt: skip
+    for name, metric in found.items():
+        known = [metric["by_length"].get(span, {}) for span in spans]
+        means = (math.nan if mean is None else mean for mean in (metric["teacher"], *(x.get("source") for x in known)))
+        teacher, *values = aligned(list(means))
+        cells = [f"{value}{_over_chance(each)}" for value, each in zip(values, known, strict=True)]
+        described = result["metrics"][name]
+        lines.append(f"| {described['label']} | {described['better'] or ''} | {teacher} | {' | '.join(cells)} |")
+    return [*lines, "", "The source's means in the spans of its time, each followed by its distance over chance."]
+
+
+def _over_chance(found: Mapping[str, float | None]) -> str:
+    distance, chance = found.get("distance"), found.get("chance")
+    return f" (x {distance / chance:.1f})" if distance is not None and chance else ""
 
 
 def metric_rows(result: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
@@ -75,8 +102,21 @@ def write_comparison_page(result: Mapping[str, Any], samples: Sequence[Path], pa
         drawings=[(result["metrics"][name]["label"], *_drawings(result, name))
                   for name, found in result["splits"][ALL]["metrics"].items()
                   if found["distance"] or found["teacher_spread"]],
+        length_curves=_length_curves(result),
         rejects={side: result[side]["rejects"] for side in ("source", "teacher") if result[side]["rejects"]},
     ))  # fmt: skip
+
+
+def _length_curves(result: Mapping[str, Any]) -> list[tuple[str, str, Markup]]:
+    """As of `length_curves`; none where the source's videos are no longer than the teacher's."""
+    known = {name: metric for name, metric in result["splits"][ALL]["metrics"].items() if metric["by_length"]}
+    student: dict[str, dict[str, float]] = {}
+    for name, metric in known.items():
+        for span, each in metric["by_length"].items():
+            student.setdefault(span, {})[name] = math.nan if each["source"] is None else each["source"]
+    teacher = {name: metric["teacher"] for name, metric in known.items() if metric["teacher"] is not None}
+    metrics = {name: Metric(**result["metrics"][name]) for name in known}
+    return length_curves({"student": student, "teacher": {FIRST: teacher}}, metrics) if known else []
 
 
 def _drawings(result: Mapping[str, Any], name: str) -> tuple[str, str]:

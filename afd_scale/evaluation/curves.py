@@ -11,16 +11,19 @@ FONT_SIZE = 11
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 
 
-def curve_svg(xs: Sequence[float], values: Sequence[float], reference: float | None = None) -> Markup:
+def curve_svg(xs: Sequence[float], values: Sequence[float], reference: float | Sequence[float] | None = None) -> Markup:
     """One small curve; it is broken where a number is not finite.
 
     Args:
-        reference: value of a dashed line across.
+        reference: of a dashed line: its value across all, or one at each x.
     """
     points = [(x, y) for x, y in zip(xs, values, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    heights = [y for _, y in points] + ([] if reference is None else [reference])
     left, right = _range([x for x, _ in points], 0.0)
-    low, high = _range(heights, 0.1)
+    if reference is None or isinstance(reference, int | float):
+        dashed = [] if reference is None else [(left, reference), (right, reference)]
+    else:
+        dashed = [(x, y) for x, y in zip(xs, reference, strict=True) if left <= x <= right and math.isfinite(y)]
+    low, high = _range([y for _, y in points + dashed], 0.1)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - left) / (right - left), (y - low) / (high - low)
@@ -34,9 +37,9 @@ def curve_svg(xs: Sequence[float], values: Sequence[float], reference: float | N
     for tick in ticks(left, right, 5):
         x, _ = place(tick, low)
         parts.append(_text(x, HEIGHT - 6, "middle", _label(tick)))
-    if reference is not None:
-        _, y = place(left, reference)
-        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="currentColor" stroke-dasharray="4 4"/>')
+    if dashed:
+        corners = "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in dashed)
+        parts.append(f'<path d="M{corners}" fill="none" stroke="currentColor" stroke-dasharray="4 4"/>')
     path, pen = "", "M"
     for x, value in zip(xs, values, strict=True):
         if math.isfinite(x) and math.isfinite(value):

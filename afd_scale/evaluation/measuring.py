@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 
@@ -12,7 +13,7 @@ from afd_scale.config import ConfigError
 from afd_scale.data.clips import Clip, Reject
 from afd_scale.evaluation.clip_sets import ClipSet, Load
 from afd_scale.evaluation.comparison import MeasuredClip
-from afd_scale.evaluation.suites.video import ClipMeasures, measure_clip
+from afd_scale.evaluation.suites.video import ClipMeasures, measure_long_clip
 from afd_scale.vision import one_thread_each
 
 Found = ClipMeasures | str  # or why there is nothing
@@ -25,6 +26,7 @@ def measure_set(
     form: VideoForm,
     borders: Sequence[int] | None = None,
     workers: int = 1,
+    lengths: int = 1,
     on_clip: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[MeasuredClip], list[Reject]]:
     """Measure clips of one side.
@@ -34,6 +36,7 @@ def measure_set(
         form: that they are brought to.
         borders: see `measure_clip`.
         workers: processes; 1 is this one.
+        lengths: how often as long as the form's the clips are, each length of which is measured by itself, too.
         on_clip: takes how many are done, and how many there are.
     Returns:
         What was measured, and what could not be, with the reason.
@@ -41,7 +44,8 @@ def measure_set(
         ConfigError: a process was killed.
     """
     measured, rejects = [], []
-    loads, measure = clip_set.loads(chosen, form), partial(_measure, fps=form.fps, borders=borders)
+    loads = clip_set.loads(chosen, replace(form, frames=lengths * form.frames))
+    measure = partial(_measure, form=form, borders=borders, lengths=lengths)
     results = ((clip, measure(load)) for clip, load in loads) if workers == 1 else _spawned(loads, measure, workers)
     for done, (clip, found) in enumerate(results, 1):
         if isinstance(found, str):
@@ -52,12 +56,12 @@ def measure_set(
     return measured, rejects
 
 
-def _measure(load: Load, fps: float, borders: Sequence[int] | None) -> Found:
+def _measure(load: Load, form: VideoForm, borders: Sequence[int] | None, lengths: int) -> Found:
     try:
         clip = load()
     except RejectedError as error:
         return str(error)
-    return measure_clip(clip, fps, borders)
+    return measure_long_clip(clip, form.fps, borders, form.frames, lengths)
 
 
 def _spawned(

@@ -16,11 +16,12 @@ COLOURS = {"#010203": "currentColor", "#040506": "var(--accent)", "#070809": "va
 INK, LINE, RULE = COLOURS
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from a template beside this file."""
+def render(template: str, package: str = "afd_scale.evaluation", **values: Any) -> str:
+    """A page from a template of a package; it may extend one beside this file."""
+    places = [jinja2.PackageLoader(each, ".") for each in dict.fromkeys((package, "afd_scale.evaluation"))]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("afd_scale.evaluation", "."), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.ChoiceLoader(places), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template(template).render(values)
 
@@ -31,9 +32,14 @@ def data_url(path: Path, media_type: str) -> str:
 
 def aligned(values: Sequence[float]) -> list[str]:
     """Numbers of one row with equal decimals: three digits of the smallest, at most three decimals."""
-    sizes = [abs(value) for value in values if value and math.isfinite(value)]
-    decimals = min(3, max(0, 2 - math.floor(math.log10(min(sizes))))) if sizes else 0
+    decimals = decimals_for(values)
     return [f"{value:.{decimals}f}" if math.isfinite(value) else "-" for value in values]
+
+
+def decimals_for(values: Sequence[float]) -> int:
+    """That show three digits of the smallest number, at most three."""
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    return min(3, max(0, 2 - math.floor(math.log10(min(sizes))))) if sizes else 0
 
 
 def bands_svg(times: Sequence[float], means: Mapping[str, Sequence[float]], spreads: Sequence[float]) -> Markup:
@@ -62,11 +68,11 @@ def distributions_svg(samples: Mapping[str, Sequence[float]]) -> Markup:
 
 def small_svg(draw: Callable[[Any], None]) -> Markup:
     """What is drawn on axes whose colours and font are those of the page."""
-    from matplotlib import rc_context  # a second to import, for the rank that draws
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "afd_scale"}):
+    def figure() -> Any:
+        from matplotlib.figure import Figure  # a second to import, for the rank that draws
+        from matplotlib.ticker import MaxNLocator
+
         figure = Figure(figsize=(3.4, 1.7))
         axes = figure.add_axes((0.15, 0.15, 0.83, 0.78))
         axes.patch.set_visible(False)
@@ -78,9 +84,19 @@ def small_svg(draw: Callable[[Any], None]) -> Markup:
         axes.spines["bottom"].set_color(RULE)
         axes.tick_params(length=0, labelsize=8, labelcolor=INK)
         axes.margins(x=0.02, y=0.1)
+        return figure
+
+    return figure_svg(figure)
+
+
+def figure_svg(make: Callable[[], Any]) -> Markup:
+    """A figure for a page, whose theme gives the stand-in colours."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "afd_scale"}):
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+        make().savefig(buffer, format="svg", transparent=True, metadata=metadata)
     svg = buffer.getvalue()
     # Inside HTML the prologue and the namespaces have no use, and they hold the only URLs.
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])

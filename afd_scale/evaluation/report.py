@@ -18,6 +18,7 @@ from markupsafe import Markup
 from afd_scale.evaluation.agreement import CALIBRATION_BINS
 from afd_scale.evaluation.alarms import LOOK, PREFIX, episodes
 from afd_scale.evaluation.curves import curve_svg
+from afd_scale.evaluation.lengths import length_curves, length_rows
 from afd_scale.evaluation.page import aligned, data_url, render
 from afd_scale.evaluation.run_files import (
     CONFIG,
@@ -60,15 +61,21 @@ def provenance() -> dict[str, str]:
 
 
 def metric_table(summary: Mapping[str, Any]) -> str:
-    """The metrics of a summary.json as aligned plain text, a line a metric, a column a policy."""
-    policies = _policies(summary)
-    header = ["", "better", *policies]
+    """The metrics of a summary.json as aligned plain text, a line a metric, a column a policy; and below them, where
+    videos are longer than the data's, those by length, a line a metric and policy, a column a span."""
     rows = [[row["label"], row["better"], *row["values"]] for row in _metric_rows(summary)]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    text = _aligned_text([["", "better", *_policies(summary)], *rows])
+    by_length = summary.get("metrics_by_length", {})
+    return f"{text}\n\n{_aligned_text(length_rows(by_length, _over_time(summary)))}" if by_length else text
+
+
+def _aligned_text(rows: Sequence[Sequence[str]]) -> str:
+    """Two columns of words, then numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width)
                   for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in [header, *rows]
+        for row in rows
     ]  # fmt: skip
     return "\n".join(line.rstrip() for line in lines)
 
@@ -106,6 +113,7 @@ def write_report(run_folder: Path, x: str | None = None) -> Path:
         title_facts=title_facts,
         policies=_policies(summary),
         metric_rows=_metric_rows(summary),
+        length_curves=length_curves(summary.get("metrics_by_length", {}), _over_time(summary)),
         clips=[(read_title(path), data_url(path, "video/mp4")) for path in samples if path.suffix == ".mp4"],
         images=[(path.stem, data_url(path, "image/png")) for path in samples if path.suffix == ".png"],
         alarms=episodes(records, metrics),
@@ -163,6 +171,11 @@ def _metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "verdict": _verdict(metric.better, values),
         })  # fmt: skip
     return rows
+
+
+def _over_time(summary: Mapping[str, Any]) -> Mapping[str, Metric]:
+    """How to read the suite's metrics of parts of a video."""
+    return SUITES[suite].over_time if (suite := summary.get("suite", "toy")) in SUITES else {}
 
 
 def _number(value: float | None) -> float:

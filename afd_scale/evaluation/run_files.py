@@ -80,14 +80,19 @@ SECTIONS, CARD_SECTIONS = TypeAdapter(RunSections), TypeAdapter(CardSections)
 Sections = TypeVar("Sections", RunSections, CardSections)
 
 
+_ByMetric = dict[str, _Number]
+_Span = Annotated[str, Field(pattern=r"^[0-9]{1,4}-[0-9]{1,4}x$")]
+
+
 @with_config(_AS_WRITTEN)
 class Summary(TypedDict, total=False):
-    """`summary.json`: metrics by policy and name, seconds by what took them."""
+    """`summary.json`: metrics by policy and name, beyond the data's length by span, too; seconds by what took them."""
 
     steps: Required[_Count]
     method: str
     suite: str
-    metrics: Required[dict[str, dict[str, _Number]]]
+    metrics: Required[dict[str, _ByMetric]]
+    metrics_by_length: dict[str, dict[_Span, _ByMetric]]
     seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]]
 
 

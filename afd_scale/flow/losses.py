@@ -14,6 +14,11 @@ def per_sample_mean(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
+def per_frame_mean(x: Tensor) -> Tensor:
+    """(B, F, ...) -> (B, F)."""
+    return x.flatten(2).mean(2)
+
+
 def bradley_terry_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """-log sigmoid(D(x_T, y) - D(x_S, y)), averaged over pairs of the same prompt."""
     return -F.logsigmoid(teacher_logits - student_logits).mean()
@@ -68,27 +73,46 @@ def policy_loss(
     Args:
         velocity, old_velocity: (B, F, C, H, W) of the student (with gradient) and of the sampling policy.
         noisy, x0, sigma: the sample x_S noised to (B, F) levels, and itself.
-        weight: (B,) in [0, 1].
-        normalise: divide each error by its own stop-gradient mean (x0 space); otherwise the plain velocity error.
+        weight: in [0, 1], (B, F) of frames or (B, 1) of whole samples.
+        normalise: divide a sample's errors by their own stop-gradient mean (x0 space); otherwise plain velocity errors.
     Returns:
         (B,) losses, scaled by clip / b.
     Source: DiffusionNFT, arXiv:2509.16117, eq. 8 and its released normalisation.
     """
     positive = (1 - policy_mix) * old_velocity + policy_mix * velocity
     negative = (1 + policy_mix) * old_velocity - policy_mix * velocity
+    good, bad = (_error(v, noisy, x0, sigma, normalise) for v in (positive, negative))
+    return (weight * good + (1 - weight) * bad).mean(1) * clip / policy_mix
+
+
+def regression_loss(
+    velocity: Tensor, noisy: Tensor, x0: Tensor, sigma: Tensor, weight: Tensor, *, normalise: bool
+) -> Tensor:
+    """The student's own samples as targets, each with a weight: all pull, none pushes.
+
+    Args:
+        velocity, noisy, x0, sigma, normalise: as in `policy_loss`.
+        weight: not negative, as there.
+    Returns:
+        (B,) losses.
+    Source: reward-weighted regression, Peters and Schaal, ICML 2007; for diffusion models arXiv:2302.12192.
+    """
+    return (weight * _error(velocity, noisy, x0, sigma, normalise)).mean(1)
+
+
+def _error(velocity: Tensor, noisy: Tensor, x0: Tensor, sigma: Tensor, normalise: bool) -> Tensor:
+    """(B, F) of each frame."""
     if normalise:
-        errors = [_normalised_x0_error(v, noisy, x0, sigma) for v in (positive, negative)]
-    else:
-        target = (noisy - x0) / expand_sigma(sigma.clamp(min=1e-3))
-        errors = [per_sample_mean((v - target).square()) for v in (positive, negative)]
-    return (weight * errors[0] + (1 - weight) * errors[1]) * clip / policy_mix
+        return _normalised_x0_error(velocity, noisy, x0, sigma)
+    target = (noisy - x0) / expand_sigma(sigma.clamp(min=1e-3))
+    return per_frame_mean((velocity - target).square())
 
 
 def _normalised_x0_error(velocity: Tensor, noisy: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
     difference = x0_from_velocity(noisy, velocity, sigma) - x0
     with torch.no_grad():
         normaliser = per_sample_mean(difference.abs()).clamp(min=NORMALISER_FLOOR)
-    return per_sample_mean(difference.square()) / normaliser
+    return per_frame_mean(difference.square()) / normaliser[:, None]
 
 
 def distribution_matching_gradient(x0: Tensor, real_x0: Tensor, fake_x0: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class EvaluationJob:
         chunk_frames, first_chunk_frames: frames of a chunk of a folder's videos, and of the first.
         reward_model, vbench: see `open_judges`.
         seed: of what is generated; None is 0.
+        lengths: of the teacher's videos, that the source's are measured for; None is one.
+        frames: at the teacher's rate, in place of `lengths`: as many whole lengths as they hold are measured.
         clips: of a side at most.
         samples: shown side by side.
         workers: processes that measure.
@@ -46,6 +48,8 @@ class EvaluationJob:
     reward_model: Path | None = None
     vbench: str | None = None
     seed: int | None = None
+    lengths: int | None = None
+    frames: int | None = None
     clips: int = 512
     samples: int = 4
     workers: int = 1
@@ -74,6 +78,8 @@ class EvaluationJob:
             raise ConfigError(f"source ({self.source}) must exist: there is no such file or folder")
         if self.first_chunk_frames is not None and self.chunk_frames is None:
             raise ConfigError(f"first_chunk_frames ({self.first_chunk_frames}) must not be given without chunk_frames")
+        if self.frames is not None and self.lengths is not None:
+            raise ConfigError(f"frames ({self.frames}) must not come with lengths: a video has one length")
         if self.generates:
             if self.chunk_frames is not None:
                 raise ConfigError(f"chunk_frames ({self.chunk_frames}) must not be given for a student: where its "
@@ -102,6 +108,7 @@ def evaluate_source(job: EvaluationJob) -> None:
     judges = open_judges(job.reward_model, job.vbench)
     with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}.") as cache:
         teacher = _teacher(job, Path(cache))
+        _lengths(job, teacher)  # what is wrong with them, before anything is made
         if not job.generates:
             chunks = None if job.chunk_frames is None else (job.first_chunk_frames, job.chunk_frames)
             _compare(job, FolderClips(job.source, "source"), teacher, judges, chunks)
@@ -122,6 +129,16 @@ def evaluate_source(job: EvaluationJob) -> None:
                               ) from error  # fmt: skip
 
 
+def _lengths(job: EvaluationJob, teacher: ClipSet) -> int:
+    """How many of the teacher's lengths are measured."""
+    if job.frames is None:
+        return job.lengths or 1
+    if job.frames < 2 * teacher.form.frames:
+        raise ConfigError(f"frames ({job.frames}) must be at least {2 * teacher.form.frames}, two lengths of the "
+                          "teacher's videos: the source is measured by these")  # fmt: skip
+    return job.frames // teacher.form.frames
+
+
 def _teacher(job: EvaluationJob, cache: Path) -> ClipSet:
     if job.has_shards:
         teacher: ClipSet = ShardClips(Location(job.teacher, cache, "teacher"), job.models)
@@ -134,16 +151,21 @@ def _teacher(job: EvaluationJob, cache: Path) -> ClipSet:
 
 
 def _make_videos(job: EvaluationJob, teacher: ClipSet) -> tuple[int, int]:
-    """Let the student make videos of the teacher's prompts, as long as the teacher's and else as it was trained.
+    """Let the student make videos of the teacher's prompts, as long as the teacher's or as asked for, and else as it
+    was trained. One that was trained to go on from a start is given those of the teacher's videos.
 
     Returns:
         Frames of the first chunk, and of every other.
     """
     shards = teacher.location if isinstance(teacher, ShardClips) else None
-    prompts = () if shards else tuple(dict.fromkeys(clip.prompt for clip in teacher.clips))
+    starts: dict[str, Path] = {}  # of each prompt its first clip
+    if isinstance(teacher, FolderClips):
+        for clip in teacher.clips:
+            starts.setdefault(clip.prompt, teacher.folder / clip.video)
     asked = Job(
-        job.source, job.made, prompt=prompts, dataset=shards, max_prompts=job.clips, models=job.models,
-        seconds=teacher.form.frames / teacher.form.fps, seed=job.seed or 0,
+        job.source, job.made, prompt=tuple(starts), starts=starts, dataset=shards, max_prompts=job.clips,
+        models=job.models, seconds=(job.frames or (job.lengths or 1) * teacher.form.frames) / teacher.form.fps,
+        seed=job.seed or 0,
     )  # fmt: skip
     found = generate(asked, alone())
     assert found is not None, "this is the only rank"
@@ -154,7 +176,7 @@ def _make_videos(job: EvaluationJob, teacher: ClipSet) -> tuple[int, int]:
 def _compare(job: EvaluationJob, source: ClipSet, teacher: ClipSet, judges: Judges, chunks: Chunks | None) -> None:
     """The folder, whole or not at all."""
     evaluation = evaluate(source, teacher, judges, chunks=chunks, most=job.clips, samples=job.samples,
-                          workers=job.workers)  # fmt: skip
+                          workers=job.workers, lengths=_lengths(job, teacher))  # fmt: skip
     with written_whole(job.out) as partial:
         partial.mkdir()
         write_evaluation(evaluation, partial)

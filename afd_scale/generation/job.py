@@ -1,18 +1,18 @@
 """A job: what is to be made of which student, and the ranks that make it."""
 
-import json
 import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from afd_scale.codecs.choose import codec_of
 from afd_scale.codecs.codec import Codec, VideoForm
@@ -24,13 +24,15 @@ from afd_scale.config.errors import shown
 from afd_scale.data.inspection import fps_of
 from afd_scale.data.storage import Location, teacher_data
 from afd_scale.evaluation.clip_sets import spread
-from afd_scale.generation.generate import Clock, Form, Generator, Request
+from afd_scale.generation.generate import Clock, Form, Generator, Request, batches
 from afd_scale.generation.requests import (
     DatasetPrompts,
+    Script,
+    chunks_of_schedule,
     embedded,
-    prompts_of_file,
     read_dataset,
     requests_of,
+    scripts_of_file,
     start_of_image,
     start_of_video,
     whole_chunks,
@@ -40,7 +42,7 @@ from afd_scale.generation.student import Student, load_student
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.progress import progress
 from afd_scale.rollout.sampler import Sampler
-from afd_scale.types import Prompts, pieces
+from afd_scale.types import Prompts
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +59,13 @@ class Job:
     Attributes:
         source: a run, checkpoint, export or weights file.
         out: folder to make.
-        prompt, prompts, dataset: texts, a file of them, or a dataset's; one of the three.
+        prompt, prompts, dataset: texts or scripts, a file of them, or a dataset's; one of the three.
         split: of the dataset's prompts.
         max_prompts: of all that are named, spread evenly; None takes all.
         image, video: what the first chunks are of.
         video_chunks: how many of them the start of `video` is; None is one.
+        starts: by prompt, the video whose start is given to a student that was trained to go on from one; a dataset's
+            prompts have theirs in it.
         num_videos: of each prompt; None is one, with layout `vbench` five.
         frames, size, fps: of a video; None as trained, as far as that is known.
         seconds: of a video, in place of `frames`.
@@ -71,11 +75,12 @@ class Job:
         batch: videos made together on a rank.
         precision: None is bf16 on a GPU and fp32 on a CPU.
         architecture, family: of a source that states none.
+        window, sink, positions, at_prompt_change: in place of the sampler's own; latent frames.
     """
 
     source: Path
     out: Path
-    prompt: Sequence[str] = ()
+    prompt: Sequence[str | Script] = ()
     prompts: Path | None = None
     dataset: Location | None = None
     split: str | None = None
@@ -83,6 +88,7 @@ class Job:
     image: Path | None = None
     video: Path | None = None
     video_chunks: int | None = None
+    starts: Mapping[str, Path] = field(default_factory=dict)
     num_videos: int | None = None
     frames: int | None = None
     seconds: float | None = None
@@ -95,6 +101,10 @@ class Job:
     precision: str | None = None
     architecture: str | None = None
     family: str | None = None
+    window: int | None = None
+    sink: int | None = None
+    positions: str | None = None
+    at_prompt_change: str | None = None
 
     def check(self) -> None:
         """Raises ConfigError for what is wrong whatever the weights are."""
@@ -116,9 +126,21 @@ class Job:
                 raise ConfigError(f"{name} ({shown(value)}) must be positive, and at most {MOST}")
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed ({shown(self.seed)}) must be a number of 64 bits")
-        for text in self.prompt:
+        for text in (text for script in self.scripts for text in script.texts):
             if not text.isascii() and text != text.encode(errors="replace").decode():
                 raise ConfigError(f"prompt ({shown(text)}) must be text, in the terminal's encoding")
+
+    @property
+    def scripts(self) -> list[Script]:
+        """Those of `prompt`."""
+        return [prompt if isinstance(prompt, Script) else Script(prompt) for prompt in self.prompt]
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """Fields of the sampler that are given here."""
+        fields = {"window_frames": self.window, "sink_frames": self.sink, "positions": self.positions,
+                  "at_prompt_change": self.at_prompt_change}  # fmt: skip
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def videos_of_each(self) -> int:
@@ -192,23 +214,40 @@ def prepare(job: Job, ranks: Ranks) -> Share:
     job.check()
     precision = job.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
     student = load_student(job.source, ranks, precision=precision, architecture=job.architecture,
-                           family=job.family)  # fmt: skip
-    dataset = None if job.dataset is None else read_dataset(job.dataset, job.split, student.policy.student)
+                           family=job.family, sampler=job.sampler)  # fmt: skip
+    dataset = None
+    if job.dataset is not None:
+        dataset = read_dataset(job.dataset, job.split, student.policy.student, student.start_frames)
     codec = find_codec(job, student, dataset, ranks.device)
     pixels = pixel_form(job, student, dataset, codec)
     everything = _everything(job, dataset)
     chosen = spread(range(len(everything)), job.max_prompts or len(everything))
-    texts = [everything[row] for row in chosen]
+    scripts = [everything[row] for row in chosen]
+    texts = [script.prompt for script in scripts]
     requests = requests_of(texts, job.videos_of_each, job.out, job.layout)
+    chunk_frames = student.policy.sampler.chunk_frames
+    changes = [chunks_of_schedule(script, pixels.frames, codec, chunk_frames) for script in scripts]
     mine = requests[ranks.data_rank :: ranks.data_size]
     asked = sorted({request.prompt for request in mine})  # a rank embeds no others
+    form = latent_form(job, student, codec, pixels)
+    own = None if dataset is None or dataset.starts is None else dataset.starts[[chosen[row] for row in asked]]
+    starts = starts_of(job, student, codec, pixels, form, [texts[row] for row in asked], own)
+    mine = [replace(request, start=starts[asked.index(request.prompt)]) for request in mine]
     if dataset is not None:
         prompts = dataset.prompts.take([chosen[row] for row in asked], asked)
+        mine = [replace(request, prompt=asked.index(request.prompt)) for request in mine]
     else:  # by a codec of its own, whose text encoder goes with it
+        read = list(dict.fromkeys(text for row in asked for text in (texts[row], *scripts[row].texts)))
         embedding_codec = find_codec(job, student, dataset, ranks.device)
-        prompts = embedded([texts[row] for row in asked], embedding_codec, student.policy.student)
-    mine = [replace(request, prompt=asked.index(request.prompt)) for request in mine]
-    return Share(student, codec, latent_form(job, student, codec, pixels), pixels, prompts, mine, texts, requests)
+        prompts = embedded(read, embedding_codec, student.policy.student)
+        mine = [_of_script(request, scripts[request.prompt], changes[request.prompt], read) for request in mine]
+    return Share(student, codec, form, pixels, prompts, mine, texts, requests)
+
+
+def _of_script(request: Request, script: Script, starts: Sequence[int], read: Sequence[str]) -> Request:
+    """A request whose rows are those of the texts that a rank has read."""
+    rows = zip(starts, (read.index(text) for text in script.texts), strict=False)  # without a schedule there are none
+    return replace(request, prompt=read.index(script.prompt), texts=tuple(rows))
 
 
 def _make(job: Job, share: Share, ranks: Ranks) -> Clock:
@@ -217,12 +256,12 @@ def _make(job: Job, share: Share, ranks: Ranks) -> Clock:
     generator = Generator(
         share.student.network, sampler, share.form, ranks.device, seed=job.seed,
         decoder=share.codec.decoder if ranks.leads_sequence else None,
-        note=json.dumps({"source": str(job.source), "seed": job.seed}),
+        note={"source": str(job.source), "seed": job.seed},
     )  # fmt: skip
-    parts = pieces(len(share.mine), job.batch)
+    parts = batches(share.mine, job.batch)
     total = len(parts) * (share.form.latent_shape[0] // sampler.config.chunk_frames)
     with progress("Chunks", shown=ranks.is_main) as show:
-        chunks = chain.from_iterable(generator.write(share.prompts, share.mine[part]) for part in parts)
+        chunks = chain.from_iterable(generator.write(share.prompts, part) for part in parts)
         for done, _ in enumerate(chunks, 1):
             show(done, total)
     return generator.clock
@@ -251,11 +290,11 @@ def _finished_ones_kept(out: Path, is_main: bool) -> Iterator[None]:
         raise
 
 
-def _everything(job: Job, dataset: DatasetPrompts | None) -> Sequence[str]:
+def _everything(job: Job, dataset: DatasetPrompts | None) -> Sequence[Script]:
     """All that may be asked for."""
     if dataset is not None:
-        return dataset.prompts.texts
-    return job.prompt if job.prompts is None else prompts_of_file(job.prompts)
+        return [Script(text) for text in dataset.prompts.texts]
+    return job.scripts if job.prompts is None else scripts_of_file(job.prompts)
 
 
 def find_codec(job: Job, student: Student, dataset: DatasetPrompts | None, device: torch.device) -> Codec:
@@ -303,7 +342,7 @@ def trained_fps(run: RunConfig) -> float | None:
 
 
 def latent_form(job: Job, student: Student, codec: Codec, pixels: VideoForm) -> Form:
-    """What is generated for videos of this form: whole chunks, and what they start with."""
+    """What is generated for videos of this form: whole chunks."""
     config, sampler = student.policy.student, student.policy.sampler
     latent_frames = whole_chunks(pixels.frames, codec, sampler.chunk_frames)
     shape = codec.latent_shape(replace(pixels, frames=codec.frames(latent_frames)))
@@ -320,11 +359,37 @@ def latent_form(job: Job, student: Student, codec: Codec, pixels: VideoForm) -> 
         largest = f"{int(pixels.height * shrink) // rows * rows}x{int(pixels.width * shrink) // columns * columns}"
         raise ConfigError(f"size ({pixels.height}x{pixels.width}) must be {largest} at most, or another of {limit} "
                           "pixels: larger frames are not decoded chunk by chunk")  # fmt: skip
-    start = None
+    return Form(shape, pixels.frames, pixels.fps)
+
+
+def starts_of(
+    job: Job, student: Student, codec: Codec, pixels: VideoForm, form: Form, texts: Sequence[str],
+    of_dataset: Tensor | None,
+) -> Sequence[Tensor | None]:  # fmt: skip
+    """(f, C, H, W) clean latents that the videos of prompts begin with; None of those that are generated whole.
+
+    Args:
+        of_dataset: (P, f, C, H, W) its videos' of these prompts, for a student that was trained to go on from starts.
+    """
+    sampler, trained = student.policy.sampler, student.start_frames
+    starts: Sequence[Tensor | None] = [None] * len(texts)
     if job.image is not None:
-        start = start_of_image(job.image, pixels, codec, sampler)
+        starts = [start_of_image(job.image, pixels, codec, sampler)[0]] * len(texts)
     elif job.video is not None:
-        start = start_of_video(job.video, job.video_chunks or 1, pixels, codec, sampler)
-    if start is not None and start.shape[1] > latent_frames:
-        raise ConfigError(f"video_chunks ({job.video_chunks or 1}) must fit a video of {pixels.frames} frames")
-    return Form(shape, pixels.frames, pixels.fps, start)
+        starts = [start_of_video(job.video, job.video_chunks or 1, pixels, codec, sampler)[0]] * len(texts)
+    elif of_dataset is not None:
+        starts = list(of_dataset)
+    elif trained and job.starts:
+        chunks = trained // sampler.chunk_frames
+        starts = [start_of_video(job.starts[text], chunks, pixels, codec, sampler)[0] for text in texts]
+    elif trained:
+        log.warning("the student was trained to go on from the start of a video, latent frames: %d; it is given none, "
+                    "as --image or --video would", trained)  # fmt: skip
+    first, (latent_frames, *expected) = starts[0] if starts else None, form.latent_shape
+    if first is not None and len(first) > latent_frames:
+        raise ConfigError(f"video_chunks ({len(first) // sampler.chunk_frames}) must fit a video of {form.frames} "
+                          "frames")  # fmt: skip
+    if first is not None and list(first.shape[1:]) != expected:
+        raise ConfigError(f"dataset ({job.dataset and job.dataset.shards}) must have latents of {expected}, as these "
+                          "videos: they begin with its own")  # fmt: skip
+    return starts

@@ -1,9 +1,13 @@
 """What is asked of a student, prompts and starts, and the files that it becomes."""
 
+import logging
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +18,7 @@ from afd_scale.codecs.cleaning import clean_prompt
 from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
 from afd_scale.codecs.conversions import to_unit
 from afd_scale.config import ConfigError
+from afd_scale.config.errors import shown
 from afd_scale.config.models import StudentConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.data.clips import Frames, Reject
@@ -22,6 +27,7 @@ from afd_scale.data.reader import prompts_of
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location
 from afd_scale.data.teachers.prompts import prompt_id_of, read_prompts
+from afd_scale.data.teachers.tables import read_table
 from afd_scale.data.validate import load_beside
 from afd_scale.data.video import fit, read_video
 from afd_scale.evaluation.video import write_grid
@@ -29,35 +35,117 @@ from afd_scale.files import LONGEST_NAME, slug
 from afd_scale.generation.generate import Request
 from afd_scale.types import Prompts
 
+log = logging.getLogger(__name__)
+
 LAYOUTS = ("plain", "vbench")
 _SHEET_FRAMES, _SHEET_PIXELS = 8, 120  # of a video on a contact sheet: how many, how large
 
 
-def prompts_of_file(path: Path) -> list[str]:
-    """The prompts of a table, each once.
+@dataclass(frozen=True)
+class Script:
+    """What a video is asked for.
+
+    Attributes:
+        prompt: that names it, and that it is made of unless there is a schedule.
+        schedule: the frame of the video at which each of its prompts begins, and the prompts.
+    Raises:
+        ConfigError: the frames do not rise from 0, or a prompt is empty.
+    """
+
+    prompt: str
+    schedule: tuple[tuple[int, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        frames, named = [frame for frame, _ in self.schedule], f"schedule ({shown(self.schedule)})"
+        if frames and (frames[0] != 0 or any(later <= earlier for earlier, later in pairwise(frames))):
+            raise ConfigError(f"{named} must begin at frame 0 and rise: each prompt begins after the one before it")
+        if not all(text for _, text in self.schedule):
+            raise ConfigError(f"{named} must have no empty prompt: the student reads it")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that it is made of."""
+        return tuple(text for _, text in self.schedule) or (self.prompt,)
+
+
+def scripts_of_file(path: Path) -> list[Script]:
+    """The prompts of a table, each once; a column `schedule` says how they change: `[[0, "..."], [81, "..."]]`.
 
     Raises:
         ConfigError: the file cannot be read, or a row cannot be used.
     """
-    rows = read_prompts(path)
-    for row in rows:
+    rows, table = read_prompts(path), read_table(path)
+    has_schedule = table.columns is not None and "schedule" in table.columns
+    places = table.rows({"schedule"}) if has_schedule else ((path.name, {}) for _ in rows)
+    scripts = []
+    for row, (place, fields) in zip(rows, places, strict=True):
         if isinstance(row, Reject):
             raise ConfigError(f"prompts ({path}): {row.video}: {row.reason}")
-    return list(dict.fromkeys(row.prompt for row in rows if not isinstance(row, Reject)))
+        schedule = fields.get("schedule") if isinstance(fields, dict) else None
+        try:
+            scripts.append(Script(row.prompt, () if schedule is None else schedule_of(schedule)))
+        except ConfigError as error:
+            raise ConfigError(f"prompts ({path}): {place}: {error}") from error
+    return list(dict.fromkeys(scripts))
+
+
+def schedule_of(value: Any) -> tuple[tuple[int, str], ...]:
+    """A schedule as a table has it, its prompts cleaned.
+
+    Raises:
+        ConfigError: it is no list of frames and prompts.
+    """
+    rows = [tuple(row) for row in value if isinstance(row, list)] if isinstance(value, list) else []
+    pairs = [row for row in rows if len(row) == 2 and type(row[0]) is int and isinstance(row[1], str)]
+    if not pairs or len(pairs) != len(value):
+        raise ConfigError(f"schedule ({shown(value)}) must be a list of [frame, prompt]: numbers and texts")
+    return tuple((frame, clean_prompt(text)) for frame, text in pairs)
+
+
+def chunks_of_schedule(script: Script, frames: int, codec: Codec, chunk_frames: int) -> tuple[int, ...]:
+    """The chunks at which a script's prompts begin, in a video of so many frames: at a frame's own, or the next border.
+
+    Raises:
+        ConfigError: a prompt begins beyond the video's last chunk, or where another does.
+    """
+    starts, borders = list[int](), [0]  # frames at which chunks begin
+    while (border := codec.frames(len(borders) * chunk_frames)) < frames:
+        borders.append(border)
+    for frame, text in script.schedule:
+        chunk = bisect_left(borders, frame)
+        if chunk == len(borders):
+            raise ConfigError(f"schedule (frame {frame}) must be {borders[-1]} at the latest: in a video of {frames} "
+                              "frames the last chunk begins there")  # fmt: skip
+        if chunk in starts:
+            raise ConfigError(f"schedule (frame {frame}) must leave each prompt a chunk: the one before it begins at "
+                              f"frame {borders[chunk]} too")  # fmt: skip
+        if borders[chunk] != frame:
+            log.info("the prompt of frame %d begins at frame %d, with a chunk: %s", frame, borders[chunk], shown(text))
+        starts.append(chunk)
+    return tuple(starts)
 
 
 @dataclass(frozen=True)
 class DatasetPrompts:
-    """The prompts of a dataset, each once, the dataset's facts, and its videos' frames a second, if it has any."""
+    """The prompts of a dataset, each once, the dataset's facts, and its videos' frames a second, if it has any.
+
+    Attributes:
+        starts: (P, f, C, H, W) clean latents that its videos of these begin with; None where none were asked for.
+    """
 
     prompts: Prompts
     facts: DatasetFacts
     fps: float | None
+    starts: Tensor | None
 
 
-def read_dataset(location: Location, split: str | None, student: StudentConfig) -> DatasetPrompts:
+def read_dataset(
+    location: Location, split: str | None, student: StudentConfig, start_frames: int = 0
+) -> DatasetPrompts:  # fmt: skip
     """Prompts as a dataset has them embedded; of its shards those are read that hold a prompt's first sample.
 
+    Args:
+        start_frames: latent frames of `starts`; 0 asks for none. A dataset of prompts alone has none.
     Raises:
         ConfigError: the dataset cannot be read, has no such split, or embeddings of another width.
     """
@@ -70,7 +158,10 @@ def read_dataset(location: Location, split: str | None, student: StudentConfig) 
         raise ConfigError(f"dataset ({location.shards}) must have text of at most {student.text_length} rows of "
                           f"{student.text_dim}, as the student reads: it has {facts.text_shape}")  # fmt: skip
     rows = [{**row, "sample": at} for at, row in zip(positions, samples_at(location, positions), strict=True)]
-    return DatasetPrompts(prompts_of(rows, student.text_length), facts, rows[0].get("fps"))
+    starts = None
+    if start_frames and facts.latent_shape is not None:
+        starts = torch.from_numpy(np.stack([row["latents"][:start_frames] for row in rows])).float()
+    return DatasetPrompts(prompts_of(rows, student.text_length), facts, rows[0].get("fps"), starts)
 
 
 def embedded(texts: Sequence[str], codec: Codec, student: StudentConfig) -> Prompts:

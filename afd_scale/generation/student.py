@@ -1,8 +1,10 @@
 """A student to generate with, from whatever its weights lie in."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,10 +37,15 @@ class Student:
     network: PlainNetwork
     run: RunConfig | None
 
+    @property
+    def start_frames(self) -> int:
+        """Latent frames of a video that it was given in its run."""
+        return 0 if self.run is None else self.run.data.start_frames
+
 
 def load_student(
     source: Path, ranks: Ranks, *, precision: str, attention: str = "auto", architecture: str | None = None,
-    family: str | None = None,
+    family: str | None = None, sampler: Mapping[str, Any] | None = None,
 ) -> Student:  # fmt: skip
     """Read a run, checkpoint, export or weights file; every rank holds all of the network.
 
@@ -46,11 +53,14 @@ def load_student(
         precision: fp32, bf16 or fp8; in FP8 stays out of it what the student's run kept.
         attention: of `choose_backend`.
         architecture, family: presets for a source that does not state its own.
+        sampler: fields that replace those of the student's sampler, as a window that bounds an endless video.
     Raises:
         ValueError: the source cannot be read, or a kernel or precision cannot work here.
     """
     read = read_student(source)
     policy = read.config(architecture, family)
+    if sampler:
+        policy = policy.model_copy(update={"sampler": policy.sampler.with_fields(sampler)})
     dtype, config = parameter_dtype(precision), policy.student
     if config.num_heads % ranks.sequence:
         raise ValueError(f"sequence ({ranks.sequence}) must divide the student's {config.num_heads} heads: each "
@@ -67,6 +77,17 @@ def load_student(
     capture = choose_capture("auto", ranks.device, ranks.sequence_group is not None) if precision != "fp8" else None
     calls = None if capture is None else CapturedPasses(network, capture)
     return Student(policy, PlainNetwork(network, calls=calls), run)
+
+
+def sampling(student: Student, **fields: Any) -> Student:
+    """The same student with other fields of its sampler; its network is shared, and follows them from now on.
+
+    Raises:
+        ConfigError: a value breaks a rule.
+    """
+    sampler = student.policy.sampler.with_fields(fields)
+    student.network.network.sampler = sampler
+    return replace(student, policy=student.policy.model_copy(update={"sampler": sampler}))
 
 
 def run_of(path: Path) -> RunConfig | None:

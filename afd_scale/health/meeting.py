@@ -4,17 +4,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from afd_scale.parallel.launchers import Launched
+from afd_scale.parallel.meeting import meet
 
 T = TypeVar("T")
-
-_OURS = "afd_scale.health"  # keys of the store, which torch and launchers write to as well
 
 
 @contextmanager
@@ -26,30 +23,17 @@ def exchanged(launched: Launched, mine: T, schema: TypeAdapter[T], seconds: floa
     Args:
         schema: of a value. It goes as JSON, for the port is open to whoever reaches it.
     Raises:
-        RuntimeError: the place is not reached in time, or ranks have not come.
+        LostInputError: the place is not reached in time, or ranks have not come.
+        RuntimeError: one has gone since.
     """
-    # torch's own rendezvous would wait for all of them and not say who is absent.
-    is_hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # it is defined where torch is built for several processes
-        launched.address, int(launched.port), is_master=launched.rank == 0 and not is_hosted,
-        timeout=timedelta(seconds=seconds), wait_for_workers=False, multi_tenant=True,
-    )  # fmt: skip
-    store.set(f"{_OURS} of {launched.rank}", schema.dump_json(mine).decode())
+    store = meet(launched, seconds)
+    store.set(f"found by {launched.rank}", schema.dump_json(mine).decode())
     ranks = range(launched.size)
-    values = [schema.validate_json(said) for said in _all_of(store, "of", ranks)]
-    store.set(f"{_OURS} seen {launched.rank}", "")
+    values = [schema.validate_json(store.get(f"found by {rank}")) for rank in ranks]
+    store.set(f"seen by {launched.rank}", "")
     if launched.rank == 0:
-        _all_of(store, "seen", ranks)  # this process may end, and its server with it
+        store.wait([f"seen by {rank}" for rank in ranks])  # this process may end, and its server with it
     yield values
-
-
-def _all_of(store: Any, key: str, ranks: range) -> list[bytes]:
-    """What each rank wrote."""
-    try:
-        return [store.get(f"{_OURS} {key} {rank}") for rank in ranks]
-    except RuntimeError as error:
-        missing = [str(rank) for rank in ranks if not store.check([f"{_OURS} {key} {rank}"])]
-        raise RuntimeError(f"ranks {', '.join(missing)} of {len(ranks)} have not come") from error
 
 
 @contextmanager

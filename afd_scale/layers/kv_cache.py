@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from afd_scale.layers.attention.layout import AttentionLayout
-from afd_scale.layers.rope import Rotation
+from afd_scale.layers.rope import Rotation, WindowRotation
 
 Pair = tuple[Tensor, Tensor]  # keys and values, (B, L, N, D) each
 
@@ -129,35 +129,60 @@ class LayerCache:
 class KVCache:
     """The cache of a rollout: for each layer a ring that holds the sink and the newest chunks, and the text.
 
-    Keys are stored after RoPE at absolute positions, so the order of the slots does not matter and a full window costs
-    no copy: the newest chunk takes the slot of the oldest one after the sink. Not for passes with gradient.
+    The newest chunk takes the slot of the oldest one after the sink: a full window costs no copy. Keys are stored after
+    RoPE at absolute positions, so the order of the slots does not matter; or as they are, and turned in each pass for
+    the places that they then have in the window. Not for passes with gradient.
 
     Attributes:
         num_layers: self-attention layers.
-        frames, chunk_frames: of the video to generate.
+        frames, chunk_frames: of the video to generate; no frames where it has no end, which takes a window.
         window_frames, sink_frames: None keeps all; both count latent frames, multiples of chunk_frames.
+        turned_in_window: keys are stored as they are, see `positions`.
         rotation: of a pass that is replayed; None is that of the current frames.
     """
 
     num_layers: int
-    frames: int
+    frames: int | None
     chunk_frames: int
     window_frames: int | None = None
     sink_frames: int = 0
-    rotation: Rotation | None = field(default=None, init=False)
+    turned_in_window: bool = False
+    rotation: Rotation | WindowRotation | None = field(default=None, init=False)
     chunk: int = field(default=0, init=False)
+    turn: int = field(default=0, init=False)  # of the current chunk among those that were put into the ring
     ring: Ring = field(init=False)
     layers: list[LayerCache] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ring = Ring(min(self.frames, self.window_frames or self.frames) // self.chunk_frames)
+        limits = [limit for limit in (self.frames, self.window_frames) if limit is not None]
+        assert limits, "a video without an end has a window"
+        self.ring = Ring(min(limits) // self.chunk_frames)
         self.layers = [LayerCache(self.ring) for _ in range(self.num_layers)]
-        self._point_to(0)
+        self._point_to(0, turn=0)
 
     @property
     def first_frame(self) -> int:
         """Absolute position of the current chunk."""
         return self.chunk * self.chunk_frames
+
+    def positions(self) -> tuple[tuple[range, ...], tuple[range, ...] | None]:
+        """Positions of the frames of the current pass, once that has begun; and of all that it sees, as they stand in
+        the slots, where keys are turned in each pass.
+
+        In a window the sink stands at its beginning and the newest chunk at its end, in between the others in order; a
+        window that is not full yet begins at 0 too.
+        """
+        size, ring = self.chunk_frames, self.ring
+        if not self.turned_in_window:
+            return (range(self.first_frame, self.first_frame + ring.chunks * size),), None
+        first, visible = ring.filled - 1, ring.filled + ring.ahead
+        own = (range(first * size, visible * size),)
+        if self.turn < ring.capacity:
+            return own, (range(visible * size),)
+        sink, slot = self.sink_frames // size, ring.slot
+        oldest = ring.capacity - 1 - slot  # chunks in the slots after the newest one, older than those before it
+        runs = (range(sink), range(sink + oldest, ring.capacity), range(sink, sink + oldest))
+        return own, tuple(range(run.start * size, run.stop * size) for run in runs if run)
 
     @property
     def visible_frames(self) -> int:
@@ -170,10 +195,15 @@ class KVCache:
         return self.layers[-1].text_is_current
 
     @property
+    def is_new(self) -> bool:
+        """Whether no pass has run."""
+        return self.layers[-1].k_BLND is None
+
+    @property
     def has_room_ahead(self) -> bool:
         """Whether one pass may finish the current chunk and begin the next: no slot that the first of them still sees
         is taken by the second."""
-        return (self.chunk + 2) * self.chunk_frames <= self.frames and self.chunk + 1 < self.ring.capacity
+        return self._is_in_video(self.chunk + 1) and self.turn + 1 < self.ring.capacity
 
     def begin_pass(self, frames: int) -> AttentionLayout:
         """Which frames see which in a pass over the current chunk, or over it and the next."""
@@ -182,10 +212,21 @@ class KVCache:
         assert self.ring.ahead == 0 or (self.ring.ahead == 1 and self.has_room_ahead), "no room for the next chunk"
         return AttentionLayout.after_past(frames, self.visible_frames, self.chunk_frames)
 
-    def advance(self) -> None:
-        """The current chunk is finished: keep its slot and move to the next."""
-        assert (self.chunk + 1) * self.chunk_frames < self.frames, "the last chunk has no next"
-        self._point_to(self.chunk + 1)
+    def advance(self, to: int | None = None) -> None:
+        """The current chunk is finished: keep its slot and move to the next, or to a later one."""
+        chunk = self.chunk + 1 if to is None else to
+        assert self._is_in_video(chunk), "the last chunk has no next"
+        self._point_to(chunk, self.turn + 1)
+
+    def restart(self, chunk: int) -> None:
+        """Forget all chunks and the text, and go on at a chunk of the same video, which sees none before it."""
+        self.forget_text()
+        self._point_to(chunk, turn=0)
+
+    def forget_text(self) -> None:
+        """The next pass reads its text anew."""
+        for layer in self.layers:
+            layer.text_is_current = False
 
     def adopt(self, layers: list[LayerCache]) -> None:
         """Go on in the buffers of an earlier rollout, which is over; before the first pass."""
@@ -193,7 +234,7 @@ class KVCache:
             layer.ring, layer.text_is_current = self.ring, False
         self.layers = layers
 
-    def still(self, places: Tensor, rotation: Rotation) -> "KVCache":
+    def still(self, places: Tensor, rotation: Rotation | WindowRotation) -> "KVCache":
         """The cache as the current pass finds it, in the same buffers, for a pass that is replayed.
 
         Args:
@@ -204,8 +245,11 @@ class KVCache:
         still.layers = [replace(layer, ring=still.ring) for layer in self.layers]
         return still
 
-    def _point_to(self, chunk: int) -> None:
-        self.chunk, ring = chunk, self.ring
+    def _is_in_video(self, chunk: int) -> bool:
+        return self.frames is None or (chunk + 1) * self.chunk_frames <= self.frames
+
+    def _point_to(self, chunk: int, turn: int) -> None:
+        self.chunk, self.turn, ring = chunk, turn, self.ring
         sink = self.sink_frames // self.chunk_frames
-        ring.slot = chunk if chunk < ring.capacity else sink + (chunk - sink) % (ring.capacity - sink)
-        ring.filled, ring.ahead = min(chunk + 1, ring.capacity), 0
+        ring.slot = turn if turn < ring.capacity else sink + (turn - sink) % (ring.capacity - sink)
+        ring.filled, ring.ahead = min(turn + 1, ring.capacity), 0

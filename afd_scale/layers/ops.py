@@ -14,7 +14,7 @@ from afd_scale.layers.attention import AttentionLayout, attend
 from afd_scale.layers.kv_cache import Past
 from afd_scale.layers.lora import Adapters
 from afd_scale.layers.precision import Precision, Recompute
-from afd_scale.layers.rope import Rotation
+from afd_scale.layers.rope import Rotation, WindowRotation
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout], Tensor]
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -61,7 +61,7 @@ class ModelOps:
 
     def attention(
         self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor,
-        rotation: Rotation, layout: AttentionLayout, past: Past | None,
+        rotation: Rotation | WindowRotation, layout: AttentionLayout, past: Past | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Self-attention of the current tokens over the past and themselves.
 
@@ -71,6 +71,11 @@ class ModelOps:
         Returns:
             The output (B, L, N, D), and the current keys and values as a later pass may see them.
         """
+        if isinstance(rotation, WindowRotation):  # the past keeps keys as they are
+            assert past is not None, "a window is of a cache"
+            keys, values = past.extend(k_BLND, v_BLND)
+            q_BLND, keys = rotation(q_BLND, keys)
+            return self.attend(q_BLND, keys, values, layout), k_BLND, v_BLND
         q_BLND, k_BLND = rotation(q_BLND, k_BLND, None if past is None else past.room(k_BLND))
         keys, values = (k_BLND, v_BLND) if past is None else past.extend(k_BLND, v_BLND)
         return self.attend(q_BLND, keys, values, layout), k_BLND, v_BLND

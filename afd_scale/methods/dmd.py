@@ -48,14 +48,14 @@ class Dmd:
         self.fake_score: TrainedPolicy = engines["fake_score"]
         self.real_score: Policy = engines["real_score"]
         self.discriminator: TrainedScorer | None = engines.get("discriminator")
-        self.warmup_steps = self.config.warm_up
-        self.sampler = Sampler(run.sampler)
+        self.warmup_steps, self.memory = self.config.warm_up, dict[str, Tensor]()
+        self.sampler, self.start_frames = Sampler(run.sampler), run.data.start_frames
         self.negative = _negative(self.config, run.student.text_dim)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         config, teacher = self.config, batch.teacher
         prompts = batch.prompts.repeat(config.rollouts_per_prompt)
-        rollouts = roll_out(self.student, self.sampler, prompts, teacher, self.randomness, step)
+        rollouts = roll_out(self.student, self.sampler, prompts, teacher, self.randomness, step, self.start_frames)
         metrics = dict(self._train_fake_score(rollouts.videos, step))
         paired = rollouts.videos[: len(teacher) * config.rollouts_per_prompt]
         if self.discriminator is not None:
@@ -65,11 +65,11 @@ class Dmd:
             return metrics
         gradient = self._match(rollouts.videos, step)
         metrics["student/loss"] = 0.5 * gradient.square().mean()
-        gradient /= gradient[0].numel()  # of the mean over a video
+        gradient /= gradient[0].numel()  # of the mean over what is generated of a video
         if self.discriminator is not None:
             section = config.all_judges["discriminator"]
             metrics["student/gan_loss"], push = judge_rollouts(self.discriminator, section, teacher, paired)
-            gradient[: len(paired)] += config.gan_weight * push
+            gradient[: len(paired)] += config.gan_weight * push[:, self.start_frames :]
         rate = learning_rate(config.optimizer, step, self.steps)
         metrics |= train_student(self.student, rollouts, gradient, rate)
         if self.average is not None:
@@ -83,8 +83,9 @@ class Dmd:
             videos = rollouts[rows]
             x0, text = videos.latents, videos.prompts.embeddings
             noise, sigma = self._noise("fake_score", videos, network.causal, step)
-            velocity = _velocity(fake, network.causal, add_noise(x0, noise, sigma), sigma, text, x0)
-            loss = losses.flow_matching_loss(velocity, x0, noise, sigma, space=network.prediction).mean()
+            velocity = self._velocity(fake, network.causal, add_noise(x0, noise, sigma), sigma, text, videos)
+            ours = [whole[:, self.start_frames :] for whole in (x0, noise, sigma)]
+            loss = losses.flow_matching_loss(velocity, *ours, space=network.prediction).mean()
             return loss, {"fake_score/loss": loss.detach()}
 
         metrics = accumulate(fake, len(rollouts), fake.micro_batch, loss_of)
@@ -99,7 +100,7 @@ class Dmd:
         return train_judge("discriminator", judge, section, lesson, at_once)[0]
 
     def _match(self, rollouts: Videos, step: int) -> Tensor:
-        """(B, F, C, H, W) the gradient of distribution matching for each rollout."""
+        """(B, f, C, H, W) the gradient of distribution matching for what each rollout generated."""
         config, count = self.config, len(rollouts)
         fake_is_causal, real_is_causal = config.fake_score.causal, (config.real_score or config.fake_score).causal
         # A level for each chunk only where both are causal: a bidirectional score knows videos of one level.
@@ -107,21 +108,33 @@ class Dmd:
         noisy, clean, text = add_noise(rollouts.latents, noise, sigma), rollouts.latents, rollouts.prompts.embeddings
 
         def fake(rows: slice) -> Tensor:
-            return _velocity(self.fake_score, fake_is_causal, noisy[rows], sigma[rows], text[rows], clean[rows])
+            return self._velocity(self.fake_score, fake_is_causal, noisy[rows], sigma[rows], text[rows], rollouts[rows])
 
         def real(rows: slice) -> Tensor:
             state = (self.real_score, real_is_causal, noisy[rows], sigma[rows])
-            velocity = _velocity(*state, text[rows], clean[rows])
+            velocity = self._velocity(*state, text[rows], rollouts[rows])
             if not config.is_guided:
                 return velocity
-            away = _velocity(*state, self.negative.to(clean).expand(len(velocity), -1, -1), clean[rows])
+            away = self._velocity(*state, self.negative.to(clean).expand(len(velocity), -1, -1), rollouts[rows])
             return away + config.guidance_scale * (velocity - away)
 
+        ours = slice(self.start_frames, None)
         real_x0, fake_x0 = (
-            x0_from_velocity(noisy, without_gradient(score, count, run), sigma)
+            x0_from_velocity(noisy[:, ours], without_gradient(score, count, run), sigma[:, ours])
             for score, run in ((self.real_score, real), (self.fake_score, fake))
         )
-        return losses.distribution_matching_gradient(clean, real_x0, fake_x0)
+        return losses.distribution_matching_gradient(clean[:, ours], real_x0, fake_x0)
+
+    def _velocity(
+        self, score: Policy, causal: bool, noisy: Tensor, sigma: Tensor, text: Tensor, rollouts: Videos
+    ) -> Tensor:  # fmt: skip
+        """(B, f, C, H, W) of what rollouts generated. A causal score is given their start clean; the other knows videos
+        of one level alone, and sees it noised as all of them."""
+        ours = slice(self.start_frames, None)
+        if not causal:
+            return score(noisy, sigma * TIMESTEPS, text)[:, ours]
+        context = rollouts.after(self.start_frames).in_context
+        return score(noisy[:, ours], sigma[:, ours] * TIMESTEPS, text, **context)
 
     def _noise(self, stream: str, videos: Videos, by_chunk: bool, step: int) -> tuple[Tensor, Tensor]:
         """Noise of videos' shape and (B, F) levels, one for each chunk or for each video."""
@@ -132,10 +145,6 @@ class Dmd:
         sigma = warp(uniform, self.sampler.config.timestep_shift).clamp(*self.config.sigma_range)
         noise = self.randomness.normal(f"{stream}/noise", step, keys, shape, device)
         return noise, sigma.repeat_interleave(frames // count, dim=1)
-
-
-def _velocity(score: Policy, causal: bool, noisy: Tensor, sigma: Tensor, text: Tensor, clean: Tensor) -> Tensor:
-    return score(noisy, sigma * TIMESTEPS, text, **({"clean": clean} if causal else {}))
 
 
 def _negative(config: DmdConfig, text_dim: int) -> Tensor:

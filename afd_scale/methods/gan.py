@@ -9,6 +9,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from afd_scale.config import RunConfig
 from afd_scale.config.methods import GanConfig
 from afd_scale.flow.randomness import Randomness
@@ -36,21 +38,21 @@ class Gan:
         self.student: TrainedPolicy = engines["student"]
         self.average: AveragedPolicy | None = engines.get("average")
         self.discriminator: TrainedScorer = engines["discriminator"]
-        self.warmup_steps = self.config.warm_up
-        self.sampler = Sampler(run.sampler)
+        self.warmup_steps, self.memory = self.config.warm_up, dict[str, Tensor]()
+        self.sampler, self.start_frames = Sampler(run.sampler), run.data.start_frames
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         config, teacher = self.config, batch.teacher
         prompts = teacher.prompts.repeat(config.rollouts_per_prompt)
-        rollouts = roll_out(self.student, self.sampler, prompts, teacher, self.randomness, step)
+        rollouts = roll_out(self.student, self.sampler, prompts, teacher, self.randomness, step, self.start_frames)
         lesson = Lesson(teacher, rollouts.videos, self.randomness, step, self.steps)
         at_once = config.prompts_at_once(self.judge, lesson.group, self.discriminator.micro_batch)
-        discriminator_metrics, _ = train_judge("discriminator", self.discriminator, self.judge, lesson, at_once)
+        discriminator_metrics, *_ = train_judge("discriminator", self.discriminator, self.judge, lesson, at_once)
         if step < 1 or step % config.student_every:
             return discriminator_metrics
         loss, gradient = judge_rollouts(self.discriminator, self.judge, teacher, rollouts.videos)
         rate = learning_rate(config.optimizer, step, self.steps)
-        student_metrics = train_student(self.student, rollouts, gradient, rate)
+        student_metrics = train_student(self.student, rollouts, gradient[:, self.start_frames :], rate)
         if self.average is not None:
             follow(self.average, self.student, config.ema_decay, step // config.student_every)
         return {**discriminator_metrics, **student_metrics, "student/loss": loss}

@@ -49,26 +49,29 @@ class Lesson:
 
 def train_judge(
     name: str, judge: TrainedScorer, config: JudgeConfig, lesson: Lesson, micro_batch: int | None
-) -> tuple[Metrics, Tensor]:
+) -> tuple[Metrics, Tensor, Tensor]:
     """One update, by pairs of a teacher's video and a rollout of its prompt.
 
     Args:
         name: of the judge's role; metrics are `discriminator/...`, those of others `discriminator/NAME/...`.
         micro_batch: prompts, each with its videos, that pass through together; None is all.
     Returns:
-        Metrics, and (P G,) logits of the rollouts before the update.
+        Metrics, and of before the update (P G,) logits of the rollouts and (P,) shares of its rollouts that each
+        teacher's video was preferred to.
     """
     said: list[Tensor] = []
+    won: list[Tensor] = []
 
     def loss_of(prompts: slice) -> tuple[Tensor, Metrics]:
-        loss, metrics, fake = _loss(judge, config, lesson, prompts)
+        loss, metrics, real, fake = _loss(judge, config, lesson, prompts)
         said.append(fake.detach().flatten())
+        won.append(_preferred(real, fake).mean(1))
         return loss, metrics
 
     metrics = accumulate(judge, len(lesson.teacher), micro_batch, loss_of)
     assert config.optimizer is not None, "a judge that learns has an optimizer"
     rate = learning_rate(config.optimizer, max(lesson.step, 1), lesson.steps)
-    return prefixed(name, {**metrics, "gradient_norm": judge.step(rate)}), torch.cat(said)
+    return prefixed(name, {**metrics, "gradient_norm": judge.step(rate)}), torch.cat(said), torch.cat(won)
 
 
 def prefixed(judge: str, metrics: Metrics) -> Metrics:
@@ -100,8 +103,8 @@ def judge_rollouts(
 
 def _loss(
     judge: TrainedScorer, config: JudgeConfig, lesson: Lesson, prompts: slice
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Of some prompts: the loss, metrics, and (P, G) logits of their rollouts."""
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """Of some prompts: the loss, metrics, and logits, (P, 1) of the teacher's videos and (P, G) of their rollouts."""
     group, count = lesson.group, prompts.stop - prompts.start
     teacher, rollouts = lesson.teacher[prompts], lesson.rollouts[prompts.start * group : prompts.stop * group]
     if isinstance(config, PixelJudgeConfig) and config.augment:
@@ -136,7 +139,12 @@ def _loss(
         told = torch.where(differs > 0, (real[:, 0] > wrong).float(), 0.5)  # nobody tells a prompt from itself
         metrics["mismatch_accuracy"] = told.mean()
         loss = loss + config.mismatch_weight * mismatch
-    return loss, metrics, fake
+    return loss, metrics, real, fake
+
+
+def _preferred(real: Tensor, fake: Tensor) -> Tensor:
+    """Of each pair: 1, or 0.5 where neither is."""
+    return (real > fake).float() + 0.5 * (real == fake).float()
 
 
 def _joined(parts: list[Videos]) -> Videos:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from afd_scale.config import RunConfig
 from afd_scale.config.methods import AfdConfig
-from afd_scale.flow.advantage import centre
+from afd_scale.flow.advantage import centre, window_starts
 from afd_scale.flow.randomness import Randomness
 from afd_scale.methods.judges import Lesson, prefixed, train_judge
+from afd_scale.methods.long_rollouts import Times, teacher_windows
 from afd_scale.methods.updates import without_gradient
 from afd_scale.protocols import Metrics, Scorer
 from afd_scale.types import RankMean, Videos
@@ -19,7 +20,7 @@ SCALE_DECAY = 0.99  # of the running mean and deviation of a judge's logits, per
 
 
 class Jury:
-    """Trained and fixed judges.
+    """Judges that learn, fixed ones, and those that are frozen on the way.
 
     Args:
         engines: by role.
@@ -31,44 +32,46 @@ class Jury:
     def __init__(self, run: RunConfig, config: AfdConfig, engines: Mapping[str, Any], mean_over_ranks: RankMean):
         self.config, self.mean_over_ranks, self.chunk_frames = config, mean_over_ranks, run.sampler.chunk_frames
         self.judges: dict[str, Any] = {name: engines[name] for name in config.all_judges}
-        self.trained = {name: judge for name, judge in config.all_judges.items() if judge.optimizer is not None}
-        self.fixed = [name for name, judge in config.all_judges.items() if judge.optimizer is None]
         self.memory: dict[str, Tensor] = {}
+        self.times = Times(config.long_rollouts, run.data.latent_frames, mean_over_ranks)
 
     def hear(
         self, teacher: Videos, rollouts: Videos, randomness: Randomness, step: int, steps: int
     ) -> tuple[Metrics, dict[str, Tensor]]:
         """Train those that learn; below step 1 nothing else.
 
-        Fixed judges come first: where one fails, as a server may, the step has changed nothing.
+        Those that do not come first: where one fails, as a server may, the step has changed nothing.
 
         Args:
             rollouts: of the teacher's prompts, then of prompts alone, which teach nothing.
         Returns:
-            Metrics, and each judge's logits of all rollouts.
+            Metrics, and each judge's logits of all rollouts: prompt by prompt, or window by window of each prompt.
         """
         logits: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        teacher, rollouts = self._numbered(*self._windows(teacher, rollouts, randomness, step))
-        for name in self.fixed if step >= 1 else ():
-            logits[name] = self._ask(name, rollouts)
+        shown = self._numbered(*self._windows(teacher, rollouts, randomness, step))
+        asked = self._everywhere(rollouts) if self.config.judged_windows > 1 and step >= 1 else shown[1]
+        teacher, rollouts = shown
+        learns = {name: judge.learns_at(step) for name, judge in self.config.all_judges.items()}
+        for name in (name for name in learns if step >= 1 and not learns[name]):
+            logits[name] = self._ask(name, asked)
             metrics |= prefixed(name, {"reward_mean": logits[name].mean()})
         paired = len(teacher) * self.config.rollouts_per_prompt
         lesson = Lesson(teacher, self._taught(rollouts[:paired]), randomness, step, steps)
-        for name, judge in self.trained.items():
-            if step < 1 - judge.warmup_steps:
-                continue
+        for name in (name for name in learns if learns[name]):
             others = self._ask(name, rollouts[paired:]) if self.config.reuse_logits and step >= 1 else None
-            learned, said = self._train(name, lesson)
+            learned, said, won = self._train(name, lesson)
             metrics |= learned
+            metrics |= prefixed(name, self.times.means("accuracy", won, lesson.rollouts))
             if step >= 1:
-                logits[name] = self._ask(name, rollouts) if others is None else torch.cat([said, others])
-        for videos in (teacher, rollouts):
+                logits[name] = self._ask(name, asked) if others is None else torch.cat([said, others])
+        for videos in (teacher, rollouts, asked):
             videos.let_go()
         return metrics, logits
 
     def reward(self, logits: Mapping[str, Tensor]) -> Tensor:
-        """(P, G) one number for each rollout: the logit of the only judge, or standardised logits added up."""
+        """(P, G) one number for each rollout, or (P W, G) for each window: the logit of the only judge, or standardised
+        logits added up."""
         rewards = {name: each.unflatten(0, (-1, self.config.rollouts_per_prompt)) for name, each in logits.items()}
         if len(rewards) == 1:
             return next(iter(rewards.values()))
@@ -91,6 +94,9 @@ class Jury:
     def _windows(self, teacher: Videos, rollouts: Videos, randomness: Randomness, step: int) -> tuple[Videos, Videos]:
         """What judges see of them: of each prompt's videos the same window."""
         frames, group = self.config.judged_frames, self.config.rollouts_per_prompt
+        if rollouts.places is not None:  # they are windows already
+            paired = rollouts[: group * len(teacher)]
+            return teacher_windows(teacher, paired, randomness, step, self.chunk_frames), rollouts
         if frames is None:
             return teacher, rollouts
         # A key of the first rollout, which extra prompts have too.
@@ -100,6 +106,16 @@ class Jury:
         starts = [int(place * places) * self.chunk_frames for place in drawn]
         everywhere = [start for start in starts for _ in range(group)]
         return teacher.windows(starts[: len(teacher)], frames), rollouts.windows(everywhere, frames)
+
+    def _everywhere(self, rollouts: Videos) -> Videos:
+        """All windows by which rollouts are weighed: of a prompt the first ones of its rollouts, then the next ones."""
+        group, frames, size = self.config.rollouts_per_prompt, self.config.judged_frames, self.chunk_frames
+        assert frames is not None, "several windows are shorter than a video"
+        starts = window_starts(rollouts.latents.shape[1] // size, frames // size, self.config.judged_windows)
+        rows = torch.arange(len(rollouts)).view(-1, 1, group).expand(-1, len(starts), -1)
+        first = torch.tensor(starts)[:, None].expand(rows.shape) * size
+        windows = rollouts.take(rows.flatten().tolist()).windows(first.flatten().tolist(), frames)
+        return windows.numbered(range(len(windows)))
 
     def _numbered(self, teacher: Videos, rollouts: Videos) -> tuple[Videos, Videos]:
         """Prompt by prompt, the teacher's video and then its rollouts: ranks that share any part of them get alike."""
@@ -115,8 +131,8 @@ class Jury:
             return rollouts
         return rollouts.take([row for row in range(len(rollouts)) if row % group < trained])
 
-    def _train(self, name: str, lesson: Lesson) -> tuple[Metrics, Tensor]:
-        judge, section = self.judges[name], self.trained[name]
+    def _train(self, name: str, lesson: Lesson) -> tuple[Metrics, Tensor, Tensor]:
+        judge, section = self.judges[name], self.config.all_judges[name]
         at_once = self.config.prompts_at_once(section, lesson.group, judge.micro_batch)
         return train_judge(name, judge, section, lesson, at_once)
 

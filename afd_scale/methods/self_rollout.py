@@ -31,44 +31,57 @@ class Rollouts:
 
     Attributes:
         videos: B.
-        noisy: (B, F, C, H, W) that the last denoising step of each chunk saw.
-        sigma: (B, F) its noise levels.
+        noisy: (B, f, C, H, W) that the last denoising step of each chunk saw, of those that are generated, the last f
+            of the videos' F frames.
+        sigma: (B, f) its noise levels.
     """
 
     videos: Videos
     noisy: Tensor
     sigma: Tensor
 
+    @property
+    def generated(self) -> Videos:
+        """What comes behind the start that was given."""
+        return self.videos.after(self.videos.latents.shape[1] - self.noisy.shape[1])
+
 
 def roll_out(
-    policy: Policy, sampler: Sampler, prompts: Prompts, like: Videos, randomness: Randomness, step: int
-) -> Rollouts:
-    """A video of each prompt with a random exit, of the shape of others."""
+    policy: Policy, sampler: Sampler, prompts: Prompts, like: Videos, randomness: Randomness, step: int,
+    start_frames: int = 0,
+) -> Rollouts:  # fmt: skip
+    """A video of each prompt with a random exit, of the shape of others.
+
+    Args:
+        start_frames: latent frames of the others that are given: of as many rollouts of each.
+    """
     shape, device = tuple(like.latents.shape[1:]), like.latents.device
     exit = 1 - randomness.uniform("rollout/exit", step, (0,), ()).item()  # drawn on the CPU: nothing waits
 
     def run(rows: slice) -> Tensor:
-        noise = sampler.draw(randomness, "rollout", step, prompts.keys[rows], shape, device)
+        given = like.start(start_frames, len(prompts) // len(like), rows)
+        noise = sampler.draw(randomness, "rollout", step, prompts.keys[rows], shape, device, given=given)
         chunks = sampler.last_steps(policy, prompts.embeddings[rows], noise, exit)
         return torch.cat([torch.stack(both, dim=1) for both in chunks], dim=2)  # (B, 2, F, C, H, W)
 
     noisy, latents = without_gradient(policy, len(prompts), run, sampling=True).unbind(1)
-    return Rollouts(Videos(prompts, latents, like.fps, like.decode), noisy, sampler.last_sigmas(exit, latents))
+    sigma = sampler.last_sigmas(exit, latents)[:, start_frames:]
+    return Rollouts(Videos(prompts, latents, like.fps, like.decode), noisy[:, start_frames:], sigma)
 
 
 def train_student(student: TrainedPolicy, rollouts: Rollouts, gradient: Tensor, rate: float) -> Metrics:
     """One update.
 
     Args:
-        gradient: (B, F, C, H, W) of each rollout's own loss by its latents.
+        gradient: (B, f, C, H, W) of each rollout's own loss by the latents that it generated.
         rate: the learning rate.
     """
-    videos = rollouts.videos
+    videos = rollouts.generated
 
     def loss_of(rows: slice) -> tuple[Tensor, Metrics]:
         noisy, sigma, clean = rollouts.noisy[rows], rollouts.sigma[rows], videos.latents[rows]
-        text = videos.prompts.embeddings[rows]
-        velocity = student(noisy, sigma * TIMESTEPS, text, clean=clean, clean_gradient=False)
+        text, context = videos.prompts.embeddings[rows], videos[rows].in_context
+        velocity = student(noisy, sigma * TIMESTEPS, text, **context, clean_gradient=False)
         x0 = x0_from_velocity(noisy, velocity, sigma)
         loss = (gradient[rows] * x0).flatten(1).sum(1).mean()  # by x0 its gradient is the given one
         return loss, {"student/rollout_distance": (x0 - clean).detach().abs().mean()}  # rounding alone

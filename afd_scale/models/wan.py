@@ -5,7 +5,8 @@ student; wan_block.py has one layer. Parameter names are those of original Wan a
 
 Three passes, one set of weights (`CausalWan.forward`):
     block-causal      forward(noisy, timestep, text)                chunk i sees chunks <= i (one chunk: original Wan)
-    teacher forcing   forward(noisy, timestep, text, clean=clean)   chunk i sees clean chunks < i and itself
+    teacher forcing   forward(noisy, timestep, text, clean=clean)   chunk i sees clean chunks < i and itself; with
+                                                                    first_frame a window of a longer video
     cached            forward(chunk, timestep, text, cache=cache)   one chunk sees the cached ones and itself, or two do
 
 Shape suffixes: B batch, F latent frames, C channels, H rows, W columns, L tokens, E width, N heads, D head width,
@@ -24,11 +25,11 @@ from torch import Tensor, nn
 
 from afd_scale.config.models import WanConfig
 from afd_scale.config.sampler import SamplerConfig
-from afd_scale.layers.attention import AttentionLayout
+from afd_scale.layers.attention.layout import NO_GAP, AttentionLayout
 from afd_scale.layers.kv_cache import CleanPast, KVCache, Past
 from afd_scale.layers.network import Network
 from afd_scale.layers.ops import ModelOps
-from afd_scale.layers.rope import Rotation
+from afd_scale.layers.rope import Rotation, WindowRotation
 from afd_scale.models.wan_block import Block, add_time, apart, modulate, side_by_side
 
 X0_SIGMA_FLOOR = 1e-3  # an x0-predicting network's velocity is (x_sigma - x0) / max(sigma, floor)
@@ -112,12 +113,18 @@ class WanTrunk(Network):
         time_BFE = self.time_embedding(torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.dtype))
         return time_BFE, self.time_projection(time_BFE).unflatten(-1, (6, -1))
 
-    def rotation(self, latents_BFCHW: Tensor, frames: range, repeats: int = 1) -> Rotation:
+    def rotation(self, latents_BFCHW: Tensor, *frames: range, repeats: int = 1) -> Rotation:
         """RoPE for latents whose frames stand at these positions, `repeats` times one after the other."""
         rows, columns = self.token_grid(latents_BFCHW)
         head_dim = self.config.dim // self.config.num_heads
         rotation: Rotation = self._rotations(frames, repeats, rows, columns, head_dim, latents_BFCHW.device)
         return rotation
+
+    def cached_rotation(self, latents_BFCHW: Tensor, cache: KVCache) -> Rotation | WindowRotation:
+        """RoPE of a pass with a cache, which has begun it."""
+        own, seen = cache.positions()
+        rotation = self.rotation(latents_BFCHW, *own)
+        return rotation if seen is None else WindowRotation(rotation, self.rotation(latents_BFCHW, *seen))
 
     def fuse(self) -> None:
         for block in self._blocks:
@@ -146,7 +153,7 @@ class WanTrunk(Network):
         return add_time(self.modulations[:, None, None], time_BF6E).unbind(), True
 
     def run_blocks(
-        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor | None, rotation: Rotation,
+        self, latents_BFCHW: Tensor, time_BF6E: Tensor, text_BTE: Tensor | None, rotation: Rotation | WindowRotation,
         layout: AttentionLayout, *, pasts: Sequence[Past] | None = None, collected: list[CleanPast] | None = None,
         adapter: str | None = None, outputs: dict[int, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
@@ -196,8 +203,8 @@ class CausalWan(WanTrunk):
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, text: Tensor,
-        *, clean: Tensor | None = None, clean_gradient: bool = True, cache: KVCache | None = None,
-        adapter: str | None = None,
+        *, clean: Tensor | None = None, first_frame: int = 0, clean_gradient: bool = True,
+        cache: KVCache | None = None, adapter: str | None = None,
     ) -> Tensor:  # fmt: skip
         """Velocity of noisy latents.
 
@@ -206,9 +213,13 @@ class CausalWan(WanTrunk):
             timestep: (B, F) in [0, 1000], equal inside a chunk.
             text: (B, T, text_dim) embeddings, T <= text_length. With `clean`, of its B / S rows.
             clean: (B / S, F, C, H, W) clean latents that the chunks are conditioned on (teacher forcing). Each row
-                serves the S noised states that stand side by side in `noisy`, at the price of one pass.
+                serves the S noised states that stand side by side in `noisy`, at the price of one pass. Where `noisy`
+                is a window of a longer video there are more of them, F + f: before the window's own those that its
+                chunks see, the sink and then the newest f - sink of the frames before it, or all of these.
+            first_frame: of the window, in the video.
             clean_gradient: let gradients flow through the clean pass.
-            cache: of a rollout; `noisy` is its current chunk, or that and the next. It keeps the first pass's text.
+            cache: of a rollout; `noisy` is its current chunk, or that and the next. It keeps the first pass's text
+                until it is told to forget it.
             adapter: of `ops.adapters`; None is the base itself.
         Returns:
             (B, F, C, H, W) velocity noise - x0, in the dtype of `noisy`.
@@ -216,25 +227,25 @@ class CausalWan(WanTrunk):
         frames = noisy.shape[1]
         if cache is not None:
             layout = cache.begin_pass(frames)
-            here = range(cache.first_frame, cache.first_frame + frames)
-            rotation = cache.rotation or self.rotation(noisy, here)
+            rotation = cache.rotation or self.cached_rotation(noisy, cache)
             unread = None if cache.has_text else text
             prediction = self._predict(noisy, timestep, unread, rotation, layout, adapter, cache.layers)
         elif clean is not None:
-            prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, clean_gradient, adapter)
+            window = _Window(first_frame, noisy.shape[1], clean.shape[1], self.sampler)
+            prediction = self._predict_teacher_forcing(noisy, timestep, text, clean, window, clean_gradient, adapter)
         else:
             layout = AttentionLayout.block_causal(frames, *self.sampler.layout)
             prediction = self._predict(noisy, timestep, text, self.rotation(noisy, range(frames)), layout, adapter)
         prediction = prediction.to(noisy.dtype)
         return prediction if self.config.prediction == "velocity" else velocity_from_x0(noisy, prediction, timestep)
 
-    def new_cache(self, frames: int) -> KVCache:
-        """An empty cache for a rollout of so many latent frames."""
-        return KVCache(self.config.num_layers, frames, *self.sampler.layout)
+    def new_cache(self, frames: int | None) -> KVCache:
+        """An empty cache for a rollout of so many latent frames, or without an end."""
+        return KVCache(self.config.num_layers, frames, *self.sampler.layout, self.sampler.positions == "window")
 
     def _predict(
-        self, latents: Tensor, timestep: Tensor, text: Tensor | None, rotation: Rotation, layout: AttentionLayout,
-        adapter: str | None, pasts: Sequence[Past] | None = None,
+        self, latents: Tensor, timestep: Tensor, text: Tensor | None, rotation: Rotation | WindowRotation,
+        layout: AttentionLayout, adapter: str | None, pasts: Sequence[Past] | None = None,
     ) -> Tensor:  # fmt: skip
         """What the network outputs, (B, F, C, H, W): velocity or x0; no text where the pasts have it."""
         frames, (rows, columns) = latents.shape[1], self.token_grid(latents)
@@ -245,38 +256,40 @@ class CausalWan(WanTrunk):
         return self._unpatchify(patches, frames, rows, columns)
 
     def _predict_teacher_forcing(
-        self, noisy: Tensor, timestep: Tensor, text: Tensor, clean: Tensor, clean_gradient: bool, adapter: str | None
-    ) -> Tensor:
+        self, noisy: Tensor, timestep: Tensor, text: Tensor, clean: Tensor, window: "_Window", clean_gradient: bool,
+        adapter: str | None,
+    ) -> Tensor:  # fmt: skip
         """The states of a row stand one after the other along the frames, so that they share its text and clean past.
 
         With gradient the clean frames run along in the same pass: ZeRO-3 meets each module once. Without, a pass of
         their own leaves keys and values, and no activations.
         """
-        rows, frames = clean.shape[:2]
-        window = self.sampler.layout
+        (rows, frames), count = clean.shape[:2], noisy.shape[1]
         states = noisy.shape[0] // rows
-        latents, times = noisy.unflatten(0, (rows, states)).flatten(1, 2), timestep.reshape(rows, states * frames)
+        latents, times = noisy.unflatten(0, (rows, states)).flatten(1, 2), timestep.reshape(rows, states * count)
         clean_times = times.new_zeros(rows, frames)
+        place = (states, window.first, window.gap)
         if clean_gradient and torch.is_grad_enabled():
-            layout = AttentionLayout.clean_and_noisy(frames, *window, num_states=states)
+            layout = AttentionLayout.clean_and_noisy(window.end, *self.sampler.layout, *place)
             latents, times = torch.cat([clean.to(latents), latents], dim=1), torch.cat([clean_times, times], dim=1)
-            rotation = self.rotation(clean, range(frames), repeats=1 + states)
+            rotation = self.rotation(clean, *window.clean_frames, *[window.frames] * states)
             prediction = self._predict(latents, times, text, rotation, layout, adapter)[:, frames:]
         else:
-            layout = AttentionLayout.teacher_forcing(frames, *window, num_states=states)
-            pasts = self._encode_clean(clean, clean_times, text, adapter)
-            rotation = self.rotation(clean, range(frames), repeats=states)
+            layout = AttentionLayout.teacher_forcing(window.end, *self.sampler.layout, *place)
+            pasts = self._encode_clean(clean, clean_times, text, window, adapter)
+            rotation = self.rotation(clean, window.frames, repeats=states)
             prediction = self._predict(latents, times, text, rotation, layout, adapter, pasts)
-        return prediction.unflatten(1, (states, frames)).flatten(0, 1)
+        return prediction.unflatten(1, (states, count)).flatten(0, 1)
 
     @torch.no_grad()
-    def _encode_clean(self, clean: Tensor, timestep: Tensor, text: Tensor, adapter: str | None) -> list[CleanPast]:
+    def _encode_clean(
+        self, clean: Tensor, timestep: Tensor, text: Tensor, window: "_Window", adapter: str | None
+    ) -> list[CleanPast]:
         """Each layer's keys and values of clean latents."""
-        frames = clean.shape[1]
-        layout = AttentionLayout.block_causal(frames, *self.sampler.layout)
+        layout = AttentionLayout.block_causal(window.end, *self.sampler.layout, gap=window.gap)
         _, time_BF6E = self.embed_time(timestep)
         pasts: list[CleanPast] = []
-        rotation = self.rotation(clean, range(frames))
+        rotation = self.rotation(clean, *window.clean_frames)
         text = self.embed_text(text)
         self.run_blocks(clean, time_BF6E, text, rotation, layout, collected=pasts, adapter=adapter)
         return pasts
@@ -286,6 +299,27 @@ class CausalWan(WanTrunk):
         _, p, q = self.config.patch
         x = x_BLE.unflatten(2, (p, q, -1)).unflatten(1, (frames, rows, columns))  # (B, F, h, w, p, q, C)
         return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+class _Window:
+    """Which frames of a video are noised, and which clean ones are there.
+
+    Attributes:
+        first, end: of those that are noised.
+        gap: frames before them that are not there.
+        frames, clean_frames: positions of both, counted as in a rollout: from the video's beginning, or from the first
+            frame that is there.
+    """
+
+    def __init__(self, first: int, noisy: int, clean: int, sampler: SamplerConfig):
+        sink, missing = sampler.sink_frames, first + noisy - clean
+        assert missing == 0 or 0 < missing <= first - sink, "the clean frames are the sink, and the newest"
+        self.first, self.end = first, first + noisy
+        self.gap = (sink, sink + missing) if missing else NO_GAP
+        stands = self.gap if sampler.positions == "absolute" else NO_GAP  # what the positions leave out
+        end = clean + stands[1] - stands[0]
+        self.frames = range(end - noisy, end)
+        self.clean_frames = tuple(run for run in (range(stands[0]), range(stands[1], end)) if run)
 
 
 def velocity_from_x0(noisy: Tensor, x0: Tensor, timestep: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from afd_scale.layers.attention import AttentionLayout, attend_all
 from afd_scale.layers.kv_cache import Pair, Past
 from afd_scale.layers.lora import adapted, add_together
 from afd_scale.layers.ops import ModelOps
-from afd_scale.layers.rope import Rotation
+from afd_scale.layers.rope import Rotation, WindowRotation
 
 
 class RMSNorm(nn.Module):
@@ -106,8 +106,8 @@ class Block(nn.Module):
         self.before_attention, self.after_attention = ops.compiled(Block._before), ops.compiled(Block._after)
 
     def forward(
-        self, x_BLE: Tensor, time_BF6E: Tensor, time_is_added: bool, text_BTE: Tensor | None, rotation: Rotation,
-        layout: AttentionLayout, past: Past | None, adapter: str | None,
+        self, x_BLE: Tensor, time_BF6E: Tensor, time_is_added: bool, text_BTE: Tensor | None,
+        rotation: Rotation | WindowRotation, layout: AttentionLayout, past: Past | None, adapter: str | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """The tokens after this layer, and its keys and values (plain tensors: ZeRO-3 hooks what a module returns).
 

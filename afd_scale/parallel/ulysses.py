@@ -26,7 +26,7 @@ from torch import Tensor
 from afd_scale.layers.attention import AttentionLayout
 from afd_scale.layers.kv_cache import Past
 from afd_scale.layers.ops import ModelOps
-from afd_scale.layers.rope import Rotation
+from afd_scale.layers.rope import Rotation, WindowRotation
 
 
 def ops_over(group: dist.ProcessGroup | None, **options: Any) -> ModelOps:
@@ -57,7 +57,7 @@ class SequenceParallelOps(ModelOps):
 
     def attention(
         self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor,
-        rotation: Rotation, layout: AttentionLayout, past: Past | None,
+        rotation: Rotation | WindowRotation, layout: AttentionLayout, past: Past | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         frames, tokens = layout.query_frames, rotation.tokens_per_frame
         q, k, v = self._tokens_to_heads(torch.stack([q_BLND, k_BLND, v_BLND]), frames, tokens)

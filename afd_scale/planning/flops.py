@@ -109,7 +109,7 @@ def video_flops(config: RunConfig, load: Workload, each: Pass, *, recompute: boo
     text = text_flops(network, rank)
     *before, last = (
         times * forward_flops(network, layout, load.tokens_per_frame, outputs, rank)
-        for times, layout, outputs in _layouts(config, each, network)
+        for times, layout, outputs in _layouts(config, load, each, network)
     )
     if each.kind == "rollout":  # which reads its text once
         return sum(before, last) + text
@@ -148,23 +148,27 @@ def _judge_flops(
     return flops
 
 
-def _layouts(config: RunConfig, each: Pass, network: WanConfig) -> list[tuple[int, AttentionLayout, int]]:
+def _layouts(
+    config: RunConfig, load: Workload, each: Pass, network: WanConfig
+) -> list[tuple[int, AttentionLayout, int]]:  # fmt: skip
     """What a video runs through, in order: how often, under which attention, to how many outputs of a token.
 
     A gradient goes through the last.
     """
-    sampler, frames, chunk = config.sampler, config.data.latent_frames, config.sampler.chunk_frames
+    sampler, frames, chunk = config.sampler, load.frames_of(each), config.sampler.chunk_frames
     outputs = network.latent_channels * network.patch[1] * network.patch[2]
     if each.kind == "score":
-        return [(1, AttentionLayout.full(each.frames or frames), 1)]
+        return [(1, AttentionLayout.full(frames), 1)]
     if each.kind == "bidirectional":
         return [(1, AttentionLayout.full(frames), outputs)]
     if each.kind == "rollout":  # chunk by chunk, with the KV cache
         return [
             (times, AttentionLayout.full(chunk, sampler.cached_frames((number + 1) * chunk)), outputs)
-            for number, times in enumerate(sampler.passes(frames))
+            for number, times in enumerate(sampler.passes(frames, each.given))
         ]
+    window = load.window_of(each)
+    layout, place = (window.end, *sampler.layout), (each.states, window.first_frame, window.gap)
     if each.gradient and each.context_gradient:
-        return [(1, AttentionLayout.clean_and_noisy(frames, *sampler.layout, each.states), outputs)]
-    context = AttentionLayout.block_causal(frames, *sampler.layout)
-    return [(1, context, 0), (1, AttentionLayout.teacher_forcing(frames, *sampler.layout, each.states), outputs)]
+        return [(1, AttentionLayout.clean_and_noisy(*layout, *place), outputs)]
+    context = AttentionLayout.block_causal(*layout, window.gap)
+    return [(1, context, 0), (1, AttentionLayout.teacher_forcing(*layout, *place), outputs)]

@@ -32,7 +32,7 @@ def host_seconds(config: RunConfig, load: Workload, passes: Sequence[Pass], gath
         network = config.role(each.role).network
         block = BLOCK_SECONDS if bare else HOOKED_SECONDS
         if is_captured(config, load, each, gathered_rollout):
-            launched, replayed = captured_passes(config.sampler, load.frames, each)
+            launched, replayed = captured_passes(config.sampler, load.frames_of(each), each)
         else:
             launched, replayed = each.runs * _times_through(config, load, each, network), 0
         return (launched * _blocks(config, each, network) * block + replayed * GRAPH_SECONDS) / each.every
@@ -50,7 +50,7 @@ def captured_passes(sampler: SamplerConfig, frames: int, rollouts: Pass) -> tupl
     captured = set()
     for run in range(rollouts.runs):
         is_last_and_smaller = run == rollouts.videos // rollouts.at_once
-        for number, (chunk, *kind) in enumerate(sampler.order_of_calls(frames)):
+        for number, (chunk, *kind) in enumerate(sampler.order_of_calls(frames, rollouts.given)):
             key = (*kind, is_last_and_smaller)
             if number == 0 or met.setdefault(key, (run, chunk)) == (run, chunk):
                 launched += 1
@@ -64,7 +64,7 @@ def captured_passes(sampler: SamplerConfig, frames: int, rollouts: Pass) -> tupl
 def _times_through(config: RunConfig, load: Workload, each: Pass, network: NetworkConfig) -> int:
     """How often a micro-batch runs through the blocks, forward or backward."""
     if each.kind == "rollout":
-        return config.sampler.calls(load.frames)
+        return load.calls_of(each)
     clean_past = each.kind == "velocity" and not (each.gradient and each.context_gradient)
     times = 1 + clean_past
     if each.gradient and not (each.trains and has_frozen_trunk(network)):

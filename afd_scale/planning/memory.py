@@ -150,25 +150,32 @@ def reduced_itemsize(config: RunConfig) -> int:
     return FLOAT32 if config.engine.deepspeed.get("communication_data_type", "fp32") == "fp32" else 2
 
 
-def cache_bytes(config: RunConfig, load: Workload, videos: int) -> int:
-    """Of a rank's KV cache in a rollout of so many videos."""
-    tokens = videos * config.sampler.cached_frames(load.frames) * load.local_tokens_per_frame
+def cache_bytes(config: RunConfig, load: Workload, videos: int, frames: int | None = None) -> int:
+    """Of a rank's KV cache in a rollout of so many videos, and of the keys that a layer turns anew in each pass.
+
+    Args:
+        frames: of a video; None is the teacher's.
+    """
+    tokens = videos * config.sampler.cached_frames(frames or load.frames) * load.local_tokens_per_frame
     trunk = Trunk(config.student, itemsize(config), load.sequence)
-    return key_value_bytes(trunk, tokens) + text_key_value_bytes(trunk, videos)
+    turned = tokens * config.student.dim * itemsize(config) if config.sampler.positions == "window" else 0
+    return key_value_bytes(trunk, tokens) + text_key_value_bytes(trunk, videos) + turned
 
 
 def tokens_of(load: Workload, each: Pass, videos: int) -> Tokens:
     """A rank's tokens of so many videos in a network's pass; of a rollout, in the longest."""
-    frames = videos * (each.frames or load.frames)
+    frames = videos * load.frames_of(each)
     tokens = frames * load.local_tokens_per_frame
     if each.kind == "rollout":
         frames = videos * load.chunk_frames * load.chunks_at_once
         return Tokens(frames * load.local_tokens_per_frame, 0, frames, videos)
     if each.kind in ("score", "bidirectional"):
         return Tokens(tokens, 0, frames, videos)
-    joint = each.gradient and each.context_gradient
-    rows = each.states + joint
-    return Tokens(rows * tokens, 0 if joint else tokens, rows * frames, videos)
+    clean_frames = frames + videos * load.window_of(each).context
+    clean = clean_frames * load.local_tokens_per_frame
+    if each.gradient and each.context_gradient:
+        return Tokens(each.states * tokens + clean, 0, each.states * frames + clean_frames, videos)
+    return Tokens(each.states * tokens, clean, each.states * frames, videos)
 
 
 def _shards(config: RunConfig, gpus: int, sizes: Mapping[str, NetworkSize]) -> tuple[dict[str, int], dict[str, int]]:
@@ -228,9 +235,10 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
     latents = each.held
     network, videos = config.role(each.role).network, each.at_once
     if each.kind == "rollout":
-        parts["KV cache"] = cache_bytes(config, load, videos)
-        # What is generated, noise, and re-noise, drawn for the chunk of the most steps.
-        latents += videos * (1 + max(len(config.sampler.timesteps_of(chunk)) for chunk in (0, 1)))
+        parts["KV cache"] = cache_bytes(config, load, videos, each.frames)
+        # What is generated, noise, and re-noise, drawn for the chunk of the most steps; of long videos for one chunk.
+        drawn = videos * (1 + max(len(config.sampler.timesteps_of(chunk)) for chunk in (0, 1)))
+        latents += drawn if each.frames is None else -(-drawn * load.chunk_frames // load.frames)
     elif each.kind == "score":
         latents += videos
     elif each.gradient:
@@ -239,7 +247,9 @@ def _parts(config: RunConfig, load: Workload, each: Pass, size: NetworkSize, gat
         through = each.gradient and not (each.trains and has_frozen_trunk(network))
         parts |= _activations(load, each, Trunk(network, itemsize(config), load.sequence), through)
         if is_captured(config, load, each, gathered):  # in a pool of their own; buffers of a last, smaller micro-batch
-            parts["graphs"] = parts["activations"] + cache_bytes(config, load, each.videos % each.at_once)
+            parts["graphs"] = parts["activations"] + cache_bytes(
+                config, load, each.videos % each.at_once, each.frames
+            )  # fmt: skip
     elif isinstance(network, VlmDiscriminatorConfig):
         both, own = stacks(network, shown_video(config, each.frames)), -(-videos // load.sequence)
         parts["activations"] = activation_bytes(network, both, own, itemsize(config), each.gradient)

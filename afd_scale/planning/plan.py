@@ -129,8 +129,8 @@ def _decoded(config: RunConfig, load: Workload) -> dict[str, int]:
 def _bytes_read(config: RunConfig, load: Workload, networks: Mapping[str, NetworkSize], passes: list[Pass]) -> float:
     """By all rollouts of a phase on one rank: each pass reads all weights, and half the cache on average."""
     return sum(
-        each.runs / each.every * config.sampler.calls(load.frames)
-        * (networks[each.role].base * itemsize(config) + cache_bytes(config, load, each.at_once) / 2)
+        each.runs / each.every * load.calls_of(each)
+        * (networks[each.role].base * itemsize(config) + cache_bytes(config, load, each.at_once, each.frames) / 2)
         for each in passes if each.kind == "rollout"
     )  # fmt: skip
 

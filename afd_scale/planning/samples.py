@@ -56,7 +56,7 @@ def plan_samples(
         return None
     flops = each.videos / load.sequence * video_flops(config, load, each).total
     moved = networks[each.role].base * itemsize(config) + cache_bytes(config, load, each.at_once) / 2
-    reading = each.runs * config.sampler.calls(load.frames) * moved / (gpu.memory_gb_per_second * 1e9)
+    reading = each.runs * load.calls_of(each) * moved / (gpu.memory_gb_per_second * 1e9)
     generating = max(flops / (COMPUTE_FRACTION * gpu.matmul_tflops * 1e12), reading)
     writing = config.evaluation.samples * WRITE_SECONDS
     samples = Samples(generating, decoding_seconds(config, each.videos, gpu), writing, None)

@@ -6,6 +6,23 @@ from dataclasses import dataclass
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.config.cast import Load, Pass
 from afd_scale.config.judges import JudgeConfig
+from afd_scale.config.sampler import SamplerConfig
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of a longer video.
+
+    Attributes:
+        first_frame, end: its latent frames.
+        gap: frames before it that are not there.
+        context: frames before it that are.
+    """
+
+    first_frame: int
+    end: int
+    gap: tuple[int, int]
+    context: int
 
 
 @dataclass(frozen=True)
@@ -17,9 +34,9 @@ class Workload:
         sequence: ranks that share a video's tokens.
         prompts: of a step on one data rank, each with a teacher video.
         passes: of the method, over a data rank's videos.
-        frames, chunk_frames: latent frames of a video and of a chunk.
+        frames: latent frames of a teacher's video.
+        sampler: which frames see which.
         tokens_per_frame: of a whole latent frame.
-        chunks_at_once: of a rollout, in its longest pass.
     """
 
     gpus: int
@@ -27,13 +44,42 @@ class Workload:
     prompts: int
     passes: tuple[Pass, ...]
     frames: int
-    chunk_frames: int
+    sampler: SamplerConfig
     tokens_per_frame: int
-    chunks_at_once: int
 
     @property
     def data_ranks(self) -> int:
         return self.gpus // self.sequence
+
+    @property
+    def chunk_frames(self) -> int:
+        """Latent frames of a chunk."""
+        return self.sampler.chunk_frames
+
+    @property
+    def rollout_frames(self) -> int:
+        """Latent frames of the longest rollouts."""
+        return max((self.frames_of(each) for each in self.passes if each.kind == "rollout"), default=self.frames)
+
+    @property
+    def chunks_at_once(self) -> int:
+        """Of a rollout, in its longest pass."""
+        return min(2, self.sampler.cached_frames(self.rollout_frames) // self.chunk_frames)
+
+    def frames_of(self, each: Pass) -> int:
+        """Latent frames of a video that a pass generates, scores or gives the velocities of."""
+        return (each.frames or self.frames) - (each.given if each.kind == "velocity" else 0)
+
+    def calls_of(self, each: Pass) -> int:
+        """Of the network in a rollout."""
+        return self.sampler.calls(self.frames_of(each), each.given)
+
+    def window_of(self, each: Pass) -> "Window":
+        """Of a pass on windows, the one with the most context; of others their videos behind what is given."""
+        frames = self.frames_of(each)
+        first = each.within - frames if each.within else each.given
+        sink, recent = self.sampler.context(first, each.context or each.given)
+        return Window(first, first + frames, (sink.stop, recent.start), len(sink) + len(recent))
 
     @property
     def phases(self) -> dict[str, list[Pass]]:
@@ -123,12 +169,11 @@ def workload(config: RunConfig, gpus: int) -> Workload:
         raise ConfigError(f"data.global_batch ({data.global_batch}) must give each of {data_ranks} data ranks two "
                           f"prompts with {judges[0].section}.mismatch_weight: a video is shown under another one's"
                           )  # fmt: skip
-    load = Load(prompts, data.prompts_per_step // data_ranks, config.train.micro_batch)
+    load = Load(prompts, data.prompts_per_step // data_ranks, config.train.micro_batch, data.start_frames)
     patch = config.student.patch
     return Workload(
-        gpus, sequence, prompts, config.method.passes(load), data.latent_frames, config.sampler.chunk_frames,
+        gpus, sequence, prompts, config.method.passes(load), data.latent_frames, config.sampler,
         tokens_per_frame=data.latent_height // patch[1] * (data.latent_width // patch[2]),
-        chunks_at_once=min(2, config.sampler.cached_frames(data.latent_frames) // config.sampler.chunk_frames),
     )  # fmt: skip
 
 
@@ -138,7 +183,8 @@ def sample_pass(config: RunConfig, load: Workload) -> Pass | None:
     if config.codec.name != "wan" or not samples:
         return None
     videos = math.ceil(samples / load.data_ranks)
-    return Pass("samples", config.method.exported, "rollout", videos, min(videos, config.evaluation.batch))
+    at_once, given = min(videos, config.evaluation.batch), config.data.start_frames
+    return Pass("samples", config.method.exported, "rollout", videos, at_once, given=given)
 
 
 def valid_degrees(config: RunConfig, gpus: int) -> list[int]:

@@ -38,7 +38,8 @@ def make_shards_small(small: RunConfig, config: RunConfig, folder: Path) -> Iter
     if extra is not None:
         yield _small(extra, small, config, folder / "prompts", with_videos=False)
     if config.evaluation.prompts is not None:
-        yield _small(evaluation_prompts(config), small, config, folder / "evaluation", with_videos=False)
+        with_videos = config.data.start_frames > 0  # which give the clips their starts
+        yield _small(evaluation_prompts(config), small, config, folder / "evaluation", with_videos=with_videos)
 
 
 def _small(real: Location, small: RunConfig, config: RunConfig, folder: Path, with_videos: bool = True) -> Made:

@@ -19,13 +19,13 @@ LORA_RANK = 4
 CHUNKS = 3  # of a video: a first one, one behind it, one behind that with all of a past
 PATCHES = (2, 3)  # rows and columns of a latent frame, in tokens: not square, to tell one from the other
 PROMPTS = 2  # of a data rank and step
-EVALUATED = {"clips": 4, "batch": 2, "samples": 2, "diagnosed_prompts": 2, "diagnosed_rollouts": 2}
+EVALUATED = {"clips": 4, "lengths": 2, "batch": 2, "samples": 2, "diagnosed_prompts": 2, "diagnosed_rollouts": 2}
 VLM_PIXELS = 56 * 56
 TOY_CLIPS = 64
 # Fields of a method and its networks by their names, in whatever section they are, and the most they may be.
 AT_MOST = {
-    "warmup_steps": 1, "student_every": 2, "prior_every": 2, "channels": 16, "head_channels": 16, "workers": 1,
-    "min_pixels": VLM_PIXELS, "max_pixels": VLM_PIXELS,
+    "warmup_steps": 1, "freeze_after": 1, "student_every": 2, "prior_every": 2, "channels": 16, "head_channels": 16,
+    "workers": 1, "min_pixels": VLM_PIXELS, "max_pixels": VLM_PIXELS,
 }  # fmt: skip
 SAVE_EVERY = 2
 LOOK_EVERY = 4  # sample videos and diagnostics: not between the first checkpoint and the signal that follows it
@@ -127,7 +127,12 @@ def _shrink_section(section: dict[str, Any], config: RunConfig) -> None:
         if isinstance(section.get(name), int):
             section[name] = min(most, section[name])
     if section.get("judged_frames"):
-        section["judged_frames"] = _judged_frames(section["judged_frames"], config)
+        judged = _in_proportion(section["judged_frames"], config)
+        section["judged_frames"] = max(judged, _small_start(config) + config.sampler.chunk_frames)
+    if section.get("judged_windows", 1) > 1 and not keeps_data(config):  # as few as hold all of a video
+        section["judged_windows"] = math.ceil(small_frames(config) / section["judged_frames"])
+    if section.get("long_rollouts") and not keeps_data(config):
+        _shrink_long_rollouts(section["long_rollouts"], config)
 
 
 def _shrink_wan(section: dict[str, Any], config: RunConfig) -> None:
@@ -142,7 +147,21 @@ def _shrink_wan(section: dict[str, Any], config: RunConfig) -> None:
         section["features"] = [1 + place for place in range(len(features))]
 
 
-def _judged_frames(frames: int, config: RunConfig) -> int:
+def _shrink_long_rollouts(section: dict[str, Any], config: RunConfig) -> None:
+    """As many times as long as the small videos."""
+    for name in ("frames", "from_frames", "context_frames"):
+        if section[name] is not None:
+            section[name] = _in_proportion(section[name], config)
+    section["frames"] = max(section["frames"], small_frames(config) + config.sampler.chunk_frames)
+
+
+def _small_start(config: RunConfig) -> int:
+    """Latent frames that are given of a small video."""
+    frames = config.data.start_frames
+    return _in_proportion(frames, config) if frames else 0
+
+
+def _in_proportion(frames: int, config: RunConfig) -> int:
     """The same part of a video, in whole chunks."""
     chunk = config.sampler.chunk_frames
     if keeps_data(config):
@@ -159,6 +178,6 @@ def _shrink_data(tree: dict[str, Any], config: RunConfig, full: Layout, small: L
         data["source"]["clips"] = min(TOY_CLIPS, data["source"]["clips"])
         return
     _, rows, columns = config.student.patch
-    data["latent_frames"] = small_frames(config)
+    data |= {"latent_frames": small_frames(config), "start_frames": _small_start(config)}
     data["latent_height"] = min(PATCHES[0] * rows, data["latent_height"])
     data["latent_width"] = min(PATCHES[1] * columns, data["latent_width"])

@@ -24,6 +24,7 @@ from afd_scale.checkpoint.weights import save_safetensors, save_weights, written
 from afd_scale.config import RunConfig
 from afd_scale.config.judges import HttpJudgeConfig, MotionDiscriminatorConfig, VlmDiscriminatorConfig
 from afd_scale.config.models import LoraConfig, PolicyConfig, StudentConfig, WanConfig
+from afd_scale.config.run import WORLD_OF
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.rehearsal.shards import make_shards_small
 from afd_scale.rehearsal.tiny_models import VLM_WIDTH, save_vlm, save_wan_models, vae_fields
@@ -86,8 +87,8 @@ def make_stand_ins(
     for field, wanted, form, path, is_here in make_shards_small(small, config, folder):
         _at(tree, field.rpartition(".")[0])[field.rpartition(".")[2]] = path
         made.append(StandIn(field, wanted, form, is_here))
-        if not is_here and small.evaluation.metrics == "toy":  # which reads a prompt's words
-            tree["evaluation"]["metrics"] = "none"
+        if not is_here and small.evaluation.metrics in WORLD_OF:  # which reads a prompt's words
+            tree["evaluation"] |= {"metrics": "none", "lengths": 1}
     tree["data"]["cache"] = None
     tree["out"] = str(folder.parent / "runs")
     return RunConfig.model_validate(tree), made

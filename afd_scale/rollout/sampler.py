@@ -4,8 +4,10 @@ And the noise levels to train at, which follow the sampler's own.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +18,26 @@ from afd_scale.flow.process import add_noise, x0_from_velocity
 from afd_scale.flow.randomness import Randomness
 from afd_scale.flow.schedule import TIMESTEPS, denoising_sigmas, warp
 from afd_scale.protocols import Policy
+
+Text = Tensor | Callable[[int], Tensor]
+"""(B, T, E) embeddings of all chunks, or what gives those of a chunk by its number, the first is 0.
+
+It is asked for each chunk once, in order, when that is about to begin; while the text stays it gives the same object.
+"""
+
+
+def scheduled(texts: Sequence[tuple[int, Tensor]]) -> Text:
+    """The texts of a schedule.
+
+    Args:
+        texts: the chunk at which each begins, rising from 0, and its (B, T, E) embeddings.
+    Raises:
+        ValueError: the chunks do not rise from 0.
+    """
+    starts = [start for start, _ in texts]
+    if starts[:1] != [0] or any(later <= earlier for earlier, later in pairwise(starts)):
+        raise ValueError(f"starts ({starts}) must rise from 0: each text begins at a chunk after the one before it")
+    return lambda chunk: texts[bisect_right(starts, chunk) - 1][1]
 
 
 @dataclass(frozen=True)
@@ -33,8 +55,36 @@ class Noise:
     again: Tensor
     given: Tensor | None = None
 
-    def __getitem__(self, frames: slice) -> "Noise":
+    @property
+    def frames(self) -> int:
+        """Latent frames of the videos."""
+        return self.initial.shape[1]
+
+    def until(self, frames: int) -> "Noise":
+        """Of the beginnings of the videos, so many latent frames."""
+        return replace(self, initial=self.initial[:, :frames], again=self.again[:, :, :frames])
+
+    def of_chunk(self, chunk: int, chunk_frames: int) -> "Noise":
+        frames = slice(chunk * chunk_frames, (chunk + 1) * chunk_frames)
         return Noise(self.initial[:, frames], self.again[:, :, frames])
+
+
+@dataclass(frozen=True)
+class NoiseStream:
+    """The same for videos that may go on without an end: the noise of a chunk is drawn when that is about to begin.
+
+    Attributes:
+        draw: from the number of a chunk to its noise; it is asked for each once.
+        frames: latent frames of the videos; None has no end.
+        given: as of `Noise`.
+    """
+
+    draw: Callable[[int], Noise]
+    frames: int | None = None
+    given: Tensor | None = None
+
+    def of_chunk(self, chunk: int, chunk_frames: int) -> Noise:
+        return self.draw(chunk)
 
 
 class Sampler:
@@ -52,59 +102,95 @@ class Sampler:
 
     def draw(
         self, randomness: Randomness, stream: str, step: int, keys: Sequence[int], shape: tuple[int, ...],
-        device: torch.device,
+        device: torch.device, *, given: Tensor | None = None,
     ) -> Noise:  # fmt: skip
-        """Noise for (F, C, H, W) videos, each of its own key."""
+        """Noise for (F, C, H, W) videos, each of its own key; `given` as of `Noise`."""
         again = (max(len(self.sigmas), len(self.first_sigmas)) - 1, *shape)
         return Noise(
             randomness.normal(f"{stream}/noise", step, keys, shape, device),
-            randomness.normal(f"{stream}/renoise", step, keys, again, device).transpose(0, 1),
-        )
+            randomness.normal(f"{stream}/renoise", step, keys, again, device).transpose(0, 1), given,
+        )  # fmt: skip
 
-    def rollout(self, policy: Policy, text: Tensor, noise: Noise) -> Tensor:
+    def stream(
+        self, randomness: Randomness, stream: str, step: int, keys: Sequence[int], shape: tuple[int, ...],
+        device: torch.device, *, frames: int | None = None, given: Tensor | None = None,
+    ) -> NoiseStream:  # fmt: skip
+        """Noise for videos of (C, H, W) latent frames, drawn chunk by chunk: other numbers than `draw` gives, and the
+        same however long the video becomes.
+
+        Args:
+            frames: of the videos; None has no end.
+            given: as of `Noise`.
+        Raises:
+            ValueError: it has no end, and no window.
+        """
+        if frames is None and self.config.window_frames is None:
+            raise ValueError("frames (None) must be given without sampler.window_frames: a chunk sees all before it")
+        chunk_shape = (self.config.chunk_frames, *shape)
+        return NoiseStream(
+            lambda chunk: self.draw(randomness, f"{stream}/chunk {chunk}", step, keys, chunk_shape, device),
+            frames, given,
+        )  # fmt: skip
+
+    def rollout(self, policy: Policy, text: Text, noise: Noise) -> Tensor:
         """(B, F, C, H, W) clean latents of whole videos; arguments as of `chunks`."""
         return torch.cat(list(self.chunks(policy, text, noise)), dim=1)
 
-    def chunks(self, policy: Policy, text: Tensor, noise: Noise) -> Iterator[Tensor]:
+    def chunks(self, policy: Policy, text: Text, noise: Noise | NoiseStream) -> Iterator[Tensor]:
         """Clean chunks one after the other, (B, f, C, H, W) each, as they are generated; arguments as `last_steps`."""
         return (chunk for _, chunk in self.last_steps(policy, text, noise))
 
     @torch.no_grad()
     def last_steps(
-        self, policy: Policy, text: Tensor, noise: Noise, exit: float = 1.0
+        self, policy: Policy, text: Text, noise: Noise | NoiseStream, exit: float = 1.0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The last denoising step of each chunk: what it saw and the clean chunk that it predicted, (B, f, C, H, W).
 
         A last pass on a clean chunk at timestep 0 leaves its keys and values in the cache; where that has room, the
         next chunk's first step is part of the same pass. The number of passes is the same on every rank.
 
+        Between two chunks nothing runs: what a live source says when it is asked for the next chunk's text is what that
+        chunk is made of. Memory does not grow with the length of a video that has a window.
+
         Args:
-            text: (B, T, E) embeddings.
+            text: of all chunks, or of each; where it changes, `sampler.at_prompt_change` says what is cached.
             exit: the part of a chunk's denoising steps after which it is taken as it is, in (0, 1]; rounded up.
         """
-        frames, chunk_frames = noise.initial.shape[1], self.config.chunk_frames
+        size = self.config.chunk_frames
         given = 0 if noise.given is None else noise.given.shape[1]
-        assert given % chunk_frames == 0, "what is given is whole chunks"
-        cache = policy.new_cache(frames)
+        assert given % size == 0, "what is given is whole chunks"
+        text_of = (lambda _: text) if isinstance(text, Tensor) else text
+        cache, kept = policy.new_cache(noise.frames), dict[int, Tensor]()
+        reading, drawn = text_of(0), noise.of_chunk(0, size)
         begun: Tensor | None = None  # velocity of a chunk's first step, where it was part of the pass before
-        for start in range(0, frames, chunk_frames):
-            here, after = slice(start, start + chunk_frames), slice(start + chunk_frames, start + 2 * chunk_frames)
-            if noise.given is not None and start < given:
-                noisy = chunk = noise.given[:, here]
+        for number in count():
+            after = number + 1
+            if noise.given is not None and number * size < given:
+                noisy = chunk = noise.given[:, number * size : after * size]
             else:
-                noisy, chunk = _denoise(policy, text, noise[here], self._until(exit, start), cache, begun)
+                noisy, chunk = _denoise(policy, reading, drawn, self._until(exit, number), cache, begun)
             yield noisy, chunk
-            if after.start == frames:
+            if after * size == noise.frames:
                 return
+            read, reading, drawn, begun = reading, text_of(after), noise.of_chunk(after, size), None
+            if not isinstance(text, Tensor):  # what the next chunk sees may have to be encoded again
+                kept[number] = chunk
+                kept = {past: kept[past] for past in self.config.past_of(after)}
             clean_time = chunk.new_zeros(chunk.shape[:2], dtype=torch.float32)
-            if after.start >= given and cache.has_room_ahead:
-                next_noise = noise.initial[:, after]
-                next_time = torch.full_like(clean_time, (self._until(exit, after.start)[0] * TIMESTEPS).item())
-                both, times = torch.cat([chunk, next_noise], dim=1), torch.cat([clean_time, next_time], dim=1)
-                begun = policy(both, times, text, cache=cache)[:, chunk_frames:]
+            if reading is not read and self.config.at_prompt_change == "recompute":
+                cache.restart(next(iter(kept), after))
+                for past, following in pairwise([*kept, after]):
+                    policy(kept[past], clean_time, reading, cache=cache)
+                    cache.advance(to=following)
+                continue
+            if reading is read and after * size >= given and cache.has_room_ahead:
+                next_time = torch.full_like(clean_time, (self._until(exit, after)[0] * TIMESTEPS).item())
+                both, times = torch.cat([chunk, drawn.initial], dim=1), torch.cat([clean_time, next_time], dim=1)
+                begun = policy(both, times, read, cache=cache)[:, size:]
             else:
-                policy(chunk, clean_time, text, cache=cache)
-                begun = None
+                policy(chunk, clean_time, read, cache=cache)
+            if reading is not read:
+                cache.forget_text()
             cache.advance()
 
     def last_sigmas(self, exit: float, latents: Tensor) -> Tensor:
@@ -120,9 +206,14 @@ class Sampler:
         return sigmas[: math.ceil(exit * len(sigmas))]
 
     def draw_sigma(
-        self, config: SigmaConfig, randomness: Randomness, stream: str, step: int, keys: Sequence[int], latents: Tensor
-    ) -> Tensor:
-        """(B, F) noise levels in [0, 1] to train on (B, F, C, H, W) latents, one for each chunk of each video."""
+        self, config: SigmaConfig, randomness: Randomness, stream: str, step: int, keys: Sequence[int], latents: Tensor,
+        begun: Sequence[bool] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(B, F) noise levels in [0, 1] to train on (B, F, C, H, W) latents, one for each chunk of each video.
+
+        Args:
+            begun: B, whether the first chunk is a later one of a longer video; None is of none.
+        """
         chunks, device = (latents.shape[1] // self.config.chunk_frames,), latents.device
         if config.name == "logit_normal":
             normal = randomness.normal(stream, step, keys, chunks, device)
@@ -130,7 +221,11 @@ class Sampler:
         else:
             sigma = randomness.uniform(stream, step, keys, chunks, device)
             if config.name == "steps":
-                sigma = torch.cat([_pick(self.first_sigmas, sigma[:, :1]), _pick(self.sigmas, sigma[:, 1:])], dim=1)
+                first = _pick(self.first_sigmas, sigma[:, :1])
+                if begun is not None:
+                    is_later = torch.tensor(begun).to(device, non_blocking=True)[:, None]
+                    first = torch.where(is_later, _pick(self.sigmas, sigma[:, :1]), first)
+                sigma = torch.cat([first, _pick(self.sigmas, sigma[:, 1:])], dim=1)
         return sigma.repeat_interleave(self.config.chunk_frames, dim=1)
 
 

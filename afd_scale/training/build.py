@@ -32,7 +32,7 @@ from afd_scale.models.build import adapters_of, check_files
 from afd_scale.models.vlm import VlmDiscriminator
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.planning.memory import cache_bytes
-from afd_scale.planning.workload import workload
+from afd_scale.planning.workload import Workload, workload
 from afd_scale.protocols import Method
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,6 @@ class Run:
         engines: of its cast, by role.
         exported: the policy that is evaluated and exported.
         networks: all that a checkpoint holds, by role.
-        memory: of the method, in the checkpoint too.
         counter: of the weights gathered on this rank.
     """
 
@@ -55,7 +54,6 @@ class Run:
     engines: Mapping[str, Any]
     exported: Any
     networks: Mapping[str, Checkpointed]
-    memory: dict[str, Tensor]
     counter: GatherCounter
 
 
@@ -67,13 +65,23 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     """
     ranks.run_on_all(check_files, config)
     load = workload(config, ranks.size)
-    cache = cache_bytes(config, load, load.together)
+    _warn_of_sight(config, load, ranks)
+    cache = cache_bytes(config, load, load.together, load.rollout_frames)
     kind = Sharded(config, ranks, lambda role: _start_weights(config, role, ranks), cache)
     engines = build_cast(config, kind)
     networks = {role.name: engines[role.name] for role in config.cast if role.changes}
     method = make_method(config, engines, ranks.mean)
-    memory: dict[str, Tensor] = getattr(method, "memory", {})  # few have one
-    return Run(method, engines, engines[config.method.exported], networks, memory, kind.counter)
+    return Run(method, engines, engines[config.method.exported], networks, kind.counter)
+
+
+def _warn_of_sight(config: RunConfig, load: Workload, ranks: Ranks) -> None:
+    """Of a policy that rolls out further than it was trained to see."""
+    window, seen = config.sampler.window_frames, config.data.latent_frames
+    if load.rollout_frames > seen and (window is None or window > seen):
+        ranks.run_on_main(
+            log.warning, "sampler.window_frames (%s) is more than data.latent_frames (%d): in rollouts of %d latent "
+            "frames a chunk sees more of its past than in the teacher's videos", window, seen, load.rollout_frames,
+        )  # fmt: skip
 
 
 def build_codec(section: CodecConfig, name: str, device: torch.device) -> Codec | None:

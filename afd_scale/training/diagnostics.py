@@ -139,7 +139,8 @@ class Diagnostics:
                 # A fixed judge sees no teacher's video, here neither.
                 of_teacher = self._ask(judge, teacher[: len(teacher) if judge in self.trained else 0])
                 logits[judge].append((of_teacher, self._ask(judge, rollouts)))
-            diversity.append(latents.unflatten(0, (-1, self.group)).float().std(dim=1).flatten(1).mean(dim=1))
+            generated = latents[:, self.config.data.start_frames :].float().unflatten(0, (-1, self.group))
+            diversity.append(generated.std(dim=1).flatten(1).mean(dim=1))
             if self.evaluator.codec is not None:
                 clips.append(self.evaluator.decoded(iter([latents])))
                 shown.append(self.evaluator.decoded(iter([teacher.latents])))
@@ -178,13 +179,17 @@ class Diagnostics:
             keys = repeat_keys(teacher.prompts.keys, self.group)
             with policy.resident(sampling=True):
                 latents = torch.cat([
-                    self._rollout(policy, text[rows], keys[rows], shape) for rows in pieces(len(text), at_once)
+                    self._rollout(policy, text[rows], keys[rows], shape,
+                                  teacher.start(data.start_frames, self.group, rows))
+                    for rows in pieces(len(text), at_once)
                 ])  # fmt: skip
             yield teacher.prompts, latents, teacher
 
-    def _rollout(self, policy: Policy, text: Tensor, keys: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    def _rollout(
+        self, policy: Policy, text: Tensor, keys: Sequence[int], shape: tuple[int, ...], given: Tensor | None
+    ) -> Tensor:  # fmt: skip
         sampler, randomness = self.evaluator.sampler, self.evaluator.randomness
-        noise = sampler.draw(randomness, "diagnostics", 0, keys, shape, self.ranks.device)
+        noise = sampler.draw(randomness, "diagnostics", 0, keys, shape, self.ranks.device, given=given)
         return sampler.rollout(policy, text, noise)
 
     def _on_device(self, videos: Videos) -> Videos:

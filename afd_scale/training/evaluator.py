@@ -9,35 +9,60 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from afd_scale.codecs.codec import Codec
-from afd_scale.codecs.conversions import to_uint8
+from afd_scale.codecs.conversions import to_uint8, to_unit
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.data.reader import distinct_prompts, read_rows, videos_of
 from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import evaluation_prompts, teacher_data
 from afd_scale.evaluation import shortcuts
 from afd_scale.evaluation.kept_clips import read_clips, write_clips
-from afd_scale.evaluation.suites import Metric, Timing, make_suite
+from afd_scale.evaluation.lengths import by_span
+from afd_scale.evaluation.suites import Metric, Suite, Timing, make_suite, parts_of
 from afd_scale.evaluation.suites.video import chunk_borders
 from afd_scale.evaluation.video import write_comparison_mp4, write_grid
 from afd_scale.flow.randomness import Randomness
 from afd_scale.mp4 import FrameArray
 from afd_scale.parallel.ranks import Ranks
 from afd_scale.protocols import Policy
-from afd_scale.rollout.sampler import Sampler
-from afd_scale.types import Prompts, pieces
+from afd_scale.rollout.sampler import Noise, Sampler
+from afd_scale.types import Prompts, Videos, pieces
 
 log = logging.getLogger(__name__)
 
 SHORTCUT_PIXELS = 600 * 2**20  # of each side's clips that are looked through for shortcuts; 30 million take a second
+LONG = "long"  # folder among the samples, of clips that are longer than the data's
 MEASURED_BYTES = 32 * 2**30  # of all clips that are measured at the end of a run
+
+
+ByPolicy = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured on the main rank; both are empty on other ranks, and where nothing is.
+
+    Attributes:
+        metrics: of base, student and teacher, by policy.
+        by_length: of student and teacher beyond the data's length, by policy and span.
+    """
+
+    metrics: ByPolicy
+    by_length: dict[str, ByPolicy]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Its part of summary.json."""
+        return {"metrics": self.metrics} | ({"metrics_by_length": self.by_length} if self.by_length else {})
 
 
 class Evaluator:
@@ -64,7 +89,11 @@ class Evaluator:
         Raises:
             ConfigError: names the first thing.
         """
-        metrics, clips = self.config.evaluation.metrics, self.config.evaluation.clips
+        metrics, clips, data = self.config.evaluation.metrics, self.config.evaluation.clips, self.config.data
+        if data.start_frames and len(self.clips) and self._renderer is None and not self._has_videos:
+            raise ConfigError(f"evaluation.prompts ({self.config.evaluation.prompts}) must hold videos with "
+                              f"data.start_frames ({data.start_frames}): what is looked at begins as they do"
+                              )  # fmt: skip
         if self.suite is None:
             return
         if self.codec is None:
@@ -75,11 +104,11 @@ class Evaluator:
         except ValueError as error:
             raise ConfigError(f"evaluation.metrics ({metrics}) must be none for prompts that it cannot read: {error}"
                               ) from error  # fmt: skip
-        data = self.config.data
         pixels = data.latent_height * data.latent_width * self.codec.spatial**2
         bytes_each = self.codec.frames(data.latent_frames) * pixels * (1 if self.codec.colour == "gray" else 3)
-        if 3 * clips * bytes_each > MEASURED_BYTES:
-            raise ConfigError(f"evaluation.clips ({clips}) must be at most {MEASURED_BYTES // (3 * bytes_each)} for "
+        bytes_each *= 2 + self.config.evaluation.lengths  # only the student's are longer than the data's
+        if clips * bytes_each > MEASURED_BYTES:
+            raise ConfigError(f"evaluation.clips ({clips}) must be at most {MEASURED_BYTES // bytes_each} for "
                               "videos of this size: base's, student's and teacher's are measured in the main rank's "
                               "memory; tools/evaluate.py measures more, one by one")  # fmt: skip
 
@@ -125,23 +154,47 @@ class Evaluator:
         if student is not None:
             self._draw({"teacher": teacher, "base": self._read_base(self._rows_shown), "student": student}, step)
 
-    def compare(self, policy: Policy) -> dict[str, dict[str, float]]:
-        """Metrics of base, student and teacher on the main rank; sample clips in the run folder."""
+    def compare(self, policy: Policy) -> Comparison:
+        """Metrics of the policies; sample clips in the run folder."""
+        nothing = Comparison({}, {})
         if not self.clips:
-            return {}
-        student = self.frames(policy, self.clips)
-        teacher = self.teacher_shown if self.suite is None else self._teacher(self.clips)
+            return nothing
+        lengths = self.config.evaluation.lengths
+        student = self.frames(policy, self.clips, lengths)
+        teacher = self.teacher_shown if self.suite is None else self._teacher(self.clips, lengths)
         if student is None:
-            return {}
+            return nothing
         made = {"base": self._read_base(range(len(self.clips))), "student": student, "teacher": teacher}
-        clips = {name: frames for name, frames in made.items() if frames is not None}
+        long = {name: frames for name, frames in made.items() if frames is not None}
+        clips = {name: frames[:, : self.frames_each()] for name, frames in long.items()}
         self._draw({name: frames[self._rows_shown] for name, frames in clips.items()}, self.config.train.steps)
-        return {} if self.suite is None else self.suite.measure(clips, self.prompts, self.timing())
+        if self.suite is None:
+            return nothing
+        return Comparison(self.suite.measure(clips, self.prompts, self.timing()), self._by_length(long))
 
-    def frames(self, policy: Policy, clips: Sequence[int]) -> FrameArray | None:
-        """Generate clips: (N, T, H, W) or (N, T, H, W, 3) uint8 on the main rank, None elsewhere."""
+    def _by_length(self, long: Mapping[str, FrameArray]) -> dict[str, ByPolicy]:
+        """What is measured part by part of the policies' clips, as far as each lasts; one part is measured already."""
+        suite, lengths = self.suite, self.config.evaluation.lengths
+        if suite is None or lengths == 1:
+            return {}
+        parts: dict[str, list[dict[str, float]]] = {"student": [], "teacher": []}
+        for part in parts_of(self.frames_each(), lengths):
+            clips = {name: long[name] for name in parts if name in long and long[name].shape[1] >= part.stop}
+            for name, found in suite.measure_part(clips, self.prompts, self.timing(lengths), part).items():
+                parts[name].append(found)
+        self._draw_long(long)
+        return {name: by_span(found) for name, found in parts.items() if found}
+
+    def frames_each(self, lengths: int = 1) -> int:
+        """Of a clip so many times as long as the data's."""
+        assert self.codec is not None, "without a codec nothing is looked at"
+        return self.codec.frames(lengths * self.config.data.latent_frames)
+
+    def frames(self, policy: Policy, clips: Sequence[int], lengths: int = 1) -> FrameArray | None:
+        """Generate clips so many times as long as the data's: (N, T, H, W) or (N, T, H, W, 3) uint8 on the main rank,
+        None elsewhere. The start of a longer clip is the shorter one."""
         with policy.resident(sampling=True):
-            return self._gathered(clips, lambda mine: self._generated(policy, mine))
+            return self._gathered(clips, lambda mine: self._generated(policy, mine, lengths))
 
     def folder(self, step: int) -> Path:
         """Of a step's samples."""
@@ -152,20 +205,16 @@ class Evaluator:
         """The teacher's clips of the shown prompts; the first to ask are all ranks together."""
         return self._teacher(self.shown)
 
-    def _teacher(self, clips: Sequence[int]) -> FrameArray | None:
-        """The teacher's clips on the main rank, the suite's or else the data's; None where these are prompts alone."""
-        if self.suite is not None and self.suite.renders_teacher:
-            return self.suite.teacher(self.prompts, max(clips) + 1)[list(clips)] if self.ranks.is_main else None
-        location = evaluation_prompts(self.config)
-        if DatasetFacts.load(location.folder, location.field).latent_shape is None:
+    def _teacher(self, clips: Sequence[int], lengths: int = 1) -> FrameArray | None:
+        """The teacher's clips on the main rank, the suite's, or else the data's, which are as long as they are; None
+        where these are prompts alone."""
+        if self._renderer is not None:
+            if not self.ranks.is_main:
+                return None
+            return self._renderer.teacher(self.prompts, max(clips) + 1, lengths)[list(clips)]
+        if not self._has_videos:
             return None
-
-        def latents(mine: Sequence[int]) -> Iterator[Tensor]:
-            samples = [self.prompts.keys[clip % len(self.prompts)] for clip in mine]
-            rows = list(read_rows(location, samples))
-            yield from videos_of(rows, self.config.student.text_length).latents.split(1, dim=1)
-
-        return self._gathered(clips, latents)
+        return self._gathered(clips, lambda mine: iter(self._videos(mine).latents.split(1, dim=1)))
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -217,14 +266,47 @@ class Evaluator:
             self.codec.rest()
         return frames
 
-    def _generated(self, policy: Policy, clips: Sequence[int]) -> Iterator[Tensor]:
-        """Chunks of clips that a policy makes."""
+    def _generated(self, policy: Policy, clips: Sequence[int], lengths: int) -> Iterator[Tensor]:
+        """Chunks of clips that a policy makes, each length from noise of its own."""
         policy.watch.between()
         data, device = self.config.data, self.ranks.device
         prompts = self.prompts.take([clip % len(self.prompts) for clip in clips], clips)
         shape = (data.latent_frames, self.config.student.latent_channels, data.latent_height, data.latent_width)
-        noise = self.sampler.draw(self.randomness, "evaluation", 0, prompts.keys, shape, device)
+        drawn = [
+            self.sampler.draw(self.randomness, "evaluation", length, prompts.keys, shape, device)
+            for length in range(lengths)
+        ]
+        initial, again = torch.cat([each.initial for each in drawn], 1), torch.cat([each.again for each in drawn], 2)
+        noise = Noise(initial, again, self._starts(clips))
         return self.sampler.chunks(policy, prompts.embeddings.to(device), noise)
+
+    def _starts(self, clips: Sequence[int]) -> Tensor | None:
+        """(B, f, C, H, W) clean latents that clips begin with, those of the teacher's; None where none are given."""
+        frames, codec = self.config.data.start_frames, self.codec
+        if not frames:
+            return None
+        if self._renderer is not None:
+            assert codec is not None, "without a codec nothing is looked at"
+            rendered = self._renderer.teacher(self.prompts, max(clips) + 1)[list(clips), : codec.frames(frames)]
+            return codec.encode(to_unit(rendered[..., None])).to(self.ranks.device)
+        return self._videos(clips).latents[:, :frames].to(self.ranks.device)
+
+    def _videos(self, clips: Sequence[int]) -> Videos:
+        """The data's videos of clips."""
+        samples = [self.prompts.keys[clip % len(self.prompts)] for clip in clips]
+        rows = list(read_rows(evaluation_prompts(self.config), samples))
+        return videos_of(rows, self.config.student.text_length)
+
+    @property
+    def _renderer(self) -> Suite | None:
+        """Whose the teacher's clips are; None where they are the data's."""
+        return self.suite if self.suite is not None and self.suite.renders_teacher else None
+
+    @property
+    def _has_videos(self) -> bool:
+        """Whether the data of the prompts has videos of them."""
+        location = evaluation_prompts(self.config)
+        return DatasetFacts.load(location.folder, location.field).latent_shape is not None
 
     def decoded(self, chunks: Iterator[Tensor]) -> Tensor:
         """(B, T, H, W) or (B, T, H, W, 3) uint8; nothing on ranks that only help with tokens."""
@@ -251,18 +333,27 @@ class Evaluator:
         write_grid(columns, captions, self.folder(step) / "grid.png")
         write_comparison_mp4(columns, captions, self.folder(step), self.fps)
 
+    def _draw_long(self, long: Mapping[str, FrameArray]) -> None:
+        """An mp4 a prompt of the clips that are longer than the data's: teacher and student, or the student alone."""
+        frames = long["student"].shape[1]
+        columns = {name: long[name][self._rows_shown] for name in ("teacher", "student")
+                   if name in long and long[name].shape[1] == frames}  # fmt: skip
+        if self.shown:
+            captions = [self.prompts.texts[clip] for clip in self.shown]
+            write_comparison_mp4(columns, captions, self.samples / LONG, self.fps)
+
     @cached_property
     def fps(self) -> float:
         """Frames a second of the teacher's videos."""
         location = teacher_data(self.config)
         return float(next(read_rows(location, [0]))["fps"])
 
-    def timing(self) -> Timing:
-        """When the frames of this run's clips are shown and made."""
+    def timing(self, lengths: int = 1) -> Timing:
+        """When the frames of this run's clips, so many times as long as the data's, are shown and made."""
         assert self.codec is not None, "without a codec nothing is looked at"
         chunk_frames, frames = self.config.sampler.chunk_frames, self.codec.frames
         first, both = frames(chunk_frames), frames(2 * chunk_frames)
-        return Timing(self.fps, chunk_borders(frames(self.config.data.latent_frames), both - first, first))
+        return Timing(self.fps, chunk_borders(self.frames_each(lengths), both - first, first))
 
     def _write_base(self, frames: FrameArray) -> None:
         write_clips(frames, self._base_path, self._base_facts)
@@ -293,4 +384,5 @@ def start_facts(config: RunConfig, codec: Codec | None, prompts: Prompts) -> dic
         "student": config.student.model_dump_json(),
         "sampler": config.sampler.model_dump_json(),
         "weights written": str(weights and weights.stat().st_mtime_ns),
+        **({"start_frames": str(data.start_frames)} if data.start_frames else {}),  # earlier runs' files say none
     }

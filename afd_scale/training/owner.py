@@ -1,7 +1,5 @@
 """One run, one owner: two jobs that train into one folder would tear each other's files apart."""
 
-import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -10,13 +8,14 @@ import time
 from pathlib import Path
 
 from afd_scale.config import ConfigError
+from afd_scale.files import try_lock
 from afd_scale.parallel.heartbeats import BEAT_SECONDS, FOLDER, Sign, read_sign, sign_path
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 LEASE_SECONDS = 120.0  # how long a file server may keep the lock of a machine that is gone: NFS 4 mostly for 90
-_HELD = (errno.EAGAIN, errno.EACCES)
+ONE_JOB = "must belong to one job at a time"
 
 
 class Owner:
@@ -63,16 +62,8 @@ class Owner:
 
     def _lock(self) -> bool:
         """Whether the file is locked now, or cannot be where it lies."""
-        # Not by filelock: without locks it makes a file by which a killed job would keep the folder for ever.
-        self._file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _HELD:
-                self._let_go()
-                return False
-            log.debug("%s: no locks here: %s", self.folder, error.strerror)
-        return True
+        self._file = try_lock(self.folder / LOCK)
+        return self._file is not None
 
     def _let_go(self) -> None:
         if self._file is not None:
@@ -87,4 +78,4 @@ class Owner:
         who = "another job"
         if owner is not None:
             who = f"pid {owner.pid} on {owner.host}, started {owner.age:.0f} s before its last sign"
-        return f"out ({self.folder}) must belong to one job at a time: {who} trains there; wait for its end, or stop it"
+        return f"out ({self.folder}) {ONE_JOB}: {who} trains there; wait for its end, or stop it"

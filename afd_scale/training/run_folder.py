@@ -14,6 +14,7 @@ from afd_scale.checkpoint.resume import check_format, damaged_checkpoints
 from afd_scale.checkpoint.run_state import remove_checkpoint
 from afd_scale.checkpoint.weights import complete_checkpoints
 from afd_scale.config import ConfigError, RunConfig, read_yaml, resolved_yaml
+from afd_scale.config.load import flat_keys
 from afd_scale.evaluation.report import provenance_header
 from afd_scale.evaluation.run_files import CONFIG, DIAGNOSED, METRICS, SUMMARY
 from afd_scale.files import system_errors, write_text
@@ -75,8 +76,8 @@ def write_config(config: RunConfig, num_ranks: int) -> None:
 
 
 def _refuse_another_config(tree: dict[str, Any], config: RunConfig, path: Path) -> None:
-    before = _flat(tree)
-    now = _flat(yaml.safe_load(resolved_yaml(config)))
+    before = flat_keys(tree)
+    now = flat_keys(yaml.safe_load(resolved_yaml(config)))
     # The method's name first: with another one all its fields differ.
     for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "method.name", key)):
         changeable = key.startswith(CHANGEABLE) or RECOMPUTED.fullmatch(key) or REACHED.fullmatch(key)
@@ -117,10 +118,3 @@ def _read_tree(path: Path) -> dict[str, Any] | None:
     except ConfigError:
         return None
     return tree if isinstance(tree, dict) and isinstance(tree.get(_LAST), dict) else None
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -33,7 +33,7 @@ from afd_scale.planning.workload import workload
 from afd_scale.protocols import Metrics
 from afd_scale.training.build import Run, base_of, build_codec, build_run
 from afd_scale.training.diagnostics import Diagnostics
-from afd_scale.training.evaluator import Evaluator
+from afd_scale.training.evaluator import Comparison, Evaluator
 from afd_scale.training.guards import Guard
 from afd_scale.training.inputs import check_early, check_inputs, complete_summary, input_errors
 from afd_scale.training.metrics import Recorder, recording
@@ -117,7 +117,7 @@ class Trainer:
             ranks.run_on_main(write_config, config, ranks.size)  # from here on there is a run
         self.stop = StopRequest(ranks)
         self.guard = Guard(config.train.most_skipped_steps)
-        self.watch = StepWatch(self.stop, self.built.networks, "student", self.built.memory)
+        self.watch = StepWatch(self.stop, self.built.networks, "student", self.built.method.memory)
         for engine in self.built.engines.values():
             engine.watch = self.watch
         self.step, self.position = 0, self.stream.state_dict()  # the last one finished, and where in the data it ended
@@ -136,7 +136,7 @@ class Trainer:
         first = self.step + 1 if self.step else 1 - self.built.method.warmup_steps
         self.ranks.run_on_main(self._open_trackers, first)
         try:
-            metrics = self._steps_and_comparison(first)
+            comparison = self._steps_and_comparison(first)
         except (ConfigError, Preempted):  # of all ranks alike
             self.checkpoints.settle(wait=True)
             raise
@@ -145,7 +145,7 @@ class Trainer:
             raise
         finally:
             tell(self.trackers, lambda tracker: tracker.close())
-        self.ranks.run_on_main(self._finish, metrics)
+        self.ranks.run_on_main(self._finish, comparison)
         self.stream.close()
         self.ranks.barrier()
 
@@ -153,7 +153,7 @@ class Trainer:
     def _has_learning_judge(self) -> bool:
         return any(isinstance(role.network, JudgeConfig) and role.optimizer for role in self.config.cast)
 
-    def _steps_and_comparison(self, first: int) -> dict[str, dict[str, float]]:
+    def _steps_and_comparison(self, first: int) -> Comparison:
         with self._may_be_stopped():
             if first < 1:
                 with self._phase("warm_up"):
@@ -170,9 +170,9 @@ class Trainer:
                 if self.stop.agreed():
                     raise GivenUpError
         with self._phase("evaluate"):
-            metrics = self.evaluator.compare(self.built.exported)
+            comparison = self.evaluator.compare(self.built.exported)
             self._show()
-        return metrics
+        return comparison
 
     def _open_trackers(self, first: int) -> None:
         for name in self.config.train.trackers:
@@ -210,9 +210,9 @@ class Trainer:
         """All but the position in the data."""
         # What does not fit is perhaps a file that one rank alone reads.
         self.ranks.run_on_all(self.checkpoints.load, checkpoint, self.built.networks)
-        self.built.memory.clear()
+        self.built.method.memory.clear()
         for name, value in checkpoint["method"].items():
-            self.built.memory[name] = torch.tensor(value)
+            self.built.method.memory[name] = torch.tensor(value)
         self.step = checkpoint["step"]
 
     def _go_back(self) -> None:
@@ -398,21 +398,21 @@ class Trainer:
         self.checkpoints.save(self.step, networks or self.built.networks, self.position, saved, self._memory())
 
     def _memory(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self.built.memory.items()}
+        return {name: float(value) for name, value in self.built.method.memory.items()}
 
-    def _finish(self, metrics: dict[str, dict[str, float]]) -> None:
+    def _finish(self, comparison: Comparison) -> None:
         """summary.json says that the run is complete, so it is the last file but the report that reads it."""
         summary = {
             "method": self.config.method.name,
             "steps": self.step,
             "ranks": self.ranks.size,
             "suite": self.config.evaluation.metrics,
-            "metrics": metrics,
+            **comparison.summary,
             "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
         }
         with full_disk_explained(self.config.out, "out"):
             write_text(self.config.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
             report = write_report(self.config.folder)
-        if metrics:
+        if comparison.metrics:
             log.info("%s\n%s", self.config.name, metric_table(summary))
         log.info("%s is complete; look at %s", self.config.name, report)

@@ -27,5 +27,5 @@ def test_a_rank_that_does_not_come_is_named(absent: int) -> None:
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     done = side_by_side([["-c", code]], [environment(**world, RANK="0", LOCAL_RANK="0")], 60)
     assert done.returncode == 1, done.stderr
-    assert f"ranks {absent} of 2 have not come" in done.stdout
+    assert f"where 2 ranks meet within 3 s: rank {absent} did not come" in done.stdout
     assert "shared memory" in done.stdout, "what it found by itself is told"

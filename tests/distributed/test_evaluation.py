@@ -49,6 +49,17 @@ def check_all(folder: Path, sequence: int) -> None:
             assert abs(frames.astype(int) - alone).max() <= 1, "but for rounding"
         else:
             assert frames is None
+
+        longer = make_evaluator(folder, ranks, batch=3, clips=CLIPS, lengths=2, samples=0)
+        found = longer.compare(policy).by_length
+        if ranks.is_main:
+            lone = make_evaluator(folder, lone.ranks, batch=CLIPS, clips=CLIPS, lengths=2, samples=0)
+            expected = lone.compare(policy).by_length
+            assert list(found) == list(expected) == ["student", "teacher"]
+            for span, values in expected["student"].items():
+                assert found["student"][span] == pytest.approx(values, rel=0.02, abs=0.01)
+        else:
+            assert found == {}
         ranks.barrier()
 
 

@@ -10,8 +10,8 @@ import torch
 from afd_scale.checkpoint.weights import save_weights
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.config.models import PolicyConfig
-from afd_scale.data.toy_world import toy_prompts
 from afd_scale.data.video import read_video
+from afd_scale.data.worlds.drop import toy_prompts
 from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import environment, free_port, on_ranks, side_by_side
 from tests.tools import call_tool
@@ -29,6 +29,8 @@ def test_ranks_share_the_videos(tmp_path: Path, sequence: int) -> None:
         parameter.data.normal_(0, 0.1, generator=generator)
     save_weights(network.state_dict().items(), tmp_path / "student", policy)
     asked = [part for text in TEXTS for part in ("--prompt", text)]
+    if sequence == 2:  # the window is full after the third of four chunks
+        asked += ["--window", "3", "--sink", "1", "--positions", "window"]
     alone = call_tool("generate", tmp_path / "student", *asked, "--out", tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
     done = on_ranks(2, "tools/generate.py", tmp_path / "student", *asked, "--out", tmp_path / "shared",

@@ -65,7 +65,7 @@ class Regression:
 
     def __init__(self, run: RunConfig, engines: Any, mean_over_ranks: Any):
         self.engines, self.randomness, self.sampler = engines, Randomness(run.seed), Sampler(run.sampler)
-        self.optimizer = run.method.optimizer
+        self.optimizer, self.memory = run.method.optimizer, dict[str, torch.Tensor]()
 
     def train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
         policy, judge, student = (self.engines[role] for role in ("sampler", "judge", "student"))

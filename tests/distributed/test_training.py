@@ -17,7 +17,7 @@ from afd_scale.checkpoint.load_student import load_student_state, read_lora, rea
 from afd_scale.config import load_config
 from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import ROOT, TORCHRUN, deepspeed, on_ranks, run, run_fresh, start
-from tests.distributed.small_run import SHAPE, write_small_run
+from tests.distributed.small_run import SHAPE, check_resuming, write_small_run
 from tests.students import read_folder
 
 TRAIN = ROOT / "launch" / "train.py"
@@ -182,6 +182,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(configs: Path, two_ranks: list[d
     assert (checkpoints / "latest").read_text() == f"step_{STEPS:08d}"
     assert not list(checkpoints.glob(".*"))
     assert (folder / "report.html").is_file()
+
+
+def test_a_steered_student_of_a_frozen_judge_resumes_to_the_same_bits(configs: Path) -> None:
+    """Killed where the judge has just learned for the last time; the factor of the rate is in the checkpoint."""
+    folder = configs / "runs" / "steered"
+    last = check_resuming(
+        folder, STEPS, "--config", configs / "afd.yaml", "name=steered", "train.save_every=2",
+        "evaluation.metrics=none", "method.step_target=0.01", "method.taught=resampled",
+        "method.discriminator.freeze_after=4",
+    )  # fmt: skip
+    lines = metrics(folder)
+    assert lines[-1]["student/rate_factor"] != 1, "or nothing had to be kept"
+    assert json.loads((last / "state.json").read_text())["method"].keys() == {"rate_factor"}
+    assert ["discriminator/accuracy" in line for line in lines] == [line["step"] <= 4 for line in lines]
 
 
 def test_a_run_resumes_on_any_number_of_ranks(configs: Path, one_rank: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from afd_scale.engines.captured import CapturedPasses, CudaGraphs, choose_captur
 from afd_scale.layers.attention import choose_backend
 from afd_scale.layers.choose_compile import choose_compile
 from afd_scale.layers.ops import ModelOps
-from afd_scale.layers.rope import Rotation, _turn
+from afd_scale.layers.rope import Rotation, WindowRotation, _turn
 from afd_scale.rollout.sampler import Noise, Sampler
 from tests.networks import make_policy
 
@@ -90,7 +90,8 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was() -> None:
     roll_out(network, captured, 0)
     run = captured.network
     captured.network = lambda *arguments, **options: run(*arguments, **options) * torch.ones((), device="cuda").item()
-    captured.network.rotation, captured.network.new_cache = run.rotation, run.new_cache  # type: ignore[attr-defined]
+    for name in ("cached_rotation", "new_cache"):
+        setattr(captured.network, name, getattr(run, name))
     assert_close(roll_out(network, captured, 1), roll_out(network, network, 1))
     assert not captured.works
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
@@ -102,7 +103,7 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was() -> None:
 @pytest.mark.parametrize("head_dim", [24, 64, 128])
 def test_the_kernel_rotates(dtype: torch.dtype, head_dim: int) -> None:
     device = torch.device("cuda")
-    rotation = Rotation(range(3, 8), 1, 7, 5, head_dim, device)
+    rotation = Rotation((range(3, 8),), 1, 7, 5, head_dim, device)
     q = torch.randn(2, 175, 3, head_dim, device=device, dtype=dtype, requires_grad=True)
     k = torch.randn(2, 175, 5, 3, head_dim, device=device, dtype=dtype)[:, :, 1].requires_grad_()
     turned = rotation(q, k)
@@ -119,3 +120,12 @@ def test_the_kernel_rotates(dtype: torch.dtype, head_dim: int) -> None:
     assert torch.equal(buffer[:, 50:225], turned[1])
     assert not buffer[:, :50].any()
     assert not buffer[:, 225:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_kernel_rotates_a_window_s_keys_apart(dtype: torch.dtype) -> None:
+    device = torch.device("cuda")
+    own, seen = (Rotation(frames, 1, 7, 5, 64, device) for frames in ((range(6, 8),), (range(2), range(5, 8))))
+    q, k = (torch.randn(2, tokens, 3, 64, device=device, dtype=dtype) for tokens in (70, 175))
+    for ours, x, turns in zip(WindowRotation(own, seen)(q, k), (q, k), (own.turns, seen.turns), strict=True):
+        torch.testing.assert_close(ours, _turn(x, turns))

@@ -42,6 +42,9 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "first chunk": ({"chunk_frames": 2, "first_chunk_timesteps": (1000, 800, 500, 100), "timesteps": (900, 300)}, 6),
     "window": ({"chunk_frames": 1, "window_frames": 3, "timesteps": (1000, 500)}, 8),
     "window and sink": ({"chunk_frames": 2, "window_frames": 6, "sink_frames": 2, "timestep_shift": 3.0}, 14),
+    "places in the window": (
+        {"chunk_frames": 2, "window_frames": 8, "sink_frames": 2, "positions": "window", "timesteps": (1000, 500)}, 18,
+    ),
     "x0": ({"chunk_frames": 1, "prediction": "x0", "patch": (1, 1, 1)}, 4),
 }  # fmt: skip
 PROMPTS = ["the red ball falls on the moon", "a  cat &amp; water"]
@@ -381,6 +384,10 @@ def test_settings_can_be_others_when_it_is_loaded(models: Path, tmp_path: Path) 
     for window, sink in ((4, 0), (6, 1), (6, 6), (None, 3)):
         with pytest.raises(ValueError, match=rf"^window_frames \({window}\) and sink_frames \({sink}\) must be whole"):
             load(folder, window_frames=window, sink_frames=sink)
+    assert load(folder, window_frames=12, positions="window").config.positions == "window"
+    for positions in ("window", "relative"):
+        with pytest.raises(ValueError, match=rf"^positions \({positions}\) must be absolute, or window where"):
+            load(folder, positions=positions)
 
 
 def test_the_folder(models: Path, tmp_path: Path) -> None:

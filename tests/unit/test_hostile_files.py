@@ -145,6 +145,7 @@ def run_cases(run: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     )
     metrics = {"student": {"all_in_one": 0.5, "mass_error": None}, "base": {"all_in_one": 0.25}}
     summary = {"method": "afd", "steps": 9, "suite": "toy", "metrics": metrics, "seconds": {"training": 61.5}}
+    summary["metrics_by_length"] = {"student": {"0-1x": {"sharpness": 1.0}, "1-2x": {"sharpness": 0.5}}}
     (run / "summary.json").write_text(json.dumps(summary))
     draw = random.Random(0)
     rows = [{"step": step, "compute/pflop": step / 7, "student/loss": draw.random(), "discriminator/accuracy": 0.5,

@@ -68,6 +68,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 MAY_IMPORT["training"] = set(MAY_IMPORT)
+MAY_IMPORT["serving"] = {
+    "config",
+    "files",
+    "mp4",
+    "vision",
+    "flow",
+    "rollout",
+    "codecs",
+    "data",
+    "parallel",
+    "engines",
+    "generation",
+}
 MAY_IMPORT["rehearsal"] = {
     "config",
     "codecs",
@@ -78,6 +91,25 @@ MAY_IMPORT["rehearsal"] = {
     "checkpoint",
     "training",
     "torchvision_ops",
+}
+
+MAY_IMPORT["study"] = {
+    "types",
+    "progress",
+    "config",
+    "files",
+    "mp4",
+    "flow",
+    "layers",
+    "models",
+    "rollout",
+    "codecs",
+    "data",
+    "engines",
+    "checkpoint",
+    "planning",
+    "evaluation",
+    "training",
 }
 
 # Library -> packages that may import it. A library of which one file is allowed has it in ONE_FILE as well.
@@ -97,6 +129,8 @@ LIBRARIES: dict[str, set[str]] = {
     "cv2": {"vision"},
     "vbench": {"evaluation"},
     "pynvml": {"health"},
+    "starlette": {"serving"},
+    "uvicorn": {"serving"},
 }
 # flash-attn 4 lives inside flash-attn 2's package, and is a library of its own.
 ONE_FILE = {
@@ -110,6 +144,7 @@ ONE_FILE = {
     "pyarrow",
     "ftfy",
     "pynvml",
+    "uvicorn",
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -47,6 +47,25 @@ def test_rows_of_videos_keep_their_prompts() -> None:
     assert (other.latents - both.latents == 1).all()
 
 
+def test_what_comes_behind_a_start_keeps_it_as_context() -> None:
+    latents = torch.arange(12.0).reshape(2, 3, 2, 1, 1)
+    both = make_videos(latents, torch.zeros(2, 2, 3), (1, 2))
+    assert both.after(0) is both
+    assert both.begun is None
+    assert both.in_context.keys() == {"clean"}
+    rest = both.after(1)
+    assert torch.equal(rest.latents, latents[:, 1:])
+    assert rest.begun == [True, True]
+    assert torch.equal(rest.in_context["clean"], latents)
+    assert rest.in_context["first_frame"] == 1
+    second = rest.take([1, 1])
+    assert torch.equal(second.in_context["clean"], latents[[1, 1]])
+    start = both.start(2, 3, slice(2, 4))
+    assert start is not None
+    assert torch.equal(start, latents[:, :2])
+    assert both.start(0, 3, slice(2, 4)) is None
+
+
 def test_pixels_are_decoded_once_and_without_gradient() -> None:
     calls = []
 

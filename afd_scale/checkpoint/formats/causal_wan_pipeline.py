@@ -48,42 +48,57 @@ logger = logging.get_logger(__name__)
 class KVCache:
     """Each layer's keys and values of the chunks that the current one sees, itself included, in a ring of slots.
 
-    Keys are kept after RoPE at absolute positions, so the order of the slots does not matter: in a full window the
-    current chunk takes the slot of the oldest one after the sink.
+    In a full window the current chunk takes the slot of the oldest one after the sink. Keys are kept after RoPE at
+    absolute positions, so the order of the slots does not matter; or before it, and turned in each pass.
 
     Attributes:
         capacity, sink: slots, and how many of them are never given up; both in chunks.
         chunk: number of the current chunk.
-        cos, sin: (1, L, 1, D / 2) of the current chunk's rotation.
+        own, seen: cosines and sines, (1, L, 1, D / 2) each, of the current chunk's rotation, and of that of all that it
+            sees, where keys are kept before it.
     """
 
     capacity: int
     sink: int
     chunk: int = 0
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    cos: Tensor = field(init=False)
-    sin: Tensor = field(init=False)
+    own: tuple[Tensor, Tensor] = field(init=False)
+    seen: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def slot(self) -> int:
+        """Of the current chunk."""
+        if self.chunk < self.capacity:
+            return self.chunk
+        return self.sink + (self.chunk - self.sink) % (self.capacity - self.sink)
+
+    def places(self) -> list[int]:
+        """Of the chunk in each slot, in the window: the sink first, the current chunk last."""
+        filled, older = min(self.chunk + 1, self.capacity), self.capacity - 1 - self.slot
+        if self.chunk < self.capacity:
+            return list(range(filled))
+        return [*range(self.sink), *range(self.sink + older, filled), *range(self.sink, self.sink + older)]
 
     def extend(self, layer: int, key_BLND: Tensor, value_BLND: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the current chunk's keys and values into its slot; all that it sees."""
+        """Put the current chunk's keys, before RoPE, and values into its slot; all that it sees, after RoPE."""
         batch, tokens, *heads = key_BLND.shape
         if layer not in self.layers:
             shape = (batch, self.capacity * tokens, *heads)
             self.layers[layer] = key_BLND.new_empty(shape), value_BLND.new_empty(shape)
-        slot, sink = self.chunk, self.sink
-        if slot >= self.capacity:
-            slot = sink + (slot - sink) % (self.capacity - sink)
+        here = slice(self.slot * tokens, (self.slot + 1) * tokens)
         keys, values = self.layers[layer]
-        keys[:, slot * tokens : (slot + 1) * tokens] = key_BLND
-        values[:, slot * tokens : (slot + 1) * tokens] = value_BLND
-        seen = min(self.chunk + 1, self.capacity) * tokens
-        return keys[:, :seen], values[:, :seen]
+        keys[:, here] = key_BLND if self.seen else rotate(key_BLND, *self.own)
+        values[:, here] = value_BLND
+        filled = min(self.chunk + 1, self.capacity) * tokens
+        keys, values = keys[:, :filled], values[:, :filled]
+        return rotate(keys, *self.seen) if self.seen else keys, values
 
-    def rotate(self, x_BLND: Tensor) -> Tensor:
-        """RoPE at the current chunk's positions: turns neighbouring pairs (x[2i], x[2i + 1]) of every head."""
-        real, imaginary = x_BLND.float().unflatten(-1, (-1, 2)).unbind(-1)
-        rotated = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
-        return torch.stack(rotated, dim=-1).flatten(-2).to(x_BLND.dtype)
+
+def rotate(x_BLND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE: turns neighbouring pairs (x[2i], x[2i + 1]) of every head."""
+    real, imaginary = x_BLND.float().unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = (real * cos - imaginary * sin, real * sin + imaginary * cos)
+    return torch.stack(rotated, dim=-1).flatten(-2).to(x_BLND.dtype)
 
 
 class CausalSelfAttention(WanAttnProcessor):
@@ -100,8 +115,8 @@ class CausalSelfAttention(WanAttnProcessor):
         query, key, value = (projection(hidden_states) for projection in (attn.to_q, attn.to_k, attn.to_v))
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
-        keys, values = self.cache.extend(self.layer, self.cache.rotate(key), value)
-        attended = dispatch_attention_fn(self.cache.rotate(query), keys, values, backend=self._attention_backend)
+        keys, values = self.cache.extend(self.layer, key, value)
+        attended = dispatch_attention_fn(rotate(query, *self.cache.own), keys, values, backend=self._attention_backend)
         project, dropout = attn.to_out
         return dropout(project(attended.flatten(2).to(query.dtype)))
 
@@ -132,7 +147,8 @@ class CausalWanPipeline(DiffusionPipeline):
         self, tokenizer: Any, text_encoder: Any, vae: AutoencoderKLWan, transformer: WanTransformer3DModel,
         scheduler: FlowMatchEulerDiscreteScheduler, chunk_frames: int = 3,
         timesteps: Any = (1000, 750, 500, 250), first_chunk_timesteps: Sequence[int] | None = None,
-        window_frames: int | None = None, sink_frames: int = 0, prediction: str = "velocity", text_length: int = 512,
+        window_frames: int | None = None, sink_frames: int = 0, positions: str = "absolute",
+        prediction: str = "velocity", text_length: int = 512,
     ):  # fmt: skip
         """Any of the numbers can be given to `from_pretrained`, in place of the folder's own.
 
@@ -143,6 +159,8 @@ class CausalWanPipeline(DiffusionPipeline):
             first_chunk_timesteps: those of the first chunk; None takes `timesteps`.
             window_frames: latent frames a chunk may attend to, itself and the sink included; None is all.
             sink_frames: first latent frames that never leave the window.
+            positions: where RoPE counts latent frames from: `absolute`, the video's beginning; `window`, that of the
+                window, in which the sink stands first and the newest chunk last.
             prediction: what the transformer outputs, `velocity` (noise - x0) or `x0`.
             text_length: rows a text embedding is padded to, with zeros; all are attended.
         """
@@ -151,12 +169,17 @@ class CausalWanPipeline(DiffusionPipeline):
         if uneven or (window_frames or chunk_frames) - sink_frames < chunk_frames:
             raise ValueError(f"window_frames ({window_frames}) and sink_frames ({sink_frames}) must be whole chunks of "
                              f"{chunk_frames}, and a window hold the sink and one more")  # fmt: skip
+        if positions != "absolute" and (positions != "window" or window_frames is None):
+            raise ValueError(
+                f"positions ({positions}) must be absolute, or window where window_frames says how long it is"
+            )
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
         self.register_to_config(
             chunk_frames=chunk_frames, timesteps=timesteps, first_chunk_timesteps=first_chunk_timesteps,
-            window_frames=window_frames, sink_frames=sink_frames, prediction=prediction, text_length=text_length,
+            window_frames=window_frames, sink_frames=sink_frames, positions=positions, prediction=prediction,
+            text_length=text_length,
         )  # fmt: skip
         self.temporal_factor = 1 if vae is None else vae.config.scale_factor_temporal
         self.spatial_factor = 1 if vae is None else vae.config.scale_factor_spatial
@@ -303,7 +326,14 @@ class CausalWanPipeline(DiffusionPipeline):
         sigmas = self._sigmas(config.timesteps)
         while True:
             here = slice(cache.chunk * config.chunk_frames, (cache.chunk + 1) * config.chunk_frames)
-            cache.cos, cache.sin = self._rotation(range(here.start, here.stop), *start.shape[-2:])
+            if config.positions == "window":
+                places = [place * config.chunk_frames + frame for place in cache.places()
+                          for frame in range(config.chunk_frames)]  # fmt: skip
+                newest = max(places) + 1
+                cache.own = self._rotation(range(newest - config.chunk_frames, newest), *start.shape[-2:])
+                cache.seen = self._rotation(places, *start.shape[-2:])
+            else:
+                cache.own = self._rotation(range(here.start, here.stop), *start.shape[-2:])
             chunk = start[:, :, here]
             if not chunk.shape[2]:
                 chunk = self._denoise(text, cache, sigmas if cache.chunk else first_sigmas, partial(noise, here))
@@ -339,7 +369,7 @@ class CausalWanPipeline(DiffusionPipeline):
         shift = self.scheduler.config.shift
         return [shift * t / (TIMESTEPS + (shift - 1) * t) for t in timesteps]
 
-    def _rotation(self, frames: range, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def _rotation(self, frames: Sequence[int], height: int, width: int) -> tuple[Tensor, Tensor]:
         """(1, L, 1, D / 2) cosines and sines of RoPE; the pairs of a head split over frame, row and column."""
         _, p, q = self.transformer.config.patch_size
         axes = (torch.tensor(frames), torch.arange(height // p), torch.arange(width // q))

@@ -52,7 +52,8 @@ def pipeline_index(config: PolicyConfig, with_models: bool) -> dict[str, Any]:
         **{part: list(found) if with_models else [None, None] for part, found in PARTS.items()},
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        **sampler.model_dump(mode="json", exclude={"family", "timestep_shift"}),
+        # A pipeline's video has one prompt.
+        **sampler.model_dump(mode="json", exclude={"family", "timestep_shift", "at_prompt_change"}),
         "prediction": student.prediction,
         "text_length": student.text_length,
     }

@@ -23,7 +23,7 @@ _SAMPLER = {
     "chunk_frames": "chunk_frames", "num_frames_per_block": "chunk_frames",
     "num_frame_per_block": "chunk_frames", "window_frames": "window_frames",
     "local_attn_size": "window_frames", "sink_frames": "sink_frames", "sink_size": "sink_frames",
-    "timestep_shift": "timestep_shift", "timesteps": "timesteps",
+    "timestep_shift": "timestep_shift", "timesteps": "timesteps", "positions": "positions",
 }  # fmt: skip
 
 

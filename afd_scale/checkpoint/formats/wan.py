@@ -132,6 +132,8 @@ def complete_config(
 ) -> PolicyConfig:
     """The PolicyConfig of weights that state only part of it; the rest is as published for Wan 2.1.
 
+    Its `student.weights` is None: these weights are themselves what a student starts from.
+
     Args:
         stated: what the source says.
         architecture: preset for the fields neither said nor seen in the shapes; its sizes must be the ones seen. None
@@ -156,7 +158,9 @@ def complete_config(
         seen["architecture"] = architecture
     try:
         sampler = {"family": family or "self-forcing", **stated["sampler"]}
-        return PolicyConfig.model_validate({"student": {**seen, **stated["student"]}, "sampler": sampler})
+        return PolicyConfig.model_validate({
+            "student": {**seen, **stated["student"], "weights": None}, "sampler": sampler
+        })  # fmt: skip
     except ValidationError as error:
         raise ConfigError(f"weights ({path}) must describe a student: {first_problem(error, '')}") from error
 

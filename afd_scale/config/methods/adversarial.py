@@ -81,13 +81,17 @@ class AdversarialConfig(MethodConfig):
         judge, rollouts = self.all_judges[name], rollouts or self.rollouts_per_prompt
         judged = judge.rows_of_prompt + rollouts + (1 + rollouts if judge.is_penalised else 0)  # of a prompt
         at_once = judged * min(self.prompts_at_once(judge, rollouts, load.micro_batch) or load.prompts, load.prompts)
-        return Pass(name, name, "score", load.prompts * judged, at_once, gradient=True, held=held, warm_up=True)
+        return Pass(name, name, "score", load.prompts * judged, at_once, gradient=True, held=held,
+                    last=judge.freeze_after, warm_up=True)  # fmt: skip
 
     def _check_gradient(self) -> None:
         """For methods that need the logit's gradient by the latents."""
         judge = self.discriminator
         if judge is None or judge.optimizer is None:
             raise ValueError("discriminator must be given, with an optimizer: it learns beside the student")
+        if judge.freeze_after is not None:
+            raise ValueError(f"discriminator.freeze_after ({judge.freeze_after}) must be left out: it learns in every "
+                             "step; afd may freeze it")  # fmt: skip
         if judge.sees_pixels:
             raise ValueError(f"discriminator.name ({judge.name}) must be conv or latent: the student learns from the "
                              "logit's gradient by its latents, and decoding passes none on; afd needs none"

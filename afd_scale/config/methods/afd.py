@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from afd_scale.config.cast import Load, Pass, Role
 from afd_scale.config.judges import DiscriminatorConfig, PixelJudgeConfig
 from afd_scale.config.methods.adversarial import AdversarialConfig
+from afd_scale.config.methods.long_rollouts import LongRolloutsConfig
 from afd_scale.config.methods.method import SigmaConfig
 from afd_scale.config.models import OptimizerConfig, StudentConfig
 from afd_scale.config.section import Section, Size
@@ -47,14 +48,30 @@ class AfdConfig(AdversarialConfig):
     """Rollouts of each prompt that judges are trained on; all are weighed. None is all of them."""
     judged_frames: PositiveInt | None = None
     """Latent frames that judges see of a video, whole chunks: a window whose place is drawn for each prompt and step,
-    and is the same for all its videos. None shows all."""
+    and is the same for all its videos. None shows all; of long rollouts a window as long as the teacher's videos."""
+    judged_windows: int = Field(default=1, gt=0, le=1000)
+    """Windows of `judged_frames` by which a rollout is weighed, spread evenly over it. 1 is that at the drawn place.
+    With more each chunk has a weight of its own, the mean over the windows that hold it, each compared with those of
+    the group at the same place; judges still learn from the one at the drawn place."""
+    long_rollouts: LongRolloutsConfig | None = None
+    """Rollouts longer than the teacher's videos, of which judges and the student see a window each. None is rollouts as
+    long as these."""
     student_rollouts: PositiveInt | None = None
-    """Rollouts of each prompt that the student learns from: the best and the worst, whose weights differ most (PODS,
-    arXiv:2504.13818). None is all of them."""
+    """Rollouts of each prompt that the student learns from, chosen as `taught` says. None is as many as there are."""
+    taught: Literal["extremes", "resampled"] = "extremes"
+    """`extremes`: the best and the worst, whose weights differ most (PODS, arXiv:2504.13818). `resampled`: they are
+    drawn with replacement, better ones more often, and all pull with weight 1; one that is drawn twice is noised in two
+    ways."""
+    resample_temperature: PositiveFloat = 1.0
+    """Of `resampled`: rollouts are drawn with probability softmax(r / temperature) over their group, r the reward minus
+    the group's mean over the group's standard deviation."""
     advantage: BaselineConfig = BaselineConfig()
     """From rewards to weights."""
+    credit: Literal["forward", "regression"] = "forward"
+    """`forward`: the contrastive loss on noised rollouts, good ones pull and bad ones push. `regression`: all pull,
+    weighted by w over its mean in the batch; the old policy's velocities only say how far the student is from it."""
     policy_mix: PositiveFloat = Field(default=0.1, le=1)
-    """beta of v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v."""
+    """beta of v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v, in the `forward` loss."""
     prior_weight: NonNegativeFloat = 1e-4
     """lambda of the prior |v - v_reference|^2; 0 keeps no reference in memory."""
     prior_every: PositiveInt = 1
@@ -62,6 +79,10 @@ class AfdConfig(AdversarialConfig):
     weight."""
     inner_updates: int = Field(default=1, gt=0, le=100)
     """Updates of the student by the rollouts of one step, each with noised states of its own."""
+    step_target: PositiveFloat | None = None
+    """A mean |v - v_old|, as the metric student/old_policy_distance has it, that the student's learning rate is steered
+    to: after each step the rate's factor, student/rate_factor, is multiplied by sqrt(target / measured), within
+    [0.8, 1.25], and stays within [0.1, 10]. None leaves the rate to the schedule."""
     normalise: bool = True
     """Divide each sample's x0 error by its stop-gradient mean (DiffusionNFT); off: the plain velocity form."""
     sigma: SigmaConfig = SigmaConfig()
@@ -91,6 +112,15 @@ class AfdConfig(AdversarialConfig):
         if trained not in (None, self.rollouts_per_prompt) and self.reuse_logits:
             raise ValueError(f"trained_rollouts ({trained}) must be all of rollouts_per_prompt with reuse_logits: the "
                              "others have no logit to take")  # fmt: skip
+        if self.judged_windows > 1:
+            for name in ("long_rollouts", "reuse_logits"):
+                if getattr(self, name):
+                    raise ValueError(f"judged_windows ({self.judged_windows}) must be 1 with {name}: judges see one "
+                                     "window of a rollout there")  # fmt: skip
+        freezes = any(judge.freeze_after is not None for judge in self.all_judges.values())
+        if freezes and self.reuse_logits:
+            raise ValueError("reuse_logits (True) must be off with a judge's freeze_after: a frozen judge has no "
+                             "training pass to take logits of")  # fmt: skip
         trains = any(judge.optimizer for judge in self.all_judges.values())
         for name in ("reuse_logits", "trained_rollouts"):
             if getattr(self, name) and not trains:
@@ -103,10 +133,19 @@ class AfdConfig(AdversarialConfig):
             )
         if not self.prior_weight and self.prior_every > 1:
             raise ValueError(f"prior_every ({self.prior_every}) must be 1 with prior_weight 0: there is no prior")
+        if self.long_rollouts is not None and self.advantage.baseline != "group":
+            raise ValueError(f"advantage.baseline ({self.advantage.baseline}) must be group with long_rollouts: a "
+                             "prompt's windows are of one time, others of other times")  # fmt: skip
         return self
 
     @model_validator(mode="after")
     def _check_group(self) -> "AfdConfig":
+        if self.resample_temperature != 1 and self.taught != "resampled":
+            raise ValueError(f"resample_temperature ({self.resample_temperature}) must be left out where taught is "
+                             f"{self.taught}: nothing is drawn")  # fmt: skip
+        if self.rollouts_per_prompt < 2 and self.taught == "resampled":
+            raise ValueError(f"rollouts_per_prompt ({self.rollouts_per_prompt}) must be at least 2 for taught "
+                             "resampled: there is nothing to choose from")  # fmt: skip
         if self.rollouts_per_prompt < 2 and "group" in (self.advantage.baseline, self.advantage.spread):
             raise ValueError(f"rollouts_per_prompt ({self.rollouts_per_prompt}) must be at least 2 for a group "
                              "baseline or spread: one rollout equals its group's mean; use batch")  # fmt: skip
@@ -124,17 +163,26 @@ class AfdConfig(AdversarialConfig):
     def passes(self, load: Load) -> tuple[Pass, ...]:
         prompts, group, states = load.prompts + load.extra_prompts, self.rollouts_per_prompt, self.states_per_rollout
         videos, learned = prompts * group, prompts * (self.student_rollouts or group)
-        at_once, learned_at_once = (min(load.micro_batch or rows, rows) for rows in (videos, learned))
+        long = self.long_rollouts
+        learned_together = learned if long is None else self.student_rollouts or group
+        at_once, learned_at_once = (min(load.micro_batch or rows, rows) for rows in (videos, learned_together))
         frozen = {"old_policy": 1} | ({"reference": self.prior_every} if self.prior_weight else {})
-        held = load.prompts + videos  # the teacher's are there for the whole step
+        # The teacher's are there for the whole step; of a long rollout a window, and what stands before it.
+        held = load.prompts + (videos if long is None else 2 * videos)
+        seen: dict[str, Any] = {"given": load.start_frames} if long is None else {
+            "frames": self.judged_frames, "within": long.frames, "context": long.context_frames,
+            "group": learned_together,
+        }  # fmt: skip
         kept = held + learned * states * (1 + len(frozen))  # and the states: noisy latents and frozen velocities
         return (
-            Pass("rollout", "old_policy", "rollout", videos, at_once, held=held, warm_up=True),
+            Pass("rollout", "old_policy", "rollout", videos, at_once, held=held, warm_up=True,
+                 frames=None if long is None else long.frames, given=load.start_frames),
             *(each for name in self.all_judges for each in self._judged(name, load, held)),
-            *([Pass("velocities", role, "velocity", learned, learned_at_once, states=states, held=kept, every=every)
+            *([Pass("velocities", role, "velocity", learned, learned_at_once, states=states, held=kept, every=every,
+                    **seen)
                for role, every in frozen.items()]
               + [Pass("student", "student", "velocity", learned, learned_at_once, gradient=True, states=states,
-                      context_gradient=self.context_gradient, held=kept)]) * self.inner_updates,
+                      context_gradient=self.context_gradient, held=kept, **seen)]) * self.inner_updates,
         )  # fmt: skip
 
     def _judged(self, name: str, load: Load, held: int) -> tuple[Pass, ...]:
@@ -143,6 +191,8 @@ class AfdConfig(AdversarialConfig):
         known = load.prompts if is_trained and self.reuse_logits else 0
         asked = (load.prompts + load.extra_prompts - known) * self.rollouts_per_prompt
         update = self._update(name, load, held, self.trained_rollouts)
-        question = Pass(name, name, "score", asked, min(load.micro_batch or asked, asked), held=held)
+        asked *= self.judged_windows
+        at_once = min(load.micro_batch or asked, asked)
+        question = Pass(name, name, "score", asked, at_once, held=held, windows=self.judged_windows)
         passes = ((update,) if is_trained else ()) + ((question,) if asked else ())
         return tuple(replace(each, frames=self.judged_frames) for each in passes)

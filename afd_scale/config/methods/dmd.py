@@ -79,24 +79,25 @@ class DmdConfig(AdversarialConfig):
         videos = (load.prompts + load.extra_prompts) * self.rollouts_per_prompt
         at_once = min(load.micro_batch or videos, videos)
         held = load.prompts + 2 * videos  # the teacher's; rollouts, and what their last steps saw
-        kept = held + 2 * videos  # and what the scores make of them
+        kept, given = held + 2 * videos, load.start_frames  # and what the scores make of them
 
         def score(role: str, network: ScoreConfig, trains: bool = False) -> Pass:
             return Pass(
                 role if trains else "scores", role, "velocity" if network.causal else "bidirectional", videos, at_once,
                 trains, context_gradient=trains and network.causal, held=kept, every=1 if trains else every,
-                warm_up=trains,
+                warm_up=trains, given=given if network.causal else 0,
             )  # fmt: skip
 
         real = score("real_score", self.real_score or self.fake_score)
         return (
-            Pass("rollout", "student", "rollout", videos, at_once, held=held, warm_up=True),
+            Pass("rollout", "student", "rollout", videos, at_once, held=held, warm_up=True, given=given),
             score("fake_score", self.fake_score, trains=True),
             *(self._update(name, load, held) for name in self.all_judges),
             *(real for _ in range(1 + self.is_guided)),
             score("fake_score", self.fake_score),
             *(self._judgement(load, kept, every) if self.gan_weight else ()),
-            Pass("student", "student", "velocity", videos, at_once, gradient=True, held=held + videos, every=every),
+            Pass("student", "student", "velocity", videos, at_once, gradient=True, held=held + videos, every=every,
+                 given=given),
         )  # fmt: skip
 
     @property

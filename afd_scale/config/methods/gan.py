@@ -37,11 +37,13 @@ class GanConfig(AdversarialConfig):
         videos, every = load.prompts * self.rollouts_per_prompt, self.student_every
         at_once = min(load.micro_batch or videos, videos)
         held = load.prompts + 2 * videos  # the teacher's; rollouts, and what their last steps saw
+        given = load.start_frames
         return (
-            Pass("rollout", "student", "rollout", videos, at_once, held=held, warm_up=True),
+            Pass("rollout", "student", "rollout", videos, at_once, held=held, warm_up=True, given=given),
             self._update("discriminator", load, held),
             *self._judgement(load, held, every),
-            Pass("student", "student", "velocity", videos, at_once, gradient=True, held=held + videos, every=every),
+            Pass("student", "student", "velocity", videos, at_once, gradient=True, held=held + videos, every=every,
+                 given=given),
         )  # fmt: skip
 
     @property

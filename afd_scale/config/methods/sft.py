@@ -30,7 +30,7 @@ class SftConfig(MethodConfig):
         videos = load.prompts
         at_once = min(load.micro_batch or videos, videos)
         return (Pass("student", "student", "velocity", videos, at_once, gradient=True, context_gradient=True,
-                     held=videos),)  # fmt: skip
+                     held=videos, given=load.start_frames),)  # fmt: skip
 
     @property
     def exported(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import render_clips, toy_prompts
 from afd_scale.mp4 import mp4_bytes
 
 _FPS = 8

@@ -37,15 +37,22 @@ class Timing:
     borders: tuple[int, ...]
 
 
+def parts_of(frames: int, lengths: int) -> list[slice]:
+    """The frames of each part of a clip that is `lengths` times as long as the teacher's of so many frames."""
+    return [slice(number * frames, (number + 1) * frames) for number in range(lengths)]
+
+
 class Suite(Protocol):
     """Measures what policies made of the same prompts.
 
     Attributes:
         metrics: what it may measure, in the order of the report.
+        over_time: what it may measure of any part of a video longer than the teacher's; each means the same in all.
         renders_teacher: the teacher's clips are the suite's; otherwise they are the data's.
     """
 
     metrics: ClassVar[Mapping[str, Metric]]
+    over_time: ClassVar[Mapping[str, Metric]]
     renders_teacher: ClassVar[bool]
 
     def __init__(self, config: RunConfig) -> None: ...
@@ -54,12 +61,27 @@ class Suite(Protocol):
         """Raises ValueError for the first prompt that it cannot read."""
         ...
 
-    def teacher(self, prompts: Prompts, clips: int) -> FrameArray:
-        """So many clips, to be shown and measured beside the policies'; where it renders them."""
+    def teacher(self, prompts: Prompts, clips: int, lengths: int = 1) -> FrameArray:
+        """So many clips, to be shown and measured beside the policies'; where it renders them.
+
+        Args:
+            lengths: how often as long as the data's; their start is the same.
+        """
         ...
 
     def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing) -> dict[str, dict[str, float]]:
         """Metrics of each policy's clips, by policy."""
+        ...
+
+    def measure_part(
+        self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing, part: slice
+    ) -> dict[str, dict[str, float]]:
+        """Those of `over_time` of a part of each policy's long clips, by policy; NaN where none can be measured.
+
+        Args:
+            timing: of the whole clips.
+            part: its frames, as many as the teacher's clips have.
+        """
         ...
 
     def measure_each(self, clips: FrameArray, prompts: Prompts, timing: Timing) -> dict[str, NDArray[np.float64]]:

@@ -1,28 +1,20 @@
 """The toy world's suite: trajectories of generated clips, read from pixels, against fresh clips of the teacher."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from afd_scale.config import RunConfig
-from afd_scale.data.toy_world import ToyPrompt, parse_prompt, render_clips
-from afd_scale.evaluation.suites.suite import Metric, Timing
-from afd_scale.evaluation.suites.trajectory import Tracks, score, score_each, track
+from afd_scale.data.worlds.drop import ToyPrompt
+from afd_scale.evaluation.suites import trajectory
+from afd_scale.evaluation.suites.suite import Metric
+from afd_scale.evaluation.suites.tracks import Tracks, track
+from afd_scale.evaluation.suites.world import Each, WorldSuite
 from afd_scale.mp4 import FrameArray
-from afd_scale.types import Prompts
-
-REFERENCE_CLIPS = 1536
-REFERENCE_SEED = 1_000_003  # of clips that no shard holds: shards are made with small seeds
-TEACHER_SEED = 1_000_004
 
 
-class ToySuite:
-    """The toy world is the same in every run."""
+class ToySuite(WorldSuite):
+    """Of the world of falling balls."""
 
-    renders_teacher: ClassVar[bool] = True
+    world: ClassVar[str] = "drop"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "trajectory_fd": Metric("Trajectory distance", "lower", "Fréchet distance of paths to the teacher's"),
         "dynamic_degree": Metric("Dynamic degree", "teacher", "mean speed over the teacher's"),
@@ -34,36 +26,26 @@ class ToySuite:
         "mass_error": Metric("Mass error", "lower", "relative change of the ball's summed brightness"),
         "sharpness": Metric("Sharpness", "teacher", "edge energy over the teacher's; far above is noise"),
     }
+    # How far a clip follows its prompt's path is told from its launch, and its direction until a wall turns it.
+    over_time: ClassVar[Mapping[str, Metric]] = {
+        "trajectory_fd": Metric("Trajectory distance", "lower", "Fréchet distance of paths to the teacher's then"),
+        "path_fd": Metric("Path distance", "lower", "the same in one unit at any time: the spread of its start"),
+        "dynamic_degree": Metric("Dynamic degree", "teacher", "mean speed over the teacher's then"),
+        "attributes_right": Metric("Attributes right", "higher", "share of clips as bright, large and quick as asked"),
+        "acceleration_residual": Metric("Acceleration residual", "lower", "free flight against the asked gravity, of "
+                                        "clips whose ball is seen to fly"),
+        "mass_error": Metric("Mass error", "lower", "relative change of the ball's summed brightness"),
+        "sharpness": Metric("Sharpness", "teacher", "edge energy over the teacher's then; far above is noise"),
+    }  # fmt: skip
 
-    def __init__(self, config: RunConfig) -> None:
-        pass
+    @staticmethod
+    def score(clips: FrameArray, asked: Sequence[ToyPrompt], teacher: Tracks) -> dict[str, float]:
+        return trajectory.score(clips, asked, teacher)
 
-    def check(self, prompts: Prompts) -> None:
-        for text in prompts.texts:
-            parse_prompt(text)
+    @staticmethod
+    def score_part(clips: FrameArray, asked: Sequence[ToyPrompt], teacher: Tracks, start: Tracks) -> dict[str, float]:
+        return trajectory.score_part(track(clips), asked, teacher, start)
 
-    def teacher(self, prompts: Prompts, clips: int) -> FrameArray:
-        """Fresh clips: what a perfect student would score."""
-        return _rendered(prompts.texts, clips, TEACHER_SEED)
-
-    def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing) -> dict[str, dict[str, float]]:
-        reference = _reference(prompts.texts)
-        return {name: score(frames, _asked(prompts.texts, len(frames)), reference) for name, frames in clips.items()}
-
-    def measure_each(self, clips: FrameArray, prompts: Prompts, timing: Timing) -> dict[str, NDArray[np.float64]]:
-        return score_each(track(clips), _asked(prompts.texts, len(clips)), _reference(prompts.texts))
-
-
-@lru_cache(maxsize=2)  # of the few sets of prompts that a run measures again and again
-def _reference(texts: tuple[str, ...]) -> Tracks:
-    return track(_rendered(texts, REFERENCE_CLIPS, REFERENCE_SEED))
-
-
-def _rendered(texts: Sequence[str], clips: int, seed: int) -> FrameArray:
-    return render_clips(_asked(texts, clips), seed=seed, physics="teacher")
-
-
-def _asked(texts: Sequence[str], clips: int) -> list[ToyPrompt]:
-    """What each of so many clips shows."""
-    asked = [parse_prompt(text) for text in texts]
-    return [asked[i % len(asked)] for i in range(clips)]
+    @staticmethod
+    def score_each(clips: FrameArray, asked: Sequence[ToyPrompt], teacher: Tracks) -> Each:
+        return trajectory.score_each(track(clips), asked, teacher)

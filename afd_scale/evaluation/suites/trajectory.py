@@ -1,11 +1,10 @@
 """Motion and physics of toy-world clips, measured from their pixels.
 
-A clip is reduced to one ball a frame (centroid, mass, peak); the prompt says how that ball should look and
-move. Physics is judged by synthesis: from where the clip starts, is there a launch with which the simulator
-follows the same path? No metric stands alone: a ball that hardly moves has perfect physics where there is no
-gravity, a faded ball may look fast.
+A clip is reduced to one ball a frame (`tracks`); the prompt says how that ball should look and move. Physics is judged
+by synthesis: from where the clip starts, is there a launch with which the simulator follows the same path? No metric
+stands alone: a ball that hardly moves has perfect physics where there is no gravity, a faded ball may look fast.
 
-Units: pixels and frames, height upwards, as in `afd_scale.data.toy_world`.
+Units: pixels and frames, height upwards, as in `afd_scale.data.worlds.drop`.
 """
 
 from __future__ import annotations
@@ -15,35 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afd_scale.data.toy_world import (
-    FRAME_SIZE,
+from afd_scale.data.worlds.ball import FRAME_SIZE, BoolArray, FloatArray, FrameArray, ball_area, simulate
+from afd_scale.data.worlds.drop import (
     GRAVITY,
     LAUNCH_JITTER,
     NUM_FRAMES,
     RESTITUTION,
-    FloatArray,
-    FrameArray,
     PromptValues,
     ToyPrompt,
-    ball_area,
     launch,
     prompt_values,
-    simulate,
 )
-
-BoolArray = NDArray[np.bool_]
-
-# A pixel this far above the background is ball, and its eight neighbours are the ball's soft edge; the rest
-# is the ripple a trained student leaves. Three tenths of a dim ball: one that fades below is gone.
-BALL_LEVEL = 0.15
-# A frame shows a ball when nearly all of this lies around one point: a large ball ends 3.1 pixels from its
-# centre, noise does not end.
-COMPACT_RADIUS = 4.5
-COMPACT_SHARE = 0.8
-# Two frames may be lost (a flicker), more is no clip of a ball.
-MIN_VISIBLE_FRAMES = NUM_FRAMES - 2
+from afd_scale.evaluation.suites.tracks import BALL_LEVEL, Tracks, over_teacher, path_fd, track, trajectory_fd
 
 # Share of the speed its prompt asks for below which a clip does not count as moving. Start and jitter move
 # the teacher's share between 0.7 and 1.3.
@@ -71,40 +54,6 @@ LAUNCH_SPEEDS = np.linspace(-1.2 * LAUNCH_JITTER, 1.2 * LAUNCH_JITTER, 19)
 # A frame this close to a bounce (pixels) says nothing about free flight.
 CONTACT_MARGIN = 0.3
 
-# Features whose teacher spread is smaller than this (pixels) are not blown up further when standardised.
-MIN_FEATURE_STD = 0.05
-
-
-@dataclass(frozen=True)
-class Tracks:
-    """The ball in N clips of T frames."""
-
-    position: FloatArray  # (N, T, 2) centroid (x, height), pixels; where no ball is seen, the last seen place
-    mass: FloatArray  # (N, T) sum of the foreground, in pixels of full brightness
-    peak: FloatArray  # (N, T) brightest pixel above the background
-    sharpness: FloatArray  # (N, T) squared differences of neighbours per squared level; 0 where no ball is seen
-    visible: BoolArray  # (N, T)
-
-    @property
-    def velocity(self) -> FloatArray:
-        """(N, T - 1, 2) pixels per frame."""
-        return np.diff(self.position, axis=1)
-
-    @property
-    def acceleration(self) -> FloatArray:
-        """(N, T - 2, 2) pixels per frame squared, at the inner frames."""
-        return np.diff(self.position, n=2, axis=1)
-
-    @property
-    def speed(self) -> FloatArray:
-        """(N,) mean over the clip, pixels per frame."""
-        return np.asarray(np.linalg.norm(self.velocity, axis=-1).mean(axis=1))
-
-    @property
-    def is_ball(self) -> BoolArray:
-        """(N,) whether the clip shows a ball nearly all the time."""
-        return np.asarray(self.visible.sum(axis=1) >= MIN_VISIBLE_FRAMES)
-
 
 @dataclass(frozen=True)
 class Verdicts:
@@ -118,48 +67,6 @@ class Verdicts:
     mass_error: FloatArray  # relative
 
 
-def track(frames: FrameArray) -> Tracks:
-    """Find the ball in every frame.
-
-    Args:
-        frames: (N, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE) uint8. The median of a frame is its
-            background: no ball covers half of it.
-    Raises:
-        ValueError: another shape or type.
-    """
-    expected = (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE)
-    if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != np.uint8:
-        raise ValueError(
-            f"frames ({frames.dtype} {frames.shape}) must be uint8 of shape (N, *{expected}): "
-            "the metrics know the toy world's clips only."
-        )
-    level = frames.astype(np.float64) / 255.0
-    level -= np.median(level, axis=(2, 3), keepdims=True)
-    level = np.where(_with_neighbours(level >= BALL_LEVEL), np.maximum(level, 0.0), 0.0)
-
-    centres = np.arange(FRAME_SIZE) + 0.5
-    mass = level.sum(axis=(2, 3))
-    safe_mass = np.maximum(mass, BALL_LEVEL)
-    x = (level.sum(axis=2) * centres).sum(axis=-1) / safe_mass
-    height = (level.sum(axis=3) * centres[::-1]).sum(axis=-1) / safe_mass
-
-    from_x = (centres - x[..., None]) ** 2
-    from_height = (centres[::-1] - height[..., None]) ** 2
-    nearby = from_height[..., :, None] + from_x[..., None, :] <= COMPACT_RADIUS**2
-    compact = (level * nearby).sum(axis=(2, 3)) >= COMPACT_SHARE * mass
-    visible = (mass > 0) & compact
-
-    steps = (np.diff(level, axis=2) ** 2).sum(axis=(2, 3)) + (np.diff(level, axis=3) ** 2).sum(axis=(2, 3))
-    energy = np.maximum((level**2).sum(axis=(2, 3)), BALL_LEVEL**2)
-    return Tracks(
-        position=_hold_last_seen(np.stack([x, height], axis=-1), visible),
-        mass=mass,
-        peak=level.max(axis=(2, 3)),
-        sharpness=np.where(visible, steps / energy, 0.0),
-        visible=visible,
-    )
-
-
 def judge(tracks: Tracks, prompts: Sequence[ToyPrompt]) -> Verdicts:
     """Hold N tracked clips against their prompts.
 
@@ -168,7 +75,7 @@ def judge(tracks: Tracks, prompts: Sequence[ToyPrompt]) -> Verdicts:
     """
     values = prompt_values(prompts)
     path_error, gravity_right, bounce_right = _compare_paths(tracks, values)
-    residual, gravity_error = _free_flight_errors(tracks, values)
+    residual, gravity_error, _ = _free_flight_errors(tracks, values)
     on_path = (path_error <= STRICT_PATH_ERROR) & (gravity_error <= STRICT_GRAVITY_ERROR)
     return Verdicts(
         moving=tracks.is_ball & (tracks.speed >= MOVING_SHARE * _nominal_speed(values)),
@@ -184,7 +91,7 @@ def score(frames: FrameArray, prompts: Sequence[ToyPrompt], teacher: FrameArray 
     """Score generated clips against their prompts and against the teacher.
 
     Args:
-        frames: (N, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE) uint8, N >= 2.
+        frames: (N, T, FRAME_SIZE, FRAME_SIZE) uint8, N >= 2.
         prompts: N prompts the clips were generated from.
         teacher: (M, ...) teacher clips of the same mixture of prompts, M >= 2, or their tracks; no need to pair them.
     Returns:
@@ -211,89 +118,61 @@ def score_each(tracks: Tracks, prompts: Sequence[ToyPrompt], teacher: Tracks) ->
     verdicts = judge(tracks, prompts)
     all_in_one = verdicts.moving & verdicts.prompt_right & verdicts.physics_relaxed
     return {
-        "dynamic_degree": _over_teacher(tracks.speed, teacher.speed),
+        "dynamic_degree": over_teacher(tracks.speed, teacher.speed),
         "moving_fraction": verdicts.moving.astype(np.float64),
         "prompt_accuracy": verdicts.prompt_right.astype(np.float64),
         "physics_strict": verdicts.physics_strict.astype(np.float64),
         "all_in_one": all_in_one.astype(np.float64),
         "acceleration_residual": verdicts.acceleration_residual,
         "mass_error": verdicts.mass_error,
-        "sharpness": _over_teacher(tracks.sharpness.mean(axis=1), teacher.sharpness),
+        "sharpness": over_teacher(tracks.sharpness.mean(axis=1), teacher.sharpness),
     }
 
 
-def trajectory_fd(tracks: Tracks, teacher: Tracks) -> float:
-    """Frechet distance between Gaussians fitted to the trajectories of two sets of clips.
+def score_part(tracks: Tracks, prompts: Sequence[ToyPrompt], teacher: Tracks, start: Tracks) -> dict[str, float]:
+    """What can be told of a part of a longer motion, against the teacher's clips of the same time.
 
-    The features of a clip are its positions and velocities, 46 numbers, standardised by the teacher's mean
-    and standard deviation: the unit is the teacher's own spread. Two sets of teacher clips are a little apart
-    by chance, the more the fewer they are: compare distances at equal numbers of clips only.
+    Paths are told from a launch, and a part begins anywhere. A ball that rests on the floor, or stays beside a wall,
+    says nothing about flight; one that is not there does.
+
+    Args:
+        start: the teacher's clips, from their launch.
     """
-    features, teacher_features = _features(tracks), _features(teacher)
-    mean = teacher_features.mean(axis=0)
-    std = np.maximum(teacher_features.std(axis=0), MIN_FEATURE_STD)
-    return frechet_distance((features - mean) / std, (teacher_features - mean) / std)
-
-
-def frechet_distance(first: FloatArray, second: FloatArray) -> float:
-    """Squared Frechet distance between Gaussians fitted to (N, D) and (M, D) samples.
-
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2).
-    Source: Dowson and Landau, 1982; as used by FID, arXiv:1706.08500.
-    """
-    covariance, other_covariance = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    eigenvalues, vectors = np.linalg.eigh(np.atleast_2d(covariance))
-    root = (vectors * np.sqrt(np.maximum(eigenvalues, 0.0))) @ vectors.T
-    overlap = np.linalg.eigvalsh(root @ np.atleast_2d(other_covariance) @ root)
-    between_means = ((first.mean(axis=0) - second.mean(axis=0)) ** 2).sum()
-    spread = np.trace(np.atleast_2d(covariance)) + np.trace(np.atleast_2d(other_covariance))
-    distance = between_means + spread - 2.0 * np.sqrt(np.maximum(overlap, 0.0)).sum()
-    return float(max(distance, 0.0))
-
-
-def _features(tracks: Tracks) -> FloatArray:
-    parts = (tracks.position, tracks.velocity)
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
-
-
-def _with_neighbours(mask: BoolArray) -> BoolArray:
-    """Grow a mask (..., H, W) by the eight neighbours of each pixel."""
-    grown = mask.copy()
-    grown[..., 1:, :] |= mask[..., :-1, :]
-    grown[..., :-1, :] |= mask[..., 1:, :]
-    rows = grown.copy()
-    grown[..., 1:] |= rows[..., :-1]
-    grown[..., :-1] |= rows[..., 1:]
-    return grown
-
-
-def _hold_last_seen(position: FloatArray, visible: BoolArray) -> FloatArray:
-    """Replace unseen places (N, T, 2) by the last seen one, at first by the frame's centre."""
-    held = np.empty_like(position)
-    last = np.full_like(position[:, 0], FRAME_SIZE / 2)
-    for frame in range(position.shape[1]):
-        last = np.where(visible[:, frame, None], position[:, frame], last)
-        held[:, frame] = last
-    return held
+    values = prompt_values(prompts)
+    residual, _, flies = _free_flight_errors(tracks, values)
+    told = residual[flies | ~tracks.is_ball]
+    return {
+        "trajectory_fd": trajectory_fd(tracks, teacher),
+        "path_fd": path_fd(tracks, teacher, start),
+        "dynamic_degree": float(over_teacher(tracks.speed, teacher.speed).mean()),
+        "attributes_right": float((tracks.is_ball & _attributes_right(tracks, values)).mean()),
+        "acceleration_residual": float(told.mean()) if len(told) else np.nan,
+        "mass_error": float(_mass_error(tracks, values).mean()),
+        "sharpness": float(over_teacher(tracks.sharpness.mean(axis=1), teacher.sharpness).mean()),
+    }
 
 
 def _nominal_speed(values: PromptValues) -> FloatArray:
     """Mean speed (N,) of each prompt's clip with the mean start and no jitter."""
     start, velocity = launch(values, np.full((len(values.speed), 4), 0.5))
-    path = simulate(start, velocity, values.gravity, values.restitution, values.radius)
+    path = simulate(start, velocity, values.gravity, values.restitution, values.radius, NUM_FRAMES)
     return np.asarray(np.linalg.norm(np.diff(path, axis=1), axis=-1).mean(axis=1))
 
 
 def _looks_right(tracks: Tracks, values: PromptValues) -> BoolArray:
     """Brightness, size, direction and horizontal speed, (N,)."""
+    forward = tracks.position[:, DIRECTION_FRAMES - 1, 0] - tracks.position[:, 0, 0]
+    return np.asarray(_attributes_right(tracks, values) & (np.sign(forward) == values.direction))
+
+
+def _attributes_right(tracks: Tracks, values: PromptValues) -> BoolArray:
+    """What walls and bounces leave as it is: brightness, size and horizontal speed, (N,)."""
     brightness = np.median(tracks.peak, axis=1)
     area = np.median(tracks.mass / np.maximum(tracks.peak, BALL_LEVEL), axis=1)
-    forward = tracks.position[:, DIRECTION_FRAMES - 1, 0] - tracks.position[:, 0, 0]
     return np.asarray(
         _within(brightness, values.brightness, BRIGHTNESS_TOLERANCE)
         & _within(area, ball_area(values.radius), AREA_TOLERANCE)
         & _within(_horizontal_speed(tracks), values.speed, SPEED_TOLERANCE)
-        & (np.sign(forward) == values.direction)
     )
 
 
@@ -337,7 +216,7 @@ def _path_error(
     The candidates start at the clip's first place, at its own horizontal speed in the asked direction, with
     each of `LAUNCH_SPEEDS` upwards.
     """
-    num_clips, num_launches = len(values.gravity), len(LAUNCH_SPEEDS)
+    num_clips, num_launches, frames = len(values.gravity), len(LAUNCH_SPEEDS), tracks.position.shape[1]
     forward = np.repeat(values.direction * _horizontal_speed(tracks), num_launches)
     candidates = simulate(
         start=np.repeat(tracks.position[:, 0], num_launches, axis=0),
@@ -345,14 +224,15 @@ def _path_error(
         gravity=np.full(num_clips * num_launches, gravity),
         restitution=np.full(num_clips * num_launches, restitution),
         radius=np.repeat(values.radius, num_launches),
-    ).reshape(num_clips, num_launches, NUM_FRAMES, 2)
+        frames=frames,
+    ).reshape(num_clips, num_launches, frames, 2)
     offset = candidates - tracks.position[:, None]
     in_plane = np.linalg.norm(offset, axis=-1).mean(axis=-1).min(axis=1)
     in_height = np.abs(offset[..., 1]).mean(axis=-1).min(axis=1)
     return in_plane, in_height
 
 
-def _free_flight_errors(tracks: Tracks, values: PromptValues) -> tuple[FloatArray, FloatArray]:
+def _free_flight_errors(tracks: Tracks, values: PromptValues) -> tuple[FloatArray, FloatArray, BoolArray]:
     """Compare the acceleration in free flight with the prompt's gravity.
 
     An inner frame is in free flight when neither the step before nor the step after can have met a wall:
@@ -360,7 +240,8 @@ def _free_flight_errors(tracks: Tracks, values: PromptValues) -> tuple[FloatArra
     flight counts as one that ignores gravity.
 
     Returns:
-        (N,) each: mean length of the difference, and vertical component of the mean difference, without sign.
+        (N,) each: mean length of the difference, vertical component of the mean difference, without sign, and whether
+        the ball was ever in free flight.
     """
     drop = np.stack([np.zeros_like(values.gravity), values.gravity], axis=-1)[:, None]
     before, at, after = tracks.position[:, :-2], tracks.position[:, 1:-1], tracks.position[:, 2:]
@@ -373,17 +254,11 @@ def _free_flight_errors(tracks: Tracks, values: PromptValues) -> tuple[FloatArra
     count = free.sum(axis=1)
     residual = np.linalg.norm(difference, axis=-1).sum(axis=1) / np.maximum(count, 1)
     gravity_error = np.abs(difference[..., 1].sum(axis=1)) / np.maximum(count, 1)
-    never_free = count == 0
-    return np.where(never_free, values.gravity, residual), np.where(never_free, values.gravity, gravity_error)
+    flies = count > 0
+    return np.where(flies, residual, values.gravity), np.where(flies, gravity_error, values.gravity), flies
 
 
 def _mass_error(tracks: Tracks, values: PromptValues) -> FloatArray:
     """Mean over the frames (N,) of the relative error of the mass."""
     asked = (values.brightness * ball_area(values.radius))[:, None]
     return np.asarray((np.abs(tracks.mass - asked) / asked).mean(axis=1))
-
-
-def _over_teacher(measured: FloatArray, teacher: FloatArray) -> FloatArray:
-    """Over the teacher's mean; 0 when that is 0."""
-    mean = teacher.mean()
-    return measured / mean if mean > 0 else np.zeros_like(measured)

@@ -8,14 +8,14 @@ docs/evaluation.md has the definitions as a table.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from afd_scale.config import RunConfig
-from afd_scale.evaluation.suites.suite import Metric, Timing
+from afd_scale.evaluation.suites.suite import Metric, Timing, parts_of
 from afd_scale.mp4 import FrameArray
 from afd_scale.types import Prompts
 from afd_scale.vision import FloatArray, along, lab, luma, make_flow, with_flow_rows
@@ -53,6 +53,7 @@ class VideoSuite:
     """The suite for any data: the teacher's clips are the data's."""
 
     metrics: ClassVar[Mapping[str, Metric]] = METRICS
+    over_time: ClassVar[Mapping[str, Metric]] = METRICS
     renders_teacher: ClassVar[bool] = False
 
     def __init__(self, config: RunConfig) -> None:
@@ -61,11 +62,19 @@ class VideoSuite:
     def check(self, prompts: Prompts) -> None:
         """It reads none."""
 
-    def teacher(self, prompts: Prompts, clips: int) -> FrameArray:
+    def teacher(self, prompts: Prompts, clips: int, lengths: int = 1) -> FrameArray:
         raise AssertionError("they are the data's")
 
     def measure(self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing) -> dict[str, dict[str, float]]:
         return measure_clips(clips, timing.fps, timing.borders)
+
+    def measure_part(
+        self, clips: Mapping[str, FrameArray], prompts: Prompts, timing: Timing, part: slice
+    ) -> dict[str, dict[str, float]]:
+        return {
+            name: mean_values([measure_clip_part(clip, timing.fps, timing.borders, part) for clip in own])
+            for name, own in clips.items()
+        }
 
     def measure_each(self, clips: FrameArray, prompts: Prompts, timing: Timing) -> dict[str, NDArray[np.float64]]:
         measured = [measure_clip(clip, timing.fps, timing.borders).values for clip in clips]
@@ -81,10 +90,12 @@ class ClipMeasures:
         values: by metric; what cannot be measured of the clip is not in it.
         by_time: by metric, as many values as there are bins of time; NaN where nothing falls into one. Metrics that are
             of a whole clip are not in it.
+        by_length: of a longer clip, `values` of each part as long as this one; else empty.
     """
 
     values: dict[str, float]
     by_time: dict[str, list[float]]
+    by_length: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -147,9 +158,32 @@ def mean_values(measured: Sequence[ClipMeasures]) -> dict[str, float]:
     return {name: float(np.mean(column)) for name, column in columns.items() if column}
 
 
-def measure_clip(
-    clip: FrameArray, fps: float, borders: Sequence[int] | None = None, bins: int = TIME_BINS
+def measure_long_clip(
+    clip: FrameArray, fps: float, borders: Sequence[int] | None, frames: int, lengths: int
 ) -> ClipMeasures:
+    """Measure the start of a clip, and every part of it that is as long.
+
+    Args:
+        clip: see `measure_clip`; of `lengths` times so many frames.
+    """
+    measured = [measure_clip_part(clip, fps, borders, part) for part in parts_of(frames, lengths)]
+    return replace(measured[0], by_length=[each.values for each in measured] if lengths > 1 else [])
+
+
+def measure_clip_part(clip: FrameArray, fps: float, borders: Sequence[int] | None, part: slice) -> ClipMeasures:
+    """Measure so many frames of a longer clip; drift is from how the whole clip opens.
+
+    Args:
+        clip, borders: of all of it, see `measure_clip`.
+    """
+    within = None if borders is None else [at - part.start for at in borders if part.start < at < part.stop]
+    return measure_clip(clip[part], fps, within, opening=clip[: _opening_frames(part.stop - part.start)])
+
+
+def measure_clip(
+    clip: FrameArray, fps: float, borders: Sequence[int] | None = None, bins: int = TIME_BINS,
+    opening: FrameArray | None = None,
+) -> ClipMeasures:  # fmt: skip
     """Measure one clip.
 
     Args:
@@ -158,6 +192,7 @@ def measure_clip(
         borders: the first frame of every chunk but the first; None where chunks are not known, and where all frames or
             none are at a border: the jumps there are then not measured.
         bins: of time.
+        opening: frames that drift is from; None are the clip's first eighth.
     Raises:
         ValueError: another shape or type.
     """
@@ -169,7 +204,7 @@ def measure_clip(
     moving = _motion(np.stack([luma(frame) for frame in small]), fps)
     series = {name: moving[name] for name in ("motion", "jerkiness", "flicker")}
     series["sharpness"] = Series.of([_sharpness(luma(frame)) for frame in clip], 0)
-    series |= _colours(small)
+    series |= _colours(small, small[: _opening_frames(len(clip))] if opening is None else with_flow_rows(opening))
     values = {name: measure.mean() for name, measure in series.items()}
     values["dynamic_degree"] = float((moving["motion"].values >= DYNAMIC_SPEED).mean() >= DYNAMIC_SHARE)
     for name, at, floor in (("border_jump", "residual", HALF_LEVEL), ("border_jerk", "turn", STILL)):
@@ -235,11 +270,16 @@ def _sharpness(frame: FrameArray) -> float:
     return float(math.sqrt(sum(slopes)) * len(level) / max(float(level.std()), FLAT))
 
 
-def _colours(frames: FrameArray) -> dict[str, Series]:
-    """Lightness and chroma of the frames, and how far mean lightness and colour are from the clip's opening eighth."""
-    converted = [lab(frame).reshape(-1, 3) for frame in frames]
-    means = np.stack([pixels.mean(axis=0) for pixels in converted]).astype(np.float64)
-    away = means - means[: max(1, len(means) // 8)].mean(axis=0)
+def _opening_frames(frames: int) -> int:
+    return max(1, frames // 8)
+
+
+def _colours(frames: FrameArray, opening: FrameArray) -> dict[str, Series]:
+    """Lightness and chroma of the frames, and how far mean lightness and colour are from those of the opening."""
+    converted, begun = ([lab(frame).reshape(-1, 3) for frame in some] for some in (frames, opening))
+    means, at_first = (np.stack([pixels.mean(axis=0) for pixels in some]).astype(np.float64)
+                       for some in (converted, begun))  # fmt: skip
+    away = means - at_first.mean(axis=0)
     return {
         "brightness": Series.of(means[:, 0], 0),
         "saturation": Series.of([float(np.hypot(pixels[:, 1], pixels[:, 2]).mean()) for pixels in converted], 0),

@@ -4,12 +4,14 @@ Every pass of a causal student is a list of segments: one chunk of queries and t
 count latent frames until `token_segments` scales them; nothing here knows how many tokens a frame has.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Range = tuple[int, int]
+NO_GAP: Range = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -46,43 +48,58 @@ class AttentionLayout:
 
     @classmethod
     def block_causal(
-        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0
-    ) -> "AttentionLayout":
-        """Chunk i sees chunks <= i; with a window, the sink and the newest frames of it, itself included."""
-        segments = tuple(
-            Segment((start, start + chunk_frames), _visible(start + chunk_frames, window_frames, sink_frames))
-            for start in _chunk_starts(frames, chunk_frames)
-        )
-        return cls(frames, frames, segments)
+        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0,
+        gap: Range = NO_GAP,
+    ) -> "AttentionLayout":  # fmt: skip
+        """Chunk i sees chunks <= i; with a window, the sink and the newest frames of it, itself included.
+
+        Args:
+            gap: frames that are not there, whole chunks: those behind them move up.
+        """
+        segments = []
+        for start in _chunk_starts(frames, chunk_frames):
+            if not gap[0] <= start < gap[1]:
+                stop = start + chunk_frames
+                ((begin, end),) = _closed([(start, stop)], gap)
+                segments.append(Segment((begin, end), _closed(_visible(stop, window_frames, sink_frames), gap)))
+        there = frames - (gap[1] - gap[0])
+        return cls(there, there, tuple(segments))
 
     @classmethod
     def teacher_forcing(
-        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0, num_states: int = 1
-    ) -> "AttentionLayout":
+        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0,
+        num_states: int = 1, first_frame: int = 0, gap: Range = NO_GAP,
+    ) -> "AttentionLayout":  # fmt: skip
         """Noisy chunk i sees clean chunks < i and itself, for several noised states of one video.
 
         Queries are the states one after the other, keys the clean frames [0, frames) and then the states.
+
+        Args:
+            first_frame: of the states: those before it are clean only.
+            gap: clean frames before it that are not there, as in `block_causal`.
         """
         segments = []
+        clean, noisy = frames - (gap[1] - gap[0]), frames - first_frame
         for state in range(num_states):
-            offset = state * frames
-            for start in _chunk_starts(frames, chunk_frames):
-                stop = start + chunk_frames
-                visible = _visible(stop, window_frames, sink_frames)
-                past = tuple((a, min(b, start)) for a, b in visible if a < min(b, start))
-                own = (frames + offset + start, frames + offset + stop)
-                segments.append(Segment((offset + start, offset + stop), (*past, own)))
-        return cls(num_states * frames, (1 + num_states) * frames, tuple(segments))
+            for number, start in enumerate(_chunk_starts(frames, chunk_frames)[first_frame // chunk_frames :]):
+                visible = _visible(start + chunk_frames, window_frames, sink_frames)
+                past = _closed([(a, min(b, start)) for a, b in visible if a < min(b, start)], gap)
+                begin = state * noisy + number * chunk_frames
+                own = (clean + begin, clean + begin + chunk_frames)
+                segments.append(Segment((begin, begin + chunk_frames), (*past, own)))
+        return cls(num_states * noisy, clean + num_states * noisy, tuple(segments))
 
     @classmethod
     def clean_and_noisy(
-        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0, num_states: int = 1
-    ) -> "AttentionLayout":
+        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0,
+        num_states: int = 1, first_frame: int = 0, gap: Range = NO_GAP,
+    ) -> "AttentionLayout":  # fmt: skip
         """Teacher forcing in one pass: queries and keys are the clean frames, block-causal, and then the states."""
         window = (window_frames, sink_frames)
-        clean = cls.block_causal(frames, chunk_frames, *window)
-        noisy = cls.teacher_forcing(frames, chunk_frames, *window, num_states)
-        shifted = tuple(Segment((s.query[0] + frames, s.query[1] + frames), s.keys) for s in noisy.segments)
+        clean = cls.block_causal(frames, chunk_frames, *window, gap)
+        noisy = cls.teacher_forcing(frames, chunk_frames, *window, num_states, first_frame, gap)
+        offset = clean.query_frames
+        shifted = tuple(Segment((s.query[0] + offset, s.query[1] + offset), s.keys) for s in noisy.segments)
         return cls(noisy.key_frames, noisy.key_frames, (*clean.segments, *shifted))
 
     @property
@@ -124,6 +141,19 @@ def _chunk_starts(frames: int, chunk_frames: int) -> range:
     if frames % chunk_frames:
         raise ValueError(f"frames ({frames}) must be a multiple of chunk_frames ({chunk_frames})")
     return range(0, frames, chunk_frames)
+
+
+def _closed(ranges: Sequence[Range], gap: Range) -> tuple[Range, ...]:
+    """Rising ranges of frames where those of a gap are left out, and the ones behind it move up."""
+    begin, end = gap
+    closed: list[Range] = []
+    for start, stop in ranges:
+        start, stop = (x if x <= begin else max(x, end) - (end - begin) for x in (start, stop))
+        if closed and closed[-1][1] == start:
+            closed[-1] = (closed[-1][0], stop)
+        elif start < stop:
+            closed.append((start, stop))
+    return tuple(closed)
 
 
 def _visible(stop: int, window_frames: int | None, sink_frames: int) -> tuple[Range, ...]:

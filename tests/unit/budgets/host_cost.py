@@ -5,8 +5,9 @@
 A fake process group stands for the other ranks, and gathers and reductions return at once and move nothing (torch's
 fake ones would copy for each rank), so what is left is Python and the launches of small tensors. Values are
 meaningless. A process has one process group, so each call of this script measures one number of ranks, and prints one
-JSON line: milliseconds of CPU time a block, the least of several passes, their ratios to the same network without
-DeepSpeed, and how many collectives a block launched, whose own time is not in it.
+JSON line: milliseconds of CPU time a block, the least of several passes; how many functions a block calls, Python's
+and C's; the ratios of both to the same network without DeepSpeed; and how many collectives a block launched, whose own
+time is not in it. Calls are the same on every machine and under any load, so the budgets are of them.
 
     plain_forward, plain_training        the modules alone; a training pass recomputes each block and goes backward
     sharded_forward, sharded_training    gathered block by block
@@ -15,6 +16,7 @@ DeepSpeed, and how many collectives a block launched, whose own time is not in i
 """
 
 import argparse
+import cProfile
 import json
 import logging
 import os
@@ -47,8 +49,8 @@ class Instant:
         """As of the handle of an asynchronous collective."""
 
 
-def measure(ranks: int, lora: bool, overrides: list[str]) -> tuple[Measured, Measured]:
-    """Milliseconds and collectives a block, of one process, which can do it once.
+def measure(ranks: int, lora: bool, overrides: list[str]) -> tuple[Measured, Measured, Measured]:
+    """Milliseconds, calls and collectives a block, of one process, which can do it once.
 
     Args:
         ranks: of the pretended run.
@@ -96,12 +98,13 @@ def measure(ranks: int, lora: bool, overrides: list[str]) -> tuple[Measured, Mea
         sharded.backward(sharded(*inputs).square().mean())
 
     times: Measured = {}
+    calls: Measured = {}
     collectives: Measured = {}
 
     def record(name: str, call: Callable[[], Any]) -> None:
         times[name] = per_block(call)
         before = launched.calls
-        call()
+        calls[name] = calls_of(call) / LAYERS
         collectives[name] = (launched.calls - before) / LAYERS
 
     with torch.no_grad():
@@ -113,7 +116,7 @@ def measure(ranks: int, lora: bool, overrides: list[str]) -> tuple[Measured, Mea
             record("resident_forward", lambda: sharded(*inputs))
     record("plain_training", plain_training)
     record("sharded_training", sharded_training)
-    return times, collectives
+    return times, calls, collectives
 
 
 def join_fake_group(ranks: int) -> Instant:
@@ -163,6 +166,21 @@ def per_block(call: Callable[[], Any]) -> float:
     return min(times[2:]) * 1e3 / LAYERS
 
 
+def calls_of(call: Callable[[], Any]) -> int:
+    """How many functions of Python and C it calls, in this thread."""
+    with cProfile.Profile() as profile:
+        call()
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+def over_plain(measured: Measured) -> Measured:
+    """Ratios to the modules alone."""
+    return {
+        name: measured[name] / measured[f"plain_{name.split('_')[1]}"]
+        for name in ("sharded_forward", "resident_forward", "sharded_training")
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, required=True, help="of the pretended run")
@@ -171,12 +189,9 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     warnings.simplefilter("ignore")
     with redirect_stdout(sys.stderr):  # where DeepSpeed's remarks go
-        times, collectives = measure(options.ranks, options.lora, options.overrides)
-    ratios = {
-        name: times[name] / times[f"plain_{name.split('_')[1]}"]
-        for name in ("sharded_forward", "resident_forward", "sharded_training")
-    }
-    print(json.dumps({"ranks": options.ranks, "lora": options.lora, "milliseconds": times, "ratios": ratios,
+        times, calls, collectives = measure(options.ranks, options.lora, options.overrides)
+    print(json.dumps({"ranks": options.ranks, "lora": options.lora, "milliseconds": times, "calls": calls,
+                      "ratios": over_plain(times), "ratios_of_calls": over_plain(calls),
                       "collectives": collectives}))  # fmt: skip
     return 0
 

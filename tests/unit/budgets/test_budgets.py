@@ -20,11 +20,12 @@ from tests.unit.budgets.workloads import (
     count_cached_pass,
     rollout,
     teacher_forcing,
+    window_pass,
 )
 
 HOST_COST = Path(__file__).with_name("host_cost.py")
 TRAINING = tuple(lambda gradient=gradient: teacher_forcing(clean_gradient=gradient) for gradient in (False, True))
-SERVING = tuple(lambda lora=lora: cached_pass("wan-1.3b", lora=lora) for lora in (False, True))
+SERVING = (*(lambda lora=lora: cached_pass("wan-1.3b", lora=lora) for lora in (False, True)), window_pass)
 
 
 def kernels(tally: Tally) -> float:
@@ -48,6 +49,8 @@ MEASURES: dict[str, tuple[Callable[[Tally], float], tuple[Callable[[], Tally], .
     "kernels/cached_pass/1.3b": (kernels, (lambda: cached_pass("wan-1.3b", lora=False),)),
     "kernels/cached_pass/1.3b/first": (kernels, (lambda: cached_pass("wan-1.3b", first=True),)),
     "kernels/cached_pass/1.3b/lora": (kernels, (lambda: cached_pass("wan-1.3b", lora=True),)),
+    "kernels/cached_pass/1.3b/window": (kernels, (window_pass,)),
+    "elementwise/cached_pass/1.3b/window": (elementwise, (window_pass,)),
     "kernels/cached_pass/14b": (kernels, (lambda: cached_pass("wan-14b", lora=False),)),
     "kernels/cached_pass/14b/lora": (kernels, (lambda: cached_pass("wan-14b", lora=True),)),
     "elementwise/block/forward": (elementwise, (lambda: block_forward(gradient=False),)),
@@ -82,8 +85,8 @@ MEASURED_AS = {"forward": "sharded_forward", "training": "sharded_training", "re
 
 
 @pytest.mark.parametrize("ranks", [64, 256])
-def test_pythons_time_behind_zero3(ranks: int) -> None:
-    """CPU time of a process by itself: what is imported here would be in it."""
+def test_pythons_calls_behind_zero3(ranks: int) -> None:
+    """Of a process by itself, which has one process group. Times are printed, too: they vary by half on a busy CPU."""
     command = [sys.executable, str(HOST_COST), "--ranks", str(ranks)]
     environment = {**os.environ, "PYTHONPATH": str(HOST_COST.parents[3]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
@@ -91,7 +94,7 @@ def test_pythons_time_behind_zero3(ranks: int) -> None:
     measured = json.loads(done.stdout.splitlines()[-1])
     for budget in BUDGETS:
         if budget.name.startswith(f"python/{ranks}_ranks/"):
-            ratio = measured["ratios"][MEASURED_AS[budget.name.rpartition("/")[2]]]
+            ratio = measured["ratios_of_calls"][MEASURED_AS[budget.name.rpartition("/")[2]]]
             assert ratio <= budget.number, f"{budget.name}: {ratio:.2f} {budget.unit}; {budget.reason}\n{measured}"
 
 

@@ -84,6 +84,29 @@ def count_cached_pass(architecture: str, layers: int, lora: bool = False, first:
     return tally
 
 
+@cache
+def window_pass() -> Tally:
+    """A later pass of a chunk in a full window of the 1.3B, with a sink, whose keys are turned when they are used."""
+    one, two = (count_window_pass(layers) for layers in (1, 2))
+    return one.more(two - one, times=ARCHITECTURES["wan-1.3b"]["num_layers"] - 1)
+
+
+def count_window_pass(layers: int) -> Tally:
+    """The same with so many layers."""
+    with fake_gpu(WITHOUT_GRADIENT):
+        student = Student("wan-1.3b", layers, WITHOUT_GRADIENT, family="longlive")
+        student.network.sampler = student.sampler.with_fields({"positions": "window"})
+        frames = student.sampler.chunk_frames
+        chunk = student.latents[:, :frames], student.timestep[:, :frames], student.text
+        past = student.network.new_cache(None)
+        for _ in range(5):
+            past.advance()
+        for _ in range(2):  # the first one reads the text and computes angles
+            with Counting() as tally:
+                student.network(*chunk, cache=past)
+    return tally
+
+
 def per_block(count: Callable[[int], Tally]) -> Tally:
     """Of one layer more, given what counts a number of layers."""
     return count(2) - count(1)

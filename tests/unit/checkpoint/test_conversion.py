@@ -28,7 +28,8 @@ SIZES = WanSizes(24, 40, 2, 16, 8, 4, (1, 2, 2))
 CONFIG = PolicyConfig.model_validate({
     "student": {"dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "freq_dim": 16, "text_dim": 8,
                 "text_length": 4, "latent_channels": 4, "prediction": "velocity"},
-    "sampler": {"family": "self-forcing", "window_frames": 9, "sink_frames": 3},
+    "sampler": {"family": "self-forcing", "window_frames": 9, "sink_frames": 3, "at_prompt_change": "keep",
+                "positions": "window"},
 })  # fmt: skip
 State = dict[str, Tensor]
 
@@ -98,6 +99,20 @@ def test_original_wans_folder(state: State, tmp_path: Path, convert: Callable[..
     (tmp_path / "wan" / SIDECAR_NAME).unlink()
     assert read_student(tmp_path / "wan").config().student.num_heads == 2
     assert_same_bits(tmp_path / "wan", state)
+
+
+@pytest.mark.parametrize("to", ["afd", "diffusers", "wan"])
+def test_where_a_run_started_from_is_not_carried_along(
+    to: str, state: State, tmp_path: Path, convert: Callable[..., int]
+) -> None:
+    """It is a path of one machine, and the weights are there."""
+    started = CONFIG.student.model_copy(update={"weights": tmp_path / "start"})
+    save_weights(state.items(), tmp_path / "student", CONFIG.model_copy(update={"student": started}))
+    assert convert(tmp_path / "student", tmp_path / "out", "--to", to) == 0
+    (written,) = (
+        tmp_path / "out" / name for name in ("student.json", SIDECAR_NAME) if (tmp_path / "out" / name).exists()
+    )
+    assert PolicyConfig.model_validate_json(written.read_text()) == CONFIG
 
 
 @pytest.mark.parametrize(

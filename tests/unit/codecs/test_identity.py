@@ -9,7 +9,7 @@ from afd_scale.codecs.choose import codec_of
 from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import ConfigError
-from afd_scale.data.toy_world import VOCABULARY, toy_prompts
+from afd_scale.data.worlds.drop import VOCABULARY, toy_prompts
 
 
 def grey(frames: int, height: int, width: int) -> VideoForm:

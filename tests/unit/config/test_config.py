@@ -17,7 +17,7 @@ from afd_scale.config.section import first_problem
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
-YAMLS = sorted(CONFIGS.rglob("*.yaml"))
+YAMLS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "studies")
 BASE, AFD = CONFIGS / "toy" / "base.yaml", CONFIGS / "toy" / "afd.yaml"
 
 
@@ -175,6 +175,14 @@ MISTAKES = {
         ["sampler.first_chunk_timesteps=[5, 10]"],
         ["sampler.first_chunk_timesteps", "[5, 10]", "must fall"],
     ),
+    "lengths of nothing": (
+        ["evaluation.metrics=none", "evaluation.lengths=2"],
+        ["evaluation.lengths", "(2)", "where nothing is measured"],
+    ),
+    "suite of another world": (
+        ["data.source={name: procedural, world: kick}"],
+        ["evaluation.metrics (toy)", "data.source.world (kick)", "prompts of drop"],
+    ),
     "sink without window": (["sampler.sink_frames=1"], ["sampler.sink_frames", "(1)", "needs window_frames"]),
     "window of part of a chunk": (
         ["sampler.chunk_frames=2", "sampler.window_frames=3"],
@@ -318,6 +326,14 @@ def test_no_gradient_comes_through_pixels(method: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"discriminator\.name \(vlm\) must be conv or latent: the student learns"):
         RunConfig.model_validate({"method": {**method, "discriminator": judge}})
     RunConfig.model_validate({"method": {"name": "dmd", "discriminator": judge}})
+
+
+@pytest.mark.parametrize("method", [{"name": "gan"}, {"name": "dmd", "gan_weight": 0.1}])
+def test_only_afd_freezes_a_judge(method: dict[str, Any]) -> None:
+    judge = {"name": "conv", "freeze_after": 3}
+    with pytest.raises(ValueError, match=r"discriminator\.freeze_after \(3\) must be left out"):
+        RunConfig.model_validate({"method": {**method, "discriminator": judge}})
+    RunConfig.model_validate({"method": {"name": "afd", "discriminator": judge}})
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ from afd_scale.data.teachers.journal import ASKED, ASKING, Journal
 from afd_scale.data.teachers.prompts import prompt_id_of
 from afd_scale.data.teachers.protocols import NO_LINK, PROTOCOLS, Look, said_in
 from afd_scale.data.teachers.stub import Stub, answer
-from afd_scale.data.toy_world import render_clips, toy_prompts
 from afd_scale.data.video import read_video
+from afd_scale.data.worlds.drop import render_clips, toy_prompts
 from tests.distributed.processes import forking, run
 from tests.tools import call_tool
 from tests.video_server import SPOKEN, VideoServer

@@ -242,12 +242,12 @@ sys.exit(tool.main(sys.argv[1:]))
     ("arguments", "message"),
     [
         (["--out", "s3://bucket/x"], "out (s3:/bucket/x) must be a local folder"),
-        (["--text-length", "0"], "argument --text-length: (0) must be a positive number"),
-        (["--text-length", "-3"], "argument --text-length: (-3) must be a positive number"),
+        (["--text-length", "0"], "argument --text-length: (0) must be at least 1"),
+        (["--text-length", "-3"], "argument --text-length: (-3) must be at least 1"),
         (["--teacher", "http", "--url", "teacher:8000"], "url (teacher:8000) must be one such as"),
         (["--teacher", "http", "--url", "http://me:pw@host/v1"], "url (of host) must hold no user and no password"),
         (["--teacher", "http", "--request", "day=!!set {1}"], "request (day=!!set {1}) must have a value as JSON"),
-        (["--teacher", "http", "--attempts", "0"], "argument --attempts: (0) must be a positive number"),
+        (["--teacher", "http", "--attempts", "0"], "argument --attempts: (0) must be at least 1"),
     ],
 )
 def test_bad_flags_are_one_line(source: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

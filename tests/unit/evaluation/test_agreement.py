@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from afd_scale.evaluation.agreement import (
+    brier_score,
     calibration_error,
     finite,
     goodness,
     group_agreement,
     judge_report,
     ranks,
+    right_pairs,
     spearman,
 )
 
@@ -35,6 +37,25 @@ def test_calibration_is_by_bins_of_confidence():
     assert calibration_error(margins, bins=1) == pytest.approx(abs(0.75 - 0.8))
     assert calibration_error([0.0]) == 0, "undecided, and half right"
     assert calibration_error([1e4, -1e4]) == pytest.approx(0.5), "sure, and wrong once; without overflow"
+
+
+def test_calibration_is_that_of_the_first_of_a_pair_in_either_order():
+    """Shown in both orders, the probability that the first is the teacher's: its error and Brier score by hand."""
+    margins = np.random.default_rng(0).normal(0.4, 1.5, 200)
+    said = np.concatenate([1 / (1 + np.exp(-margins)), 1 / (1 + np.exp(margins))])
+    is_first = np.concatenate([np.ones(200), np.zeros(200)])
+    assert brier_score(margins) == pytest.approx(np.mean((said - is_first) ** 2))
+    error = 0.0
+    for low in np.arange(10) / 10:
+        here = (said >= low) & (said < low + 0.1)
+        error += here.mean() * abs(is_first[here].mean() - said[here].mean()) if here.any() else 0.0
+    assert calibration_error(margins, bins=5) == pytest.approx(error)
+    assert brier_score([0.0]) == 0.25
+    assert brier_score([1e4, -1e4]) == pytest.approx(0.5), "without overflow"
+
+
+def test_an_undecided_pair_is_half_right():
+    assert right_pairs([[1.0, 0.0], [-1.0, 2.0]]) == pytest.approx(2.5 / 4)
 
 
 def test_ranks_of_equal_values_are_shared():

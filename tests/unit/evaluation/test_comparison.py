@@ -56,6 +56,22 @@ def test_differences_by_time():
     assert compare(empty, empty, METRICS)["all"]["metrics"]["motion"]["by_time"][0]["distance"] is None
 
 
+def test_differences_by_length_are_of_parts():
+    def long(values):
+        return MeasuredClip(
+            "a", "a cat", None, ClipMeasures({"motion": values[0]}, {}, [{"motion": x} for x in values])
+        )
+
+    draws = np.random.default_rng(0).normal(size=(40, 8))
+    source, teacher = [long(row) for row in draws], clips(np.random.default_rng(1).normal(size=40))
+    found = compare(source, teacher, METRICS)["all"]["metrics"]["motion"]["by_length"]
+    assert list(found) == ["0-1x", "1-2x", "2-4x", "4-8x"]
+    assert found["4-8x"]["source"] == pytest.approx(draws[:, 4:].mean())
+    assert found["4-8x"]["source_spread"] > 0.8, "of a part, not of the mean of four"
+    assert all(span["distance"] < 1.1 * span["chance"] for span in found.values())
+    assert compare(teacher, teacher, METRICS)["all"]["metrics"]["motion"]["by_length"] == {}
+
+
 def test_a_teacher_without_spread_has_no_unit():
     found = compare(clips([1.0]), clips([2.0]), METRICS)["all"]["metrics"]["motion"]
     assert (found["distance"], found["distance_in_spreads"]) == (1, None)

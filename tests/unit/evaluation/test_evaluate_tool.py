@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import render_clips, toy_prompts
 from afd_scale.evaluation.video import write_mp4
 from afd_scale.generation import evaluation_job
 from tests.judges import save_tiny_judge
@@ -72,6 +72,53 @@ def test_a_folder_against_a_folder(folders, tmp_path):
     assert html.count("<video") == len(list((tmp_path / "out" / "samples").glob("*.mp4"))) == 2
     assert html.count("<svg") > 10
     assert "http" not in html.replace("http-equiv", "")
+
+
+def test_what_goes_bad_beyond_the_teachers_length(folders, tmp_path):
+    clips = render_clips(PROMPTS, seed=3, frames=50)
+    clips[:, 24:48] //= 8
+    for number, (prompt, clip) in enumerate(zip(PROMPTS, clips, strict=True)):
+        write_mp4(clip, tmp_path / "long" / f"{number}.mp4", 8, title=prompt.sentence)
+    options = ("--chunk-frames", "3", "--samples", "1", "--lengths", "4")
+    done = evaluate(tmp_path / "long", folders[1], tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    found = result["splits"]["all"]["metrics"]
+    assert (result["lengths"], result["form"]["frames"]) == (4, 12)
+    for name in ("brightness", "brightness_drift"):
+        assert list(found[name]["by_length"]) == ["0-1x", "1-2x", "2-4x"]
+    drift = {span: each["source"] for span, each in found["brightness_drift"]["by_length"].items()}
+    assert drift["0-1x"] == pytest.approx(found["brightness_drift"]["source"])
+    assert drift["1-2x"] < 1.5
+    assert drift["2-4x"] > drift["1-2x"] + 0.5
+    assert found["brightness"]["by_length"]["2-4x"]["distance"] > found["brightness"]["by_length"]["2-4x"]["chance"]
+    assert found["border_jump"]["by_length"].keys() == drift.keys()
+    assert [len(clip["by_length"]) for side in ("source", "teacher") for clip in result[side]["clips"][:1]] == [4, 0]
+    assert result["chunk_borders"][-1] == 45
+    assert "| metric | better | teacher | 0-1x | 1-2x | 2-4x |" in done.stdout
+    assert "Beyond the teacher's length" in (tmp_path / "out" / "evaluation.html").read_text()
+
+
+@pytest.mark.parametrize("option", [("--lengths", "3"), ("--frames", "36")])
+def test_a_student_makes_longer_videos(folders, tmp_path, option):
+    save_student(tmp_path / "student", TOY)
+    done = evaluate(tmp_path / "student", folders[1], tmp_path / "out", "--clips", "2", "--json", *option)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["source"]["own_form"]["frames"], result["form"]["frames"], result["lengths"]) == (36, 12, 3)
+    assert list(result["splits"]["all"]["metrics"]["motion"]["by_length"]) == ["0-1x", "1-2x", "2-3x"]
+
+
+def test_lengths_that_cannot_be_are_refused(folders, tmp_path, monkeypatch):
+    save_student(tmp_path / "student", TOY)
+    monkeypatch.setattr(evaluation_job, "generate", lambda *arguments: pytest.fail("it took hours"))
+    out = tmp_path / "out"
+    for source, option, said in (
+        (folders[0], ("--lengths", "2"), "lengths (2) must be at most 1: the source's first video has 12 frames"),
+        (tmp_path / "student", ("--frames", "23"), "frames (23) must be at least 24"),
+        (tmp_path / "student", ("--frames", "24", "--lengths", "2"), "frames (24) must not come with lengths"),
+    ):
+        assert f"error: {said}" in refused(evaluate(source, folders[1], out, *option), out)
 
 
 def test_a_folder_against_shards(folders, tmp_path):

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from afd_scale.config.load import load_config
-from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import render_clips, toy_prompts
 from afd_scale.evaluation.report import _seconds, metric_table, provenance_header, write_report
 from afd_scale.evaluation.run_files import read_metrics, read_summary
 from afd_scale.evaluation.suites.toy import ToySuite
@@ -198,6 +198,35 @@ def test_the_plain_table_is_aligned():
         "Mass error           lower     0.000    0.060    0.010",
         "Sharpness            teacher   0.900    1.200    1.000",
     ]
+
+
+BY_LENGTH = {
+    "student": {"0-1x": {"mass_error": 0.06}, "1-2x": {"mass_error": 0.2}, "2-4x": {"mass_error": 0.5}},
+    "teacher": {"0-1x": {"mass_error": 0.01}, "1-2x": {"mass_error": 0.01}, "2-4x": {"mass_error": None}},
+}
+
+
+def test_metrics_beyond_the_teachers_length_are_shown(run):
+    assert "Beyond the teacher" not in "".join(_page(run).text)
+    before = metric_table(SUMMARY)
+    assert metric_table(SUMMARY | {"metrics_by_length": BY_LENGTH}).splitlines() == [
+        *before.splitlines(),
+        "",
+        "                      0-1x   1-2x   2-4x",
+        "Mass error  student  0.060  0.200  0.500",
+        "            teacher  0.010  0.010      -",
+    ]
+    (run / "summary.json").write_text(json.dumps(SUMMARY | {"metrics_by_length": BY_LENGTH}))
+    assert read_summary(run)["metrics_by_length"] == BY_LENGTH
+    page = _page(run)
+    assert "Beyond the teacher's length" in page.text
+    assert page.tags.count("circle") >= 3
+
+
+def test_a_summary_whose_spans_are_none_is_left_out(run, caplog):
+    (run / "summary.json").write_text(json.dumps(SUMMARY | {"metrics_by_length": {"student": {"late": {}}}}))
+    assert read_summary(run) is None
+    assert "metrics_by_length" in caplog.text
 
 
 def test_descriptors_are_those_of_the_toy_metrics():

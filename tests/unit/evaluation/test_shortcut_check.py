@@ -15,7 +15,7 @@ from afd_scale.codecs.codec import VideoForm
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import RunConfig
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import render_clips, toy_prompts
 from afd_scale.evaluation.kept_clips import write_clips
 from afd_scale.evaluation.run_clips import BASE, RunClips
 from afd_scale.evaluation.video import write_mp4

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import render_clips, toy_prompts
 from afd_scale.evaluation.linear_probe import _relabelled, probe_traits
 from afd_scale.evaluation.shortcuts import LEAST_CLIPS, Finding, probe, probe_measured, warnings
 from afd_scale.evaluation.traits import traits_of

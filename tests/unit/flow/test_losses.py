@@ -53,14 +53,14 @@ def test_finite_difference_penalty_is_the_squared_gradient_of_a_linear_scorer(de
 
 
 def policy_case(weight, *, batch=2, seed=0, **options):
-    """Random samples at v = v_old, and the gradient of the summed loss with respect to v."""
+    """Random samples of a weight, or of one a frame, at v = v_old, and the gradient of the summed loss by v."""
     generator = torch.Generator().manual_seed(seed)
     x0, noise, old = (torch.randn(batch, 3, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3))
     sigma = torch.rand(batch, 3, generator=generator, dtype=torch.float64) * 0.8 + 0.2
     noisy = add_noise(x0, noise, sigma)
     velocity = old.clone().requires_grad_()
     options = {"policy_mix": 0.1, "clip": 5.0, "normalise": True} | options
-    weights = torch.full((batch,), float(weight), dtype=torch.float64)
+    weights = torch.tensor(weight if isinstance(weight, list) else [weight], dtype=torch.float64).expand(batch, -1)
     loss = losses.policy_loss(velocity, old, noisy, x0, sigma, weights, **options)
     assert loss.shape == (batch,)
     (gradient,) = torch.autograd.grad(loss.sum(), velocity)
@@ -111,7 +111,7 @@ def test_policy_loss_of_one_number(normalise):
     value, slope = HAND_WORKED[normalise]
     velocity = one(2).requires_grad_()
     loss = losses.policy_loss(
-        velocity, one(1), one(2), one(1), torch.tensor([[0.5]]), torch.tensor([0.75]),
+        velocity, one(1), one(2), one(1), torch.tensor([[0.5]]), torch.tensor([[0.75]]),
         policy_mix=0.5, clip=5.0, normalise=normalise,
     )  # fmt: skip
     loss.sum().backward()
@@ -123,21 +123,58 @@ def test_each_sample_is_normalised_by_its_own_error():
     generator = torch.Generator().manual_seed(0)
     velocity, old, noisy, x0 = (torch.randn(2, 3, 2, 4, 4, generator=generator) for _ in range(4))
     x0[1] *= 100
-    arguments = (velocity, old, noisy, x0, torch.rand(2, 3, generator=generator), torch.tensor([0.3, 0.9]))
+    arguments = (velocity, old, noisy, x0, torch.rand(2, 3, generator=generator), torch.tensor([[0.3], [0.9]]))
     options = {"policy_mix": 0.1, "clip": 5.0, "normalise": True}
     alone = [losses.policy_loss(*(a[row : row + 1] for a in arguments), **options) for row in range(2)]
     torch.testing.assert_close(losses.policy_loss(*arguments, **options), torch.cat(alone))
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+def test_each_frame_has_its_weight(normalise):
+    def gradient(*weights):
+        return policy_case(list(weights), normalise=normalise)[-1]
+
+    good, bad, mixed = gradient(1, 1, 1), gradient(0, 0, 0), gradient(1, 0, 1)
+    torch.testing.assert_close(mixed[:, ::2], good[:, ::2])
+    torch.testing.assert_close(mixed[:, 1], bad[:, 1])
+
+
 def test_a_perfect_prediction_divides_by_the_floor():
     velocity = one(2).requires_grad_()
     loss = losses.policy_loss(
-        velocity, one(2), one(2), one(1), torch.tensor([[0.5]]), torch.tensor([0.5]),
+        velocity, one(2), one(2), one(1), torch.tensor([[0.5]]), torch.tensor([[0.5]]),
         policy_mix=0.1, clip=5.0, normalise=True,
     )  # fmt: skip
     loss.sum().backward()
     assert loss.item() == 0
     assert velocity.grad.item() == 0
+
+
+# The same numbers: v = 2 gives x0 1, v = 1 gives x0 1.5 and an error of 0.5; weight 3/4.
+@pytest.mark.parametrize(
+    # 3/4 * 0.5^2 / 0.5, 3/4 * 2 * 0.5 * (-1/2) / 0.5; 3/4 * (1 - 2)^2, 3/4 * 2 * (1 - 2)
+    ("normalise", "value", "slope"), [(True, 0.375, -0.75), (False, 0.75, -1.5)]
+)  # fmt: skip
+def test_regression_loss_of_one_number(normalise, value, slope):
+    velocity = one(1).requires_grad_()
+    loss = losses.regression_loss(
+        velocity, one(2), one(1), torch.tensor([[0.5]]), torch.tensor([[0.75]]), normalise=normalise
+    )
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([value])
+    assert velocity.grad.item() == pytest.approx(slope)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_regression_is_the_pull_of_the_forward_loss_where_nothing_is_mixed(normalise):
+    generator = torch.Generator().manual_seed(0)
+    velocity, noisy, x0 = (torch.randn(2, 3, 2, 4, 4, generator=generator) for _ in range(3))
+    sigma, one_each = torch.rand(2, 3, generator=generator), torch.ones(2, 1)
+    forward = losses.policy_loss(
+        velocity, torch.zeros_like(velocity), noisy, x0, sigma, one_each, policy_mix=1.0, clip=1.0, normalise=normalise
+    )
+    found = losses.regression_loss(velocity, noisy, x0, sigma, 0.3 * one_each, normalise=normalise)
+    torch.testing.assert_close(found, 0.3 * forward)
 
 
 def test_prior_is_the_mean_squared_distance_of_each_sample():

@@ -9,8 +9,8 @@ import pytest
 
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.storage import Location
-from afd_scale.data.toy_world import toy_prompts
 from afd_scale.data.video import own_form, read_video
+from afd_scale.data.worlds.drop import toy_prompts
 from afd_scale.evaluation.clip_sets import ShardClips
 from tests.students import TOY, save_run, save_student
 from tests.tools import call_tool

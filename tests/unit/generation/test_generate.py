@@ -19,8 +19,8 @@ from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.codecs.wan import WanCodec
 from afd_scale.config.models import PolicyConfig
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.toy_world import toy_prompts
 from afd_scale.data.video import read_video
+from afd_scale.data.worlds.drop import toy_prompts
 from afd_scale.evaluation.video import read_title, write_mp4
 from afd_scale.flow.randomness import Randomness
 from afd_scale.generation import generate, job

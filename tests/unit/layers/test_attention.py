@@ -24,6 +24,7 @@ LAYOUTS = {
     "teacher_forcing_window_sink": AttentionLayout.teacher_forcing(12, 2, 6, 2, num_states=2),
     "clean_and_noisy": AttentionLayout.clean_and_noisy(6, 2),
     "clean_and_noisy_window_sink": AttentionLayout.clean_and_noisy(12, 2, 6, 2, num_states=2),
+    "clean_and_noisy_gap": AttentionLayout.clean_and_noisy(20, 2, 6, 2, num_states=2, first_frame=14, gap=(2, 8)),
 }
 
 

@@ -65,7 +65,7 @@ class Oracle:
         return torch.zeros(())
 
 
-def build(method, *, student=None, sampler=None, micro_batch=None, **replaced):
+def build(method, *, student=None, sampler=None, data=None, micro_batch=None, **replaced):
     """A method with its `engines` by role, whose student is not all zero before training.
 
     Args:
@@ -74,7 +74,8 @@ def build(method, *, student=None, sampler=None, micro_batch=None, **replaced):
     """
     config = RunConfig.model_validate({
         "method": method, "student": STUDENT | (student or {}), "sampler": SAMPLER | (sampler or {}),
-        "data": {"latent_frames": SHAPE[0], "latent_height": SHAPE[2], "latent_width": SHAPE[3], "global_batch": 2},
+        "data": {"latent_frames": SHAPE[0], "latent_height": SHAPE[2], "latent_width": SHAPE[3], "global_batch": 2}
+                | (data or {}),
         "train": {"steps": 100, "micro_batch": micro_batch},
     })  # fmt: skip
     engines = build_cast(config, Plain(config, torch.device("cpu")))

@@ -1,6 +1,7 @@
 """One AFD step with plain engines: who learns from what, who follows whom, and that it works."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +37,9 @@ def make_afd(discriminator=None, micro_batch=None, **fields):
         ({"r2_weight": 1.0, "discriminator_objective": "softplus"}, {"discriminator/penalty"}),
         ({"states_per_rollout": 2, "context_gradient": True, "normalise": False}, set()),
         ({"rollouts_per_prompt": 1, "advantage": {"baseline": "batch"}}, set()),
+        ({"credit": "regression", "student_rollouts": 2}, set()),
+        ({"taught": "resampled", "student_rollouts": 2}, set()),
+        ({"step_target": 0.1}, {"student/rate_factor"}),
     ],
     ids=str,
 )
@@ -169,6 +173,8 @@ def test_the_discriminator_learns_to_tell_the_teacher():
         (-1, {}),
         (1, {"states_per_rollout": 2, "context_gradient": True}),
         (1, {"normalise": False, "optimizer": {"learning_rate": 1e-3}}),
+        (1, {"credit": "regression"}),
+        (1, {"taught": "resampled", "resample_temperature": 0.5}),
         (1, {"policy_mix": 0.1, "sigma": {"name": "uniform"}, "advantage": {"baseline": "batch", "spread": "group"}}),
     ],
     ids=str,
@@ -194,11 +200,12 @@ class RecordingRandomness(Randomness):
         return super()._draw(draw, stream, step, samples, shape, device)
 
 
-def test_no_random_number_is_used_twice():
+@pytest.mark.parametrize(("taught", "more"), [("extremes", set()), ("resampled", {"student/resample"})])
+def test_no_random_number_is_used_twice(taught, more):
     # Two ranks with the samples of two steps: what they draw must be all different.
     randomness = RecordingRandomness()
     for rank in range(2):
-        afd = make_afd(r1_weight=1.0, r2_weight=1.0, states_per_rollout=3)
+        afd = make_afd(r1_weight=1.0, r2_weight=1.0, states_per_rollout=3, taught=taught)
         afd.randomness = randomness
         afd.train_step(make_batch((rank, 2 + rank)), 0)
         for step in (1, 2):
@@ -206,5 +213,112 @@ def test_no_random_number_is_used_twice():
     assert len(set(randomness.drawn)) == len(randomness.drawn)
     streams = {stream for stream, _, _ in randomness.drawn}
     assert streams == {
-        "rollout/noise", "rollout/renoise", "penalty/teacher", "penalty/student", "student/noise", "student/sigma"
+        "rollout/noise", "rollout/renoise", "penalty/teacher", "penalty/student", "student/noise", "student/sigma",
+        *more,
     }  # fmt: skip
+
+
+def loss_of(afd, rollouts, weight):
+    """The student's loss of these rollouts at fixed states."""
+    states = afd._noise(rollouts, 1, 0)
+    old = {"old_policy": afd._frozen_velocity(afd.old_policy, rollouts, states)}
+    loss, _ = afd._student_loss(rollouts, replace(states, velocities=old), weight)
+    return loss
+
+
+def test_regression_with_equal_weights_is_self_distillation():
+    """Whatever the judge says of them: the plain error against the rollouts themselves."""
+    afd = make_afd(Oracle(lambda videos: torch.zeros(len(videos))), credit="regression", normalise=False)
+    afd.student.network.head.head.weight.data.mul_(1.5)  # it is not the old policy
+    metrics = afd.train_step(make_batch(), 1)
+    ((arguments, options, velocity),) = afd.student.calls
+    noisy, clean, sigma = arguments[0], options["clean"], arguments[1] / 1000
+    target = (noisy - clean) / sigma[:, :, None, None, None].clamp(min=1e-3)
+    assert metrics["student/loss"].item() == pytest.approx((velocity - target).square().mean().item(), rel=1e-5)
+
+
+def test_regression_weights_are_relative_to_the_batch():
+    """Judged 0, 1 and 2 in each group: standardised -s, 0, s with s = sqrt(3/2), in [0, 1] by clip 2, mean 1/2."""
+    afd = make_afd(credit="regression", advantage={"clip": 2.0, "spread": "group"})
+    rollouts = make_batch((4, 9)).teacher.take([0, 0, 0, 1, 1, 1])
+    reward = torch.tensor([[0.0, 1, 2], [5.0, 4, 3]])
+    taught, weight = afd._choose(rollouts, reward, afd._weigh(reward, 2), 1)
+    assert taught is rollouts
+    high, low = 1 + math.sqrt(1.5) / 2, 1 - math.sqrt(1.5) / 2
+    torch.testing.assert_close(weight, torch.tensor([low, 1, high, high, 1, low])[:, None])
+    each = torch.stack([loss_of(afd, rollouts[row : row + 1], weight[row : row + 1]) for row in range(6)])
+    torch.testing.assert_close(loss_of(afd, rollouts, weight), each.mean())
+    bad = torch.zeros(1, 1)
+    assert loss_of(afd, rollouts[:1], bad) == 0  # the worst may be left alone, and is not pushed away
+
+
+def test_the_student_may_learn_from_resampled_rollouts():
+    """A temperature near 0 leaves the best of each group, drawn as often as there is room for."""
+    afd = make_afd(taught="resampled", resample_temperature=1e-3, student_rollouts=2)
+    rollouts = make_batch((4, 9)).teacher
+    rollouts = replace(rollouts, prompts=rollouts.prompts.repeat(3), latents=rollouts.latents.repeat_interleave(3, 0))
+    rollouts = rollouts.of(torch.arange(6.0)[:, None, None, None, None].expand(rollouts.latents.shape))
+    reward = torch.tensor([[0.5, 0.9, 0.2], [0.0, 0.45, 0.5]])
+    chosen, weight = afd._choose(rollouts, reward, afd._weigh(reward, 2), 1)
+    assert chosen.latents[:, 0, 0, 0, 0].tolist() == [1, 1, 5, 5]
+    assert chosen.prompts.texts == tuple(rollouts.prompts.texts[row] for row in (1, 1, 5, 5))
+    assert weight.tolist() == [[1], [1], [1], [1]]
+    assert chosen.prompts.keys == tuple(rollouts.prompts.keys[row] for row in (0, 1, 3, 4))
+    states = afd._noise(chosen, 1, 0)
+    assert not torch.equal(states.latents[0], states.latents[1]), "one that is drawn twice is noised in two ways"
+
+
+def test_the_draw_is_of_the_sample_and_step():
+    def drawn(*samples, step=1):
+        afd = make_afd(taught="resampled", resample_temperature=3.0)
+        prompts = make_batch(samples).teacher.prompts.repeat(3)
+        latents = torch.arange(3.0).repeat(len(samples))[:, None, None, None, None].expand(-1, *SHAPE)
+        reward = torch.tensor([[0.0, 1, 2]]).expand(len(samples), 3)
+        rollouts = replace(make_batch().teacher, prompts=prompts, latents=latents)
+        chosen, _ = afd._choose(rollouts, reward, reward[..., None], step)
+        return chosen.latents[:, 0, 0, 0, 0].unflatten(0, (-1, 3)).tolist()
+
+    assert drawn(4, 9) == drawn(4) + drawn(9)
+    assert len({str(drawn(4, step=step)) for step in range(1, 20)}) > 1
+
+
+def test_the_rate_is_steered_by_the_distance_from_the_old_policy():
+    afd, plain = make_afd(step_target=0.05), make_afd()
+    expected = 1.0
+    for step in range(1, 7):
+        metrics = afd.train_step(make_batch(), step)
+        rate = plain.train_step(make_batch(), step)["student/learning_rate"]
+        assert metrics["student/rate_factor"].item() == pytest.approx(expected)
+        assert metrics["student/learning_rate"].item() == pytest.approx(rate.item() * expected)
+        measured = metrics["student/old_policy_distance"].item()
+        expected *= min(max((0.05 / measured) ** 0.5, 0.8), 1.25) if measured else 1.25
+        assert afd.memory["rate_factor"].item() == pytest.approx(expected)
+    assert not plain.memory
+
+
+def test_the_distance_nears_its_target():
+    def distance(target):
+        afd = make_afd(step_target=target, optimizer={"learning_rate": 1e-3, "weight_decay": 0.0})
+        for step in range(1, 41):
+            metrics = afd.train_step(make_batch((2 * step, 2 * step + 1)), step)
+        return metrics["student/old_policy_distance"].item()
+
+    assert distance(0.01) == pytest.approx(0.01, rel=0.5)
+    assert distance(0.04) == pytest.approx(0.04, rel=0.5)
+
+
+def test_the_rate_goes_on_from_what_a_checkpoint_holds():
+    afd, other = make_afd(step_target=0.05), make_afd(step_target=0.05)
+    for step in (1, 2, 3):
+        afd.train_step(make_batch(), step)
+    held = {name: float(value) for name, value in afd.memory.items()}
+    other.memory.update({name: torch.tensor(value) for name, value in held.items()})
+    assert torch.equal(other._rate_factor, afd._rate_factor)
+    assert other.train_step(make_batch(), 4)["student/rate_factor"] == afd.memory["rate_factor"]
+
+
+def test_what_nothing_is_drawn_from_or_by_is_refused():
+    with pytest.raises(ValueError, match=r"resample_temperature \(0.5\) must be left out where taught is extremes"):
+        make_afd(resample_temperature=0.5)
+    with pytest.raises(ValueError, match=r"rollouts_per_prompt \(1\) must be at least 2 for taught resampled"):
+        make_afd(taught="resampled", rollouts_per_prompt=1, advantage={"baseline": "batch"})

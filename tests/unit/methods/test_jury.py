@@ -45,6 +45,31 @@ def test_each_judge_has_its_own_warm_up():
     assert not afd.engines["fixed"].calls
 
 
+def test_a_judge_is_frozen_after_so_many_steps():
+    afd = make_afd({}, discriminator=CONV | {"warmup_steps": 1, "freeze_after": 2})
+    judge, whole = afd.engines["discriminator"], "discriminator/"
+    changed, metrics = {}, {}
+    for step in (0, 1, 2, 3, 4):
+        before = judge.weights()
+        metrics[step] = afd.train_step(make_batch(), step)
+        changed[step] = not torch.equal(judge.weights(), before)
+    assert changed == {0: True, 1: True, 2: True, 3: False, 4: False}
+    assert {name for name in metrics[3] if name.startswith(whole)} == {"discriminator/reward_mean"}
+    assert metrics[3]["discriminator/reward_mean"] == metrics[3]["rollout/reward_mean"]
+    assert "discriminator/reward_mean" not in metrics[2]
+    assert "discriminator/accuracy" in metrics[2]
+
+
+def test_a_judge_that_learns_in_the_warm_up_only():
+    afd = make_afd({"second": CONV}, discriminator=CONV | {"warmup_steps": 1, "freeze_after": 0})
+    afd.train_step(make_batch(), 0)
+    first, second = (afd.engines[name].weights() for name in ("discriminator", "second"))
+    metrics = afd.train_step(make_batch(), 1)
+    assert torch.equal(afd.engines["discriminator"].weights(), first)
+    assert not torch.equal(afd.engines["second"].weights(), second)
+    assert {"discriminator/reward_mean", "discriminator/second/accuracy"} < metrics.keys()
+
+
 def test_scores_are_standardised_and_weighed():
     """With one decided and one tiny judge: after division by their deviations they count as their weights say."""
     afd = make_afd({"fixed": FIXED | {"weight": 0.5}}, advantage={"baseline": "batch", "spread_floor": 1e-6})
@@ -197,9 +222,9 @@ def test_the_student_may_learn_from_the_most_telling_rollouts():
     weight = torch.tensor([[0.5, 0.9, 0.2], [0.0, 0.45, 0.4]])
     rollouts = make_batch((4, 9)).teacher.take([0, 0, 0, 1, 1, 1])
     rollouts = rollouts.of(torch.arange(6.0)[:, None, None, None, None].expand(rollouts.latents.shape))
-    chosen, its_weight = afd._choose(rollouts, weight)
+    chosen, its_weight = afd._choose(rollouts, weight, weight[..., None], 1)
     assert torch.equal(chosen.latents[:, 0, 0, 0, 0], torch.tensor([1.0, 2, 3, 4]))
-    assert torch.equal(its_weight, torch.tensor([0.9, 0.2, 0.0, 0.45]))
+    assert torch.equal(its_weight, torch.tensor([[0.9], [0.2], [0.0], [0.45]]))
     metrics = afd.train_step(make_batch(), 1)
     ((arguments, options, _),) = afd.student.calls
     assert len(arguments[0]) == len(options["clean"]) == 4
@@ -220,6 +245,58 @@ def test_judges_may_see_a_window_the_same_for_a_prompts_videos():
         assert starts == [starts[0], starts[1], *[starts[0]] * 3, *[starts[1]] * 3]
         seen.add(tuple(starts[:2]))
     assert len(seen) > 2, "windows are drawn"
+
+
+def test_each_chunk_may_be_weighed_by_the_windows_that_hold_it():
+    """Of two frames, each its own window: the first is the better the brighter, the second the better the darker."""
+
+    def score(videos):
+        brightness = videos.latents.mean(dim=(1, 2, 3, 4))
+        return torch.where(torch.tensor([bool(first) for first in is_first(videos.latents)]), brightness, -brightness)
+
+    def is_first(latents):
+        whole = afd.old_policy.rollouts
+        return [any(torch.equal(part[0], video[0]) for video in whole) for part in latents]
+
+    light = Oracle(score)
+    afd = make_afd({"light": FIXED}, discriminator=None, replaced={"light": light}, judged_frames=1, judged_windows=2,
+                   advantage={"clip": 1.0}, prior_weight=0.0)  # fmt: skip
+    rollouts = afd._roll_out(make_batch().prompts, make_batch().teacher, 1)
+    afd.old_policy.rollouts = rollouts.latents
+    _, logits = afd.jury.hear(make_batch().teacher, rollouts, afd.randomness, 1, 10)
+    assert len(logits["light"]) == 2 * 2 * 3
+    weight = afd._weigh(afd.jury.reward(logits), 2)
+    assert weight.shape == (2, 3, 2)
+    brightness = rollouts.latents.mean(dim=(2, 3, 4)).unflatten(0, (2, 3))
+    assert torch.equal(weight[..., 0].argsort(1), brightness[..., 0].argsort(1))
+    assert torch.equal(weight[..., 1].argsort(1), (-brightness[..., 1]).argsort(1))
+    assert (weight[..., 0] != weight[..., 1]).any()
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"student_rollouts": 2}, {"taught": "resampled"}, {"credit": "regression"}], ids=str
+)
+def test_several_windows_go_with_what_chooses_and_weighs(fields):
+    afd = make_afd({"second": CONV}, judged_frames=1, judged_windows=2, states_per_rollout=2, **fields)
+    metrics = afd.train_step(make_batch(), 1)
+    assert all(value.isfinite() for value in metrics.values())
+    assert metrics["student/gradient_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"judged_windows": 2}, r"method.judged_windows \(2\) must be 1: windows of method.judged_frames \(None\)"),
+        ({"judged_windows": 3, "judged_frames": 1}, r"method.judged_windows \(3\) must be 1, or 2 to 2: windows"),
+        (
+            {"judged_windows": 2, "judged_frames": 1, "reuse_logits": True},
+            r"judged_windows \(2\) must be 1 with reuse_logits",
+        ),
+    ],
+)
+def test_windows_that_are_no_cover_are_refused(fields, line):
+    with pytest.raises(ValueError, match=line):
+        make_afd({}, **fields)
 
 
 def test_a_window_of_half_a_chunk_is_refused():
@@ -304,6 +381,12 @@ def test_views_change_what_is_seen_and_not_what_is_decoded():
         ),
         ({"discriminator": None, "judges": {"second": CONV}, "r1_weight": 1.0}, "r1_weight must be left out"),
         ({"prior_every": 2}, "prior_every .2. must be 1"),
+        ({"discriminator": CONV | {"freeze_after": 0}}, "freeze_after .0. must come with warmup_steps"),
+        ({"judges": {"fixed": FIXED | {"freeze_after": 3}}}, "freeze_after .3. must be left out of a fixed judge"),
+        (
+            {"discriminator": CONV | {"freeze_after": 3}, "reuse_logits": True},
+            "reuse_logits .True. must be off with a judge's freeze_after",
+        ),
         ({"judges": {"second": CONV | {"channel": 4}}}, "judges.second.channel .4. is not a known key"),
     ],
     ids=str,

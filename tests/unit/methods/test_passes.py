@@ -24,8 +24,11 @@ FULL = {"prior_weight": 1e-4, "r1_weight": 1.0, "states_per_rollout": 2, "contex
 VARIANTS = [{}, {"prior_weight": 1e-4}, {"r1_weight": 1.0}, {"r2_weight": 1.0}, {"states_per_rollout": 2},
             {"context_gradient": True}, FULL, {"reuse_logits": True}, {"trained_rollouts": 2, "r1_weight": 1.0},
             {"inner_updates": 2}, {"judged_frames": 1},
+            {"judged_frames": 1, "judged_windows": 2, "judges": {"second": CONV}},
             {"student_rollouts": 2, "prior_weight": 1e-4},
+            {"credit": "regression"}, {"taught": "resampled", "student_rollouts": 2}, {"step_target": 0.1},
             {"discriminator": CONV | {"mismatch_weight": 0.5, "r1_weight": 1.0}},
+            {"discriminator": CONV | {"freeze_after": 1}},
             {"judges": {"second": CONV}, "reuse_logits": True},
             {"judges": {"fixed": {"name": "http", "url": "http://scorer/"}}}]  # fmt: skip
 
@@ -35,7 +38,7 @@ def batch_with(extra: int) -> Batch:
     return Batch(make_batch((4, 9)).teacher, prompts[2 : 2 + extra])
 
 
-def calls_of(method, batch: Batch):
+def calls_of(method, batch: Batch, step: int = 1):
     """(role, kind, gradient, of what passes through alone, frames seen, videos, states, gradient through the context)
     of each call of a network in a step."""
     calls = []
@@ -59,7 +62,7 @@ def calls_of(method, batch: Batch):
 
     for role, engine in method.engines.items():
         engine.network.register_forward_hook(watch(role), with_kwargs=True)
-    method.train_step(batch, 1)
+    method.train_step(batch, step)
     return calls
 
 
@@ -75,11 +78,11 @@ def ran(calls, passes_of_a_rollout: int):
     return list(found.items())
 
 
-def declared(passes):
+def declared(passes, frames_of_a_video: int = SHAPE[0]):
     """The same; passes of one kind are one, and as long as the longest."""
     found = {}
     for each in passes:
-        frames = (each.frames or SHAPE[0]) if each.kind == "score" else None
+        frames = (each.frames or frames_of_a_video) if each.kind == "score" else None
         key = (each.role, each.kind, each.gradient, each.of_input, frames)
         videos, at_once, runs, *_ = found.get(key, (0, 0, 0))
         at_once = max(at_once, each.at_once)
@@ -87,10 +90,10 @@ def declared(passes):
     return list(found.items())
 
 
-def check(method, batch: Batch, micro_batch: int | None, passes_of_a_rollout: int = 1):
-    load = Load(len(batch.teacher), len(batch.extra), micro_batch)
-    found, said = ran(calls_of(method, batch), passes_of_a_rollout), declared(method.config.passes(load))
-    assert dict(found) == dict(said)
+def check(method, batch: Batch, micro_batch: int | None, passes_of_a_rollout: int = 1, start_frames: int = 0):
+    load = Load(len(batch.teacher), len(batch.extra), micro_batch, start_frames)
+    said = declared(method.config.passes(load), batch.teacher.latents.shape[1])
+    assert dict(ran(calls_of(method, batch), passes_of_a_rollout)) == dict(said)
 
 
 @pytest.mark.parametrize(("micro_batch", "extra"), [(None, 0), (2, 0), (4, 1)])
@@ -141,6 +144,15 @@ def test_videos_that_a_step_keeps():
     assert [each.held for each in velocities] == [2 + 9 * (1 + 3 * 2)] * 3  # noisy, and two frozen velocities
     (*_, student) = build(AFD | {"states_per_rollout": 2}).config.passes(Load(2, 1))
     assert student.held == 2 + 9 * (1 + 2 * 2)  # no reference's velocity
+
+
+def test_a_frozen_judge_runs_its_question_alone():
+    afd, batch = build(AFD | {"discriminator": CONV | {"freeze_after": 1}}, sampler=SAMPLER), batch_with(1)
+    load = Load(len(batch.teacher), len(batch.extra))
+    later = [each for each in afd.config.passes(load) if each.last is None]
+    assert [each.role for each in afd.config.passes(load) if each.last == 1] == ["discriminator"]
+    found = ran(calls_of(afd, batch, step=2), afd.sampler.config.calls(SHAPE[0]))
+    assert dict(found) == dict(declared(later))
 
 
 def test_extra_prompts_train_the_student_and_not_the_discriminator():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from afd_scale.methods.updates import steered
 from tests.unit.methods.engines import make_batch
 from tests.unit.methods.test_afd import make_afd
 from tests.unit.methods.test_sft import make_sft
@@ -15,6 +16,8 @@ from tests.unit.methods.test_sft import make_sft
         {"prior_weight": 0.1, "states_per_rollout": 2},
         {"r1_weight": 1.0, "r2_weight": 1.0, "discriminator_objective": "softplus"},
         {"advantage": {"baseline": "batch"}, "context_gradient": True},
+        {"credit": "regression", "states_per_rollout": 2},
+        {"taught": "resampled", "step_target": 0.1},
     ],
     ids=str,
 )
@@ -50,3 +53,21 @@ def test_a_step_of_sft_in_pieces_is_the_whole_step() -> None:
         assert len(sft.student.calls) == (1 if micro_batch is None else 2)
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-6)
     assert not torch.equal(weights[0], before)
+
+
+@pytest.mark.parametrize(
+    ("factor", "measured", "expected"),
+    [
+        (2.0, 0.1, 2.0),
+        (2.0, 0.121, 2 / 1.1),
+        (2.0, 0.081, 2 / 0.9),
+        (2.0, 0.4, 1.6),  # a half, but no faster than that
+        (2.0, 0.01, 2.5),
+        (2.0, 0.0, 2.5),
+        (9.0, 0.01, 10.0),
+        (0.11, 9.0, 0.1),
+    ],
+)
+def test_a_rate_is_steered_by_the_root_and_within_bounds(factor: float, measured: float, expected: float) -> None:
+    found = steered(torch.tensor(factor), 0.1, torch.tensor(measured))
+    assert found.item() == pytest.approx(expected)

@@ -106,6 +106,70 @@ def test_the_cache_changes_nothing(window):
     torch.testing.assert_close(cached, torch.cat(recomputed, dim=1), rtol=1e-4, atol=1e-4)
 
 
+def long_video_and_its_velocities(**window):
+    """A model of three layers, noisy and clean latents of 20 frames, their timesteps, and the cached velocities."""
+    model, noisy, clean, timestep = build(**window), video(20), video(20, seed=2), chunkwise_timestep(20)
+    return model, noisy, clean, timestep, cached_velocities(model, noisy, clean, timestep, text())
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize(("window", "first", "gap"), [
+    ({}, 14, (0, 0)),
+    ({"window_frames": 4}, 14, (0, 8)),
+    ({"window_frames": 6, "sink_frames": 2}, 14, (2, 8)),
+    ({"window_frames": 6, "sink_frames": 2}, 4, (0, 0)),
+    ({"window_frames": 6, "sink_frames": 2}, 0, (0, 0)),
+    ({"window_frames": 4, "positions": "window"}, 14, (0, 8)),
+    ({"window_frames": 20, "sink_frames": 2, "positions": "window"}, 14, (0, 0)),
+])  # fmt: skip
+def test_a_window_of_a_longer_video_given_what_counts_of_its_past(window, first, gap, joint):
+    """Three layers see three windows back; what is older leaves no trace."""
+    model, noisy, clean, timestep, cached = long_video_and_its_velocities(**window)
+    given = torch.cat([clean[:, : gap[0]], clean[:, gap[1] : first + 4]], dim=1)
+    here = slice(first, first + 4)
+    # Two states of each row, the second one of other noise.
+    states = torch.stack([noisy[:, here], noisy[:, here] + 1], dim=1).flatten(0, 1)
+    times = timestep[:, here].repeat_interleave(2, dim=0)
+    with torch.set_grad_enabled(joint):
+        velocities = model(states, times, text(), clean=given, first_frame=first).detach()
+    torch.testing.assert_close(velocities[::2], cached[:, here], rtol=1e-4, atol=1e-4)
+    assert (velocities[1::2] - cached[:, here]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize(("window", "clean_frames", "noisy_frames"), [
+    ({"window_frames": 6, "sink_frames": 2}, [0, 1, *range(8, 18)], range(14, 18)),
+    ({"window_frames": 6, "positions": "window"}, range(12), range(8, 12)),
+])  # fmt: skip
+def test_a_window_stands_where_positions_are_counted_from(window, clean_frames, noisy_frames, joint, monkeypatch):
+    model, asked = build(**window), []
+    make = model.rotation
+
+    def watched(latents, *frames, repeats=1):
+        asked.extend([frame for run in frames for frame in run] * repeats)
+        return make(latents, *frames, repeats=repeats)
+
+    monkeypatch.setattr(model, "rotation", watched)
+    with torch.set_grad_enabled(joint):
+        model(video(4, rows=4), chunkwise_timestep(4, rows=4), text(), clean=video(12), first_frame=14)
+    assert asked == [*clean_frames, *noisy_frames, *noisy_frames], "of the clean frames, and of two states"
+
+
+@torch.no_grad()
+def test_a_window_given_less_of_its_past_is_near_and_elsewhere_is_far():
+    model, noisy, clean, timestep, cached = long_video_and_its_velocities(window_frames=6, sink_frames=2)
+
+    def distance(given, first=14):
+        velocities = model(noisy[:, 14:18], timestep[:, 14:18], text(), clean=given, first_frame=first)
+        return (velocities - cached[:, 14:18]).abs().mean()
+
+    sink, recent = model.sampler.context(14)
+    assert (sink, recent) == (range(2), range(12, 14))
+    seen = torch.cat([clean[:, :2], clean[:, 12:18]], dim=1)
+    assert 1e-4 < distance(seen) < 0.3 * distance(torch.cat([clean[:, :2], clean[:, 14:18]], dim=1), first=14)
+    assert distance(seen, first=20) > 1e-4, "positions count"
+
+
 def test_a_window_forgets():
     noisy, clean, timestep = video(12), video(12, seed=2), chunkwise_timestep(12)
     everything, window, sink = (

@@ -18,7 +18,7 @@ SHAPES = {
 
 def make_config(
     shape: str, *, lora: bool = False, checkpointing: bool = False, text_length: int = 16, window: int | None = None,
-    **method: object,
+    start: int = 0, **method: object,
 ):  # fmt: skip
     sizes = SHAPES[shape]
     network = {
@@ -31,7 +31,7 @@ def make_config(
             "student": network,
             "sampler": {"family": "self-forcing", "chunk_frames": 1, "window_frames": window},
             "data": {"latent_frames": sizes["frames"], "latent_height": height, "latent_width": width,
-                     "global_batch": 1},
+                     "start_frames": start, "global_batch": 1},
             "method": {"name": "afd", "rollouts_per_prompt": 2, "discriminator": {"name": "latent", **network},
                        **method},
         }

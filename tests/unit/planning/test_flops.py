@@ -99,9 +99,10 @@ def test_forward_passes_equal_torchs_count(shape, lora):
         assert scored == flops_of(config, "discriminator", "score").total
 
 
+@pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("window", [None, 2])
-def test_a_rollout_equals_torchs_count(window):
-    config = make_config("narrow", window=window)
+def test_a_rollout_equals_torchs_count(window, start):
+    config = make_config("narrow", window=window, start=start)
     network, inputs = build(config, "student"), draw(config)
     calls = []
 
@@ -113,10 +114,21 @@ def test_a_rollout_equals_torchs_count(window):
         def new_cache(self, frames):
             return network.new_cache(frames)
 
-    noise = Noise(inputs["noisy"], torch.randn(3, *inputs["noisy"].shape))
+    given = torch.randn_like(inputs["noisy"])[:, :start]
+    noise = Noise(inputs["noisy"], torch.randn(3, *inputs["noisy"].shape), given)
     total = counted(lambda: Sampler(config.sampler).rollout(Policy(), inputs["text"], noise))
-    assert len(calls) == config.sampler.calls(4)
+    assert len(calls) == config.sampler.calls(4, start)
     assert total == flops_of(config, "old_policy", "rollout").total
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_velocities_behind_a_start_equal_torchs_count(window):
+    config = make_config("narrow", window=window, start=2, states_per_rollout=2)
+    network, inputs = build(config, "student"), draw(config)
+    inputs |= {name: inputs[name][:, 2:] for name in ("noisy", "timestep")}
+    with torch.no_grad():
+        total = counted(lambda: network(**inputs, first_frame=2))
+    assert total == flops_of(config, "old_policy", "velocity").total
 
 
 @pytest.mark.parametrize("context_gradient", [False, True], ids=["", "context"])

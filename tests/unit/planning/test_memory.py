@@ -144,6 +144,9 @@ def test_a_rollout_and_its_cache(shape, window, videos, lora):
     cache = caches[-1]
     kept = [x for layer in cache.layers for x in (layer.k_BLND, layer.v_BLND, *layer.text_kv)]
     assert cached == sum(x.nbytes for x in kept)
+    if window:  # keys that are turned when they are used stand beside those that are kept, one layer's at a time
+        turned = config.model_copy(update={"sampler": config.sampler.with_fields({"positions": "window"})})
+        assert cache_bytes(turned, load, videos) - cached == cache.layers[0].k_BLND.nbytes
     frames = videos * load.chunks_at_once
     chunk = Tokens(frames * TOKENS[shape], 0, frames, videos)
     modelled = cached + forward_working(model, chunk, cached=True) + saved_outside_blocks(model, chunk) + noise.nbytes

@@ -15,10 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from afd_scale.config import ConfigError, load_config
 from afd_scale.config.cast import Pass
+from afd_scale.layers.attention.layout import AttentionLayout
 from afd_scale.planning import vae as planned
 from afd_scale.planning.communication import step_traffic
+from afd_scale.planning.flops import forward_flops
 from afd_scale.planning.gpus import GIB, GPUS
-from afd_scale.planning.memory import rank_memory
+from afd_scale.planning.memory import rank_memory, tokens_of
 from afd_scale.planning.parameters import network_sizes
 from afd_scale.planning.plan import fit_on, make_plan, remedies
 from afd_scale.planning.stopping import plan_stopping
@@ -54,6 +56,32 @@ def test_the_large_configs_fit(path, gpu):
     assert plan.fits
     assert plan.notes == ()
     assert plan.step_seconds > 0
+
+
+def test_long_rollouts_cost_time_and_no_memory():
+    def plan(name, *overrides):
+        return make_plan(load_config(CONFIGS / "wan_1_3b" / name, overrides), 8, GPUS["h100"])
+
+    short, long = plan("self_forcing.yaml"), plan("long.yaml")
+    longer = plan("long.yaml", "method.long_rollouts.frames=162")
+    assert long.memory.peak == pytest.approx(short.memory.peak, rel=0.05)
+    assert {name: phase.peak for name, phase in longer.memory.phases.items()} == {
+        name: phase.peak for name, phase in long.memory.phases.items()
+    }  # fmt: skip
+    # 27 chunks more of 16 videos, each four steps and a clean pass on 3 of the window's 21 frames.
+    config = long.config
+    rank, tokens = config.student.lora.rank, 60 // 2 * 104 // 2
+    chunk = forward_flops(config.student, AttentionLayout.full(3, 21), tokens, 16 * 4, rank)
+    more = longer.flops["rollout"].total - long.flops["rollout"].total
+    assert more == pytest.approx(16 * 27 * 5 * chunk.total)
+    assert longer.flops["student"] == long.flops["student"]
+    # 18 frames of a window behind 18 that its first chunk sees, four of a prompt: 3 and 1 at once.
+    (student,) = [each for each in long.load.passes if each.phase == "student"]
+    seen = tokens_of(long.load, student, 3)
+    assert (student.runs, seen.own, seen.past) == (8, 3 * 18 * tokens, 3 * 36 * tokens)
+    window = long.load.window_of(student)
+    assert (window.first_frame, window.end, window.gap) == (63, 81, (0, 45))
+    assert longer.step_seconds > long.step_seconds > 1.5 * short.step_seconds
 
 
 @pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
@@ -131,7 +159,7 @@ def test_sample_videos_take_memory_beside_the_shards():
 
 
 def test_there_are_the_large_configs():
-    assert len(LARGE) == 14
+    assert len(LARGE) == 15
 
 
 def test_a_plan_takes_seconds():

@@ -60,6 +60,32 @@ def test_judges_warm_up_each_as_long_as_it_says():
     assert spent.pflop(0) == pytest.approx(3 * early + cost["late/late/trains"])
 
 
+def test_a_judge_that_is_frozen_costs_no_training():
+    judge = {**CONV, "warmup_steps": 1, "freeze_after": 2}
+    config = make_config(name="afd", rollouts_per_prompt=2, discriminator=judge)
+    cost, spent = costs(config), Spent(config, 1, warm_up_steps=1)
+    training, step = cost["discriminator/discriminator/trains"], sum(cost.values())
+    assert spent.pflop(0) == pytest.approx(cost["rollout/old_policy"] + training)
+    assert spent.pflop(2) - spent.pflop(0) == pytest.approx(2 * step)
+    assert spent.pflop(5) - spent.pflop(2) == pytest.approx(3 * (step - training))
+
+
+def test_long_rollouts_cost_what_lengths_that_are_drawn_do_on_average():
+    def config(**long) -> RunConfig:
+        made = make_config(name="afd", rollouts_per_prompt=2, long_rollouts=long)
+        return made.model_copy(update={"sampler": made.sampler.with_fields({"window_frames": 4})})
+
+    cost = {frames: costs(config(frames=frames)) for frames in range(5, 17)}
+    rollout = {frames: each.pop("rollout/old_policy") for frames, each in cost.items()}
+    rest = sum(cost[16].values())
+    assert rollout[5] < rollout[6] < rollout[16]
+    spent = Spent(config(frames=16, from_frames=5, growth_steps=2), 1, warm_up_steps=1)
+    assert spent.pflop(0) == pytest.approx(rollout[5])
+    for step, most in ((1, 10), (2, 16), (3, 16)):
+        mean = sum(rollout[frames] for frames in range(5, most + 1)) / (most - 4)
+        assert spent.pflop(step) - spent.pflop(step - 1) == pytest.approx(mean + rest)
+
+
 def test_ranks_share_the_same_work():
     config = make_config(name="afd", rollouts_per_prompt=2)
     assert Spent(config, 2, 0).pflop(9) == pytest.approx(Spent(config, 1, 0).pflop(9))

@@ -15,7 +15,7 @@ from afd_scale.rehearsal.shrink import Layout, shrink, small_layout
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
-YAMLS = sorted(CONFIGS.rglob("*.yaml"))
+YAMLS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "studies")
 CLUSTER = sorted(CONFIGS.glob("wan_*/*.yaml"))
 AFD = CONFIGS / "wan_1_3b" / "self_forcing.yaml"
 CPU = Machine(cores=2, gpus=0)
@@ -108,10 +108,28 @@ def test_a_video_is_long_enough_for_a_window_to_slide() -> None:
     assert shrunk(load_config(AFD)).data.latent_frames == 9
 
 
+def test_long_rollouts_stay_as_many_times_as_long() -> None:
+    small = shrunk(load_config(CONFIGS / "wan_1_3b" / "long.yaml"))
+    long = small.method.long_rollouts  # type: ignore[attr-defined]
+    assert small.data.latent_frames == 9
+    assert (long.frames, long.from_frames, small.method.judged_frames) == (33, 9, 6)  # type: ignore[attr-defined]
+
+
 def test_judged_frames_stay_a_part_of_whole_chunks() -> None:
     paper = load_config(CONFIGS / "wan_1_3b" / "paper_afd.yaml")
     small = shrunk(paper)
     assert paper.method.judged_frames == 15  # type: ignore[attr-defined]
+    assert small.method.judged_frames == 6  # type: ignore[attr-defined]
+    several = shrunk(load_config(CONFIGS / "wan_1_3b" / "paper_afd.yaml",
+                                  ["method.judged_windows=3", "method.reuse_logits=false"]))  # fmt: skip
+    assert several.method.judged_windows == 2  # type: ignore[attr-defined]
+
+
+def test_starts_stay_a_part_and_less_than_what_is_judged() -> None:
+    small = shrunk(
+        load_config(CONFIGS / "wan_1_3b" / "paper_afd.yaml", ["data.start_frames=6", "method.judged_frames=9"])
+    )
+    assert (small.data.latent_frames, small.data.start_frames) == (9, 3)
     assert small.method.judged_frames == 6  # type: ignore[attr-defined]
 
 

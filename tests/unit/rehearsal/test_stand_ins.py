@@ -16,6 +16,7 @@ from afd_scale.config.judges import VlmDiscriminatorConfig
 from afd_scale.config.models import WanConfig
 from afd_scale.data.check import check_dataset
 from afd_scale.data.reader import read_rows
+from afd_scale.data.schema import DatasetFacts
 from afd_scale.data.storage import Location, teacher_data
 from afd_scale.layers.lora import Adapters
 from afd_scale.layers.ops import ModelOps
@@ -24,6 +25,7 @@ from afd_scale.planning.gpus import GPUS
 from afd_scale.rehearsal.checks import check_full_size, fewest_gpus, stops_too_late
 from afd_scale.rehearsal.machine import Machine, adapt
 from afd_scale.rehearsal.scorer import scorer
+from afd_scale.rehearsal.shards import make_shards_small
 from afd_scale.rehearsal.shrink import Layout, shrink
 from afd_scale.rehearsal.stand_ins import StandIn, make_stand_ins
 
@@ -157,6 +159,14 @@ def test_shards_that_are_here_are_cut_and_not_touched(
     for cut, whole in zip(ours, theirs, strict=True):
         assert (cut["prompt"], cut["prompt_id"], cut["fps"]) == (whole["prompt"], whole["prompt_id"], whole["fps"])
         assert np.array_equal(cut["latents"], whole["latents"][:3, :, :4, :6])
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_prompts_that_give_clips_their_starts_have_videos(tmp_path: Path, start: int) -> None:
+    config = load_config(AFD, [f"data.start_frames={start}", "evaluation.prompts=held/out"])
+    for name, *_, folder, _ in make_shards_small(small_of(config), config, tmp_path):
+        shape = DatasetFacts.load(Path(folder), name).latent_shape
+        assert (shape is not None) == (name == "data.shards" or start > 0)
 
 
 def files_of(folder: str) -> dict[str, int]:

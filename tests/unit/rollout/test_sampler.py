@@ -238,3 +238,21 @@ def test_given_chunks_are_cached_and_not_denoised():
     assert torch.equal(torch.cat(chunks[:2], dim=1), given)
     own = list(Sampler(SamplerConfig(**TWO_STEPS)).chunks(Recording(), TEXT, start))
     assert torch.equal(chunks[2], own[2])  # this policy looks at nothing else
+    assert SamplerConfig(**TWO_STEPS).passes(FRAMES, given=4) == [1, 1, 2], "what is planned is what runs"
+
+
+@pytest.mark.parametrize("given", [0, 2, 4])
+@pytest.mark.parametrize("window", [None, 2, 4])
+def test_calls_behind_given_chunks_are_those_that_are_planned(window, given):
+    config = SamplerConfig(**TWO_STEPS, window_frames=window)
+    policy, run = trained_policy(window_frames=window), []
+    call = policy.forward
+
+    def counted(noisy, *arguments, **options):
+        run.append(noisy.shape[1] // 2)
+        return call(noisy, *arguments, **options)
+
+    policy.forward = counted
+    start = replace(noise(1), given=randn(2, given, 3, 4, 6, seed=5))
+    Sampler(config).rollout(policy, TEXT, start)
+    assert run == [chunks for _, chunks, _ in config.order_of_calls(FRAMES, given)]

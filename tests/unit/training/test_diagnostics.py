@@ -61,10 +61,12 @@ class Brightness:
         return torch.no_grad()
 
 
-def make(folder: Path, shards: Path, ranks: Ranks, codec: bool = True, **options: Any) -> Diagnostics:
+def make(
+    folder: Path, shards: Path, ranks: Ranks, codec: bool = True, start_frames: int = 0, **options: Any
+) -> Diagnostics:  # fmt: skip
     fields = {
         "method": {"name": "afd", "discriminator": CONV, **options},
-        "out": folder, "data": {"shards": str(shards)},
+        "out": folder, "data": {"shards": str(shards), "start_frames": start_frames},
         "student": {"architecture": "toy", "dim": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 1, "weights": None},
         "train": {"diagnose_every": 5},
         "evaluation": {"diagnosed_prompts": 3, "diagnosed_rollouts": 3, "batch": 6,
@@ -100,6 +102,18 @@ def test_a_judge_sees_the_teachers_videos_and_rollouts_of_the_same_prompts(
     first = judge.shown[0]
     assert first.fps == 8.0
     assert torch.equal(first.decode(first.latents), IdentityCodec().decode(first.latents))
+
+
+def test_rollouts_begin_as_the_teachers_videos(tmp_path: Path, shards: Path, alone: Ranks) -> None:
+    looking = make(tmp_path, shards, alone, start_frames=2)
+    metrics = looking.look()
+    judge: Any = looking.built.engines["discriminator"]
+    teacher, rollouts = (
+        torch.cat([judge.shown[place].latents for place in places]) for places in ((0, 4), (1, 2, 3, 5, 6))
+    )
+    assert torch.equal(rollouts[:, :2], teacher[:, :2].repeat_interleave(3, dim=0))
+    expected = rollouts[:, 2:].unflatten(0, (3, 3)).std(dim=1).mean()
+    assert metrics["diagnostics/diversity"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_figures_are_of_the_clips_that_are_kept(tmp_path: Path, shards: Path, alone: Ranks) -> None:

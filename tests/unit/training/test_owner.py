@@ -1,6 +1,7 @@
 """A run's folder belongs to one job; it is free when that is gone."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -109,6 +110,6 @@ def test_a_file_system_without_locks_leaves_nothing_that_outlives_a_job(
     def flock(file: int, how: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(owner.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     Owner(tmp_path).take()  # and is killed
     Owner(tmp_path).take()

@@ -5,21 +5,24 @@ import pytest
 import torch
 
 from afd_scale.config import RunConfig
-from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.config.run import WORLD_OF
+from afd_scale.data.worlds import WORLDS
+from afd_scale.data.worlds.drop import render_clips, toy_prompts
 from afd_scale.evaluation.suites import SUITES, Timing
 from tests.networks import make_prompts
 
-OF_A_SET = {"trajectory_fd"}
+OF_A_SET = {"trajectory_fd", "gravity_slope"}
 TIMING = Timing(8.0, (3, 6, 9))
 
 
 @pytest.mark.parametrize("name", SUITES)
 def test_the_mean_over_clips_is_the_measure_of_the_set(name):
     suite = SUITES[name](RunConfig.model_validate({"method": "sft"}))
-    asked = toy_prompts()[:3]
+    world = WORLDS[WORLD_OF.get(name, "drop")]
+    asked = world.prompts[:3]
     prompts = make_prompts(torch.zeros(3, 1, 1))
     prompts = type(prompts)(tuple(prompt.sentence for prompt in asked), prompts.ids, prompts.keys, prompts.embeddings)
-    clips = render_clips([*asked, *asked], seed=3, physics="wrong")
+    clips = world.render([*asked, *asked], seed=3, physics="wrong")
     whole = suite.measure({"student": clips}, prompts, TIMING)["student"]
     each = suite.measure_each(clips, prompts, TIMING)
     assert each.keys() == whole.keys() - OF_A_SET

@@ -5,19 +5,18 @@ import warnings
 import numpy as np
 import pytest
 
-from afd_scale.data.toy_world import (
-    FRAME_SIZE,
+from afd_scale.data.worlds.ball import FRAME_SIZE, render, simulate
+from afd_scale.data.worlds.drop import (
     GRAVITY,
     NUM_FRAMES,
     PromptValues,
     launch,
     prompt_values,
-    render,
     render_clips,
-    simulate,
     toy_prompts,
 )
-from afd_scale.evaluation.suites.trajectory import frechet_distance, judge, score, track
+from afd_scale.evaluation.suites.tracks import frechet_distance, track
+from afd_scale.evaluation.suites.trajectory import judge, score
 
 PROMPTS = list(toy_prompts()) * 2
 METRICS = {
@@ -51,7 +50,7 @@ def _clips(prompts=PROMPTS, time_scale=1.0, fade_to=1.0, **changed):
     values = PromptValues(**{name: np.broadcast_to(changed.get(name, asked[name]), count) for name in asked})
     start, velocity = launch(values, np.full((count, 4), 0.5))
     gravity = values.gravity * time_scale**2
-    positions = simulate(start, velocity * time_scale, gravity, values.restitution, values.radius)
+    positions = simulate(start, velocity * time_scale, gravity, values.restitution, values.radius, NUM_FRAMES)
     fading = np.linspace(1.0, fade_to, NUM_FRAMES)
     clips = render(positions, values.radius, values.brightness[:, None] * fading)
     return np.round(clips * 255).astype(np.uint8)
@@ -226,4 +225,4 @@ def test_bad_input_is_refused(teacher_frames):
     with pytest.raises(ValueError, match=r"frames \(float64 .*must be uint8"):
         track(teacher_frames / 255.0)
     with pytest.raises(ValueError, match=r"frames \(uint8 .*must be uint8 of shape"):
-        track(teacher_frames[:, :6])
+        track(teacher_frames[:, :, :6])

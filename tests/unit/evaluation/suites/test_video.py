@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from afd_scale.data.toy_world import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import render_clips, toy_prompts
 from afd_scale.evaluation.suites.video import METRICS, chunk_borders, measure_clip, measure_clips
 
 FRAMES, FPS, BORDERS = 12, 8, (4, 8)

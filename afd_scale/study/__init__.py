@@ -1,0 +1,1 @@
+"""Methods held against each other: many ordinary runs, and what they say together."""
