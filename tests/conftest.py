@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ torch.set_num_threads(1)  # tests' tensors are so small that a second thread cos
 settings.register_profile("many", max_examples=2000)  # of each of the five fuzz tests
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _quiet_loggers() -> None:
+    """Levels as a new process has them: a command that an earlier test of this process ran may have set its own."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] == "afd_scale" and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
