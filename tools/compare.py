@@ -3,13 +3,15 @@
     tools/compare.py configs/studies/smoke.yaml
     tools/compare.py STUDY.yaml --out DIR --jobs 4
     tools/compare.py STUDY.yaml --out DIR --table
+    tools/compare.py STUDY.yaml --known results.json --known OTHER/results.json
     tools/compare.py STUDY.yaml --from DIR/results.json --out ELSEWHERE
 
 A study is a YAML file: docs/studies.md. Each of its runs is launch/train.py in one process, `--jobs` at a time.
 Complete runs are not done again and others go on, so a study may be stopped and started again; started several times on
 a folder that machines share, the starts share the runs. DIR gets the runs, results.json (all figures), table.md,
-table.csv, plots/, samples/ and index.html. `--table` runs nothing and writes these of what is there; `--from` makes
-tables and plots of a results.json alone.
+table.csv, plots/, samples/ and index.html. `--table` runs nothing and writes these of what is there; runs that a
+`--known` results.json holds were done elsewhere and are not done again; `--from` makes tables and plots of a
+results.json alone.
 
 Exit 0: done. Exit 1: some runs failed, a line each; the rest is there. Exit 2: bad input, one line says which.
 Exit 3: told to stop (SIGTERM, SIGINT); its runs have saved, the same command goes on.
@@ -38,6 +40,8 @@ def parser() -> Parser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of its runs (runs/studies/<name of the file>)")
     parser.add_argument("--jobs", type=count, help="runs at a time (the cores of this machine)")
     parser.add_argument("--table", action="store_true", help="run nothing, write tables and page of what is there")
+    parser.add_argument("--known", type=Path, action="append", default=[], metavar="FILE",
+                        help="results.json of runs done elsewhere; may be given several times")  # fmt: skip
     parser.add_argument("--from", dest="results", type=Path, metavar="FILE", help="results.json to make tables of")
     return parser
 
@@ -76,13 +80,14 @@ def compare(plan: "Plan", place: "Place", options: argparse.Namespace) -> int:
         results = read_results(options.results)
         records, failed = {record.name: record for record in results.runs}, results.failed
     else:
+        known = {record.name: record for path in options.known for record in read_results(path).runs}
         if options.table:
-            outcomes = Outcomes(plan, place)
+            outcomes = Outcomes(plan, place, known)
             outcomes.look()
         else:
             jobs = options.jobs or len(os.sched_getaffinity(0))
             print(f"{plan.study.title}: {jobs} runs at a time, each with a log in {place.out}", file=sys.stderr)
-            outcomes = work(plan, place, jobs)
+            outcomes = work(plan, place, jobs, known=known)
         records, failed = outcomes.records, outcomes.failed
     with system_errors(f"out ({place.out}) must be a folder that can be written to"):
         place.out.mkdir(parents=True, exist_ok=True)

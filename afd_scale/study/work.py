@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 from filelock import FileLock
 
@@ -50,13 +50,14 @@ class Outcomes:
     """What runs have left so far, in the folder that all who work on a study share.
 
     Args:
+        known: of runs that were done elsewhere, by name.
         again: failures of earlier starts count as not yet done.
     Attributes:
         records: of complete runs, by name.
     """
 
-    def __init__(self, plan: Plan, place: Place, again: bool = False):
-        self.plan, self.place = plan, place
+    def __init__(self, plan: Plan, place: Place, known: Mapping[str, Record] = MappingProxyType({}), again: bool = False):
+        self.plan, self.place, self._known = plan, place, known
         self.records: dict[str, Record] = {}
         self._before = self._marks() if again else {}
         self.failed: dict[str, str] = {}
@@ -72,7 +73,7 @@ class Outcomes:
         }  # fmt: skip
         while True:
             new = {trial.name: record for trial in self.trials() if trial.name not in self.records
-                   if (record := read_record(trial, self.place)) is not None}  # fmt: skip
+                   if (record := self._known.get(trial.name) or read_record(trial, self.place)) is not None}  # fmt: skip
             self.records |= new
             for name in new:
                 self.failed.pop(name, None)
@@ -102,20 +103,28 @@ class Outcomes:
         return marks
 
 
-def work(plan: Plan, place: Place, jobs: int, command: Command | None = None, look_seconds: float = 5.0) -> Outcomes:
+def work(
+    plan: Plan,
+    place: Place,
+    jobs: int,
+    command: Command | None = None,
+    look_seconds: float = 5.0,
+    known: Mapping[str, Record] = MappingProxyType({}),
+) -> Outcomes:
     """Do what is left of a study, until nothing is; runs of others are waited for.
 
     Args:
         jobs: runs at a time.
         command: that does a run; None is the ordinary one.
         look_seconds: between two looks at what others do.
+        known: of runs that were done elsewhere, by name.
     Raises:
         ConfigError: the folder holds runs of other settings.
         StoppedError: SIGTERM or SIGINT came; the runs were told, and have ended.
     """
     with system_errors(f"out ({place.out}) must be a folder that can be written to"):
         (place.out / CLAIMS).mkdir(parents=True, exist_ok=True)
-    outcomes = Outcomes(plan, place, again=True)
+    outcomes = Outcomes(plan, place, known, again=True)
     outcomes.look()
     with _told_to_stop() as told, progress("runs of the study", begun=len(outcomes.records)) as show:
         _Worker(outcomes, jobs, command or place.command, told).run(look_seconds, show)

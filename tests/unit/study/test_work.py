@@ -62,6 +62,18 @@ def test_what_is_complete_is_not_done_again(tmp_path: Path) -> None:
     assert len(outcomes.records) == 4
 
 
+def test_what_was_done_elsewhere_is_not_done_again(tmp_path: Path) -> None:
+    """Here a seed more than there, and one there that is none of the study."""
+    there = do(small(seeds=(0, 9)), Place(ROOT, tmp_path / "there"), StandIn(Place(ROOT, tmp_path / "there")))
+    here = Place(ROOT, tmp_path / "here")
+    stand_in = StandIn(here)
+    outcomes = work(small(seeds=(0, 1)), here, 2, stand_in, look_seconds=0.3, known=there.records)
+    assert sorted(stand_in.started) == ["afd-base-own-1-60", "sft-base-own-1-100"]
+    assert sorted(outcomes.records) == [
+        "afd-base-own-0-60", "afd-base-own-1-60", "sft-base-own-0-100", "sft-base-own-1-100"
+    ]  # fmt: skip
+
+
 def test_a_run_that_is_not_at_its_end_goes_on(tmp_path: Path) -> None:
     plan, place = small(seeds=[0]), Place(ROOT, tmp_path)
     trial = plan.trials({}, {})[0]
