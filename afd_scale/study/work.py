@@ -30,6 +30,7 @@ CLAIMS, FAILED = ".claims", ".failed"
 STOPPED = 3  # exit code of a run that was told to stop and has saved
 # What would make a run one rank of several, where the study itself was started by srun or mpirun.
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_STEP_", "OMPI_COMM_WORLD_")
+NONE_KNOWN: Mapping[str, Record] = MappingProxyType({})
 _POLL_SECONDS = 0.2
 _REFUSED_SECONDS = 30.0  # until a run that another job does is tried again: each try starts Python
 _TAIL_BYTES = 4096
@@ -56,7 +57,7 @@ class Outcomes:
         records: of complete runs, by name.
     """
 
-    def __init__(self, plan: Plan, place: Place, known: Mapping[str, Record] = MappingProxyType({}), again: bool = False):
+    def __init__(self, plan: Plan, place: Place, known: Mapping[str, Record] = NONE_KNOWN, again: bool = False):
         self.plan, self.place, self._known = plan, place, known
         self.records: dict[str, Record] = {}
         self._before = self._marks() if again else {}
@@ -73,7 +74,7 @@ class Outcomes:
         }  # fmt: skip
         while True:
             new = {trial.name: record for trial in self.trials() if trial.name not in self.records
-                   if (record := self._known.get(trial.name) or read_record(trial, self.place)) is not None}  # fmt: skip
+                   if (record := self._known.get(trial.name) or read_record(trial, self.place))}  # fmt: skip
             self.records |= new
             for name in new:
                 self.failed.pop(name, None)
@@ -109,7 +110,7 @@ def work(
     jobs: int,
     command: Command | None = None,
     look_seconds: float = 5.0,
-    known: Mapping[str, Record] = MappingProxyType({}),
+    known: Mapping[str, Record] = NONE_KNOWN,
 ) -> Outcomes:
     """Do what is left of a study, until nothing is; runs of others are waited for.
 
