@@ -287,9 +287,16 @@ class Evaluator:
             return None
         if self._renderer is not None:
             assert codec is not None, "without a codec nothing is looked at"
-            rendered = self._renderer.teacher(self.prompts, max(clips) + 1)[list(clips), : codec.frames(frames)]
-            return codec.encode(to_unit(rendered[..., None])).to(self.ranks.device)
+            return codec.encode(to_unit(self._rendered_starts[list(clips), ..., None])).to(self.ranks.device)
         return self._videos(clips).latents[:, :frames].to(self.ranks.device)
+
+    @cached_property
+    def _rendered_starts(self) -> FrameArray:
+        """Of the teacher's clips, by number, the frames that are given."""
+        assert self._renderer is not None, "who asks has one"
+        assert self.codec is not None, "without a codec nothing is looked at"
+        given = self.codec.frames(self.config.data.start_frames)
+        return self._renderer.teacher(self.prompts, max(self.clips) + 1)[:, :given].copy()  # the rest is not kept
 
     def _videos(self, clips: Sequence[int]) -> Videos:
         """The data's videos of clips."""
