@@ -53,7 +53,7 @@ class Workload:
 
     @property
     def chunk_frames(self) -> int:
-        """Latent frames of a chunk."""
+        """Latent frames of a chunk, but for the first."""
         return self.sampler.chunk_frames
 
     @property
@@ -64,7 +64,18 @@ class Workload:
     @property
     def chunks_at_once(self) -> int:
         """Of a rollout, in its longest pass."""
-        return min(2, self.sampler.cached_frames(self.rollout_frames) // self.chunk_frames)
+        return min(2, self._slots)
+
+    @property
+    def frames_at_once(self) -> int:
+        """Latent frames of that pass."""
+        start, chunks = self.sampler.chunks.start, self.chunks_at_once
+        return max(start(stop) - start(stop - chunks) for stop in range(chunks, self._slots + 1))
+
+    @property
+    def _slots(self) -> int:
+        """Chunks in a rollout's cache."""
+        return self.sampler.chunks.count(self.sampler.cached_frames(self.rollout_frames))
 
     def frames_of(self, each: Pass) -> int:
         """Latent frames of a video that a pass generates, scores or gives the velocities of."""

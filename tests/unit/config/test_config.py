@@ -186,7 +186,7 @@ MISTAKES = {
     "sink without window": (["sampler.sink_frames=1"], ["sampler.sink_frames", "(1)", "needs window_frames"]),
     "window of part of a chunk": (
         ["sampler.chunk_frames=2", "sampler.window_frames=3"],
-        ["sampler.window_frames", "(3)", "multiple of chunk_frames (2)"],
+        ["sampler.window_frames", "(3)", "whole chunks of chunk_frames (2)"],
     ),
     "window too small": (
         ["sampler.window_frames=2", "sampler.sink_frames=2"],
