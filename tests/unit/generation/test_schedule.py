@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from afd_scale.chunks import Chunks
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.codecs.conversions import to_uint8
 from afd_scale.codecs.identity import IdentityCodec
@@ -112,7 +113,7 @@ class Wan:
 )
 def test_a_prompt_begins_at_a_chunk_of_its_frame_or_the_next_one(frames, chunks):
     script = Script("a", tuple((frame, "b") for frame in frames))
-    assert chunks_of_schedule(script, 105, Wan(), 3) == chunks
+    assert chunks_of_schedule(script, 105, Wan(), Chunks(3)) == chunks
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_a_prompt_begins_at_a_chunk_of_its_frame_or_the_next_one(frames, chunks)
 )
 def test_a_prompt_without_a_chunk_is_refused(frames, line):
     with pytest.raises(ConfigError) as error:
-        chunks_of_schedule(Script("a", tuple((frame, "b") for frame in frames)), 81, Wan(), 3)
+        chunks_of_schedule(Script("a", tuple((frame, "b") for frame in frames)), 81, Wan(), Chunks(3))
     assert str(error.value) == line
 
 
