@@ -116,6 +116,11 @@ def test_a_prompt_begins_at_a_chunk_of_its_frame_or_the_next_one(frames, chunks)
     assert chunks_of_schedule(script, 105, Wan(), Chunks(3)) == chunks
 
 
+def test_a_prompt_may_begin_behind_a_first_chunk_of_another_length():
+    script = Script("a", ((0, "a"), (1, "b"), (14, "c")))  # chunks begin at frames 0, 1, 13, 25
+    assert chunks_of_schedule(script, 37, Wan(), Chunks(3, 1)) == (0, 1, 3)
+
+
 @pytest.mark.parametrize(
     ("frames", "line"),
     [
