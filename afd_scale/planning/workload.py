@@ -62,20 +62,11 @@ class Workload:
         return max((self.frames_of(each) for each in self.passes if each.kind == "rollout"), default=self.frames)
 
     @property
-    def chunks_at_once(self) -> int:
-        """Of a rollout, in its longest pass."""
-        return min(2, self._slots)
-
-    @property
     def frames_at_once(self) -> int:
-        """Latent frames of that pass."""
-        start, chunks = self.sampler.chunks.start, self.chunks_at_once
-        return max(start(stop) - start(stop - chunks) for stop in range(chunks, self._slots + 1))
-
-    @property
-    def _slots(self) -> int:
-        """Chunks in a rollout's cache."""
-        return self.sampler.chunks.count(self.sampler.cached_frames(self.rollout_frames))
+        """Latent frames of a rollout in its longest pass: of two chunks, where the cache has room for them."""
+        chunks = self.sampler.chunks
+        slots = chunks.count(self.sampler.cached_frames(self.rollout_frames))
+        return max(chunks.start(end) - chunks.start(max(0, end - 2)) for end in range(1, slots + 1))
 
     def frames_of(self, each: Pass) -> int:
         """Latent frames of a video that a pass generates, scores or gives the velocities of."""

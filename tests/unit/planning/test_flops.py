@@ -14,7 +14,7 @@ from afd_scale.planning.counted import counted_flops
 from afd_scale.planning.flops import Flops, forward_flops, text_flops, video_flops
 from afd_scale.planning.workload import workload
 from afd_scale.rollout.sampler import Noise, Sampler
-from tests.unit.planning.networks import adapter, build, draw, judged, make_config
+from tests.unit.planning.networks import FIRST_OF_ONE, FIRST_OF_THREE, adapter, build, draw, judged, make_config
 
 TOKENS = {"narrow": 144, "wide": 192}
 
@@ -100,10 +100,13 @@ def test_forward_passes_equal_torchs_count(shape, lora):
         assert scored == flops_of(config, "discriminator", "score").total
 
 
-@pytest.mark.parametrize("start", [0, 2])
-@pytest.mark.parametrize("window", [None, 2])
-def test_a_rollout_equals_torchs_count(window, start):
-    config = make_config("narrow", window=window, start=start)
+@pytest.mark.parametrize(
+    ("window", "start", "sampler"),
+    [(None, 0, {}), (None, 2, {}), (2, 0, {}), (2, 2, {}), (None, 0, FIRST_OF_ONE), (None, 1, FIRST_OF_ONE),
+     (None, 0, FIRST_OF_THREE), (None, 3, FIRST_OF_THREE)],
+)  # fmt: skip
+def test_a_rollout_equals_torchs_count(window, start, sampler):
+    config = make_config("narrow", window=window, start=start, sampler=sampler)
     network, inputs = build(config, "student"), draw(config)
     calls = []
 
@@ -122,13 +125,15 @@ def test_a_rollout_equals_torchs_count(window, start):
     assert total == flops_of(config, "old_policy", "rollout").total
 
 
-@pytest.mark.parametrize("window", [None, 2])
-def test_velocities_behind_a_start_equal_torchs_count(window):
-    config = make_config("narrow", window=window, start=2, states_per_rollout=2)
+@pytest.mark.parametrize(
+    ("window", "start", "sampler"), [(None, 2, {}), (2, 2, {}), (None, 1, FIRST_OF_ONE), (None, 3, FIRST_OF_THREE)]
+)
+def test_velocities_behind_a_start_equal_torchs_count(window, start, sampler):
+    config = make_config("narrow", window=window, start=start, sampler=sampler, states_per_rollout=2)
     network, inputs = build(config, "student"), draw(config)
-    inputs |= {name: inputs[name][:, 2:] for name in ("noisy", "timestep")}
+    inputs |= {name: inputs[name][:, start:] for name in ("noisy", "timestep")}
     with torch.no_grad():
-        total = counted(lambda: network(**inputs, first_frame=2))
+        total = counted(lambda: network(**inputs, first_frame=start))
     assert total == flops_of(config, "old_policy", "velocity").total
 
 
