@@ -50,6 +50,7 @@ from afd_scale.benchmarks.against import rollout_against, update_against
 from afd_scale.benchmarks.data import benchmark_data
 from afd_scale.benchmarks.networks import benchmark_linear, benchmark_rollout, benchmark_step, benchmark_update
 from afd_scale.benchmarks.timing import medians
+from afd_scale.chunks import Chunks
 from afd_scale.config import RunConfig, load_config, one_line
 from afd_scale.config.command_line import Parser, count, positive
 from afd_scale.layers.attention import AttentionLayout, choose_backend
@@ -152,7 +153,7 @@ def benchmark_attention(options: argparse.Namespace, device: torch.device) -> di
     """Forward and backward of our segments against a dense masked call, and full attention by the same kernel."""
     _refuse_config(options, "must be given shapes, as --chunks: it measures kernels, not a config")
     tokens = options.tokens_per_chunk
-    layout = AttentionLayout.block_causal(options.chunks, chunk_frames=1)
+    layout = AttentionLayout.block_causal(options.chunks, Chunks(1))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     backend = choose_backend(options.backend, device=device, dtype=dtype, head_dim=options.head_dim)
     generator = torch.Generator(device).manual_seed(0)

@@ -209,7 +209,7 @@ def _forward(state: LazyState, config: PolicyConfig) -> Tensor:
         model = CausalWan(config.student, config.sampler)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     student, generator = config.student, torch.Generator().manual_seed(0)
-    frames, (_, rows, columns) = 2 * config.sampler.chunk_frames, student.patch
+    frames, (_, rows, columns) = config.sampler.chunks.start(2), student.patch
     noisy = torch.randn(1, frames, student.latent_channels, 4 * rows, 4 * columns, generator=generator)
     text = torch.randn(1, student.text_length, student.text_dim, generator=generator)
     velocity: Tensor = model.eval()(noisy, torch.full((1, frames), 625.0), text)

@@ -109,6 +109,9 @@ def check(config: RunConfig) -> None:
     ):  # fmt: skip
         if not holds:
             raise ValueError(f"{field} ({value}) {rule} beside Self-Forcing, which has no other")
+    if not sampler.chunks.are_alike:
+        raise ValueError(f"sampler.first_chunk_frames ({sampler.first_chunk_frames}) must be null beside Self-Forcing: "
+                         "it is called with chunks of one length")  # fmt: skip
 
 
 def check_training(config: RunConfig) -> None:

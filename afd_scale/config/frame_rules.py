@@ -7,19 +7,27 @@ from afd_scale.config.cast import Pass
 from afd_scale.config.sampler import SamplerConfig
 
 
-def check_frames(passes: Sequence[Pass], sampler: SamplerConfig, teachers: int, start: int) -> None:
+def check_frames(passes: Sequence[Pass], sampler: SamplerConfig, teachers: int, start: int, lengths: int) -> None:
     """Look at the method's passes.
 
     Args:
         teachers: latent frames of the teacher's videos.
         start: of them, those that are given.
+        lengths: how often as long the student's clips are that are evaluated.
     Raises:
         ValueError: names the first field that breaks a rule.
     """
-    size, field = sampler.chunk_frames, f"sampler.chunk_frames ({sampler.chunk_frames})"
-    if teachers % size:
-        raise ValueError(f"{field} must divide data.latent_frames ({teachers}): a video is a whole number of chunks")
-    if start % size or start >= teachers:
+    chunks, size, field = sampler.chunks, sampler.chunk_frames, f"sampler.chunk_frames ({sampler.chunk_frames})"
+    if not chunks.are_alike:
+        first = f"sampler.first_chunk_frames ({sampler.first_chunk_frames})"
+        field += f" behind {first}"
+        _check_alike(passes, first)
+    if not chunks.are_whole(teachers):
+        raise ValueError(f"data.latent_frames ({teachers}) must be whole chunks of {field}: a video is made of these")
+    if not chunks.are_whole(lengths * teachers):
+        raise ValueError(f"evaluation.lengths ({lengths}) must be 1, or times data.latent_frames ({teachers}) whole "
+                         f"chunks of {field}: the student's clips are made of these")  # fmt: skip
+    if not chunks.are_whole(start) or start >= teachers:
         raise ValueError(f"data.start_frames ({start}) must be whole chunks of {field}, and less than "
                          f"data.latent_frames ({teachers}): what comes behind is generated")  # fmt: skip
     longest = f"data.latent_frames ({teachers})", teachers
@@ -54,3 +62,11 @@ def check_frames(passes: Sequence[Pass], sampler: SamplerConfig, teachers: int, 
         raise ValueError(f"sampler.positions (window) must be absolute with sampler.sink_frames ({sampler.sink_frames})"
                          f" where {longest[0]} exceed sampler.window_frames ({window}): a training pass has all chunks "
                          "of a video at once, and to each the sink would stand elsewhere")  # fmt: skip
+
+
+def _check_alike(passes: Sequence[Pass], first: str) -> None:
+    """Raises ValueError where windows begin with any chunk, and are of one length."""
+    for kind, name in (("rollout", "method.long_rollouts"), ("score", "method.judged_frames")):
+        if any(each.kind == kind and each.frames for each in passes):
+            raise ValueError(f"{first} must be left out with {name}: windows begin with any chunk, and are of one "
+                             "length")  # fmt: skip

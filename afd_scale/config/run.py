@@ -299,7 +299,7 @@ class RunConfig(Section):
             raise ValueError(f"name ({self.name}) must be letters, digits, '.', '_' and '-': it names a folder")
         student, data, passes = self.student, self.data, self._passes()
         check_cast(self.cast, passes, self.method.exported)
-        check_frames(passes, self.sampler, data.latent_frames, data.start_frames)
+        check_frames(passes, self.sampler, data.latent_frames, data.start_frames, self.evaluation.lengths)
         for axis, size, patch in (("height", data.latent_height, student.patch[1]),
                                   ("width", data.latent_width, student.patch[2])):  # fmt: skip
             if size % patch:

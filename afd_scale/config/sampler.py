@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from afd_scale.chunks import Chunks
 from afd_scale.config.errors import ConfigError
 from afd_scale.config.presets import FAMILIES, with_preset
 from afd_scale.config.section import Section, first_problem
@@ -20,6 +21,8 @@ class SamplerConfig(Section):
     """Preset of the fields below; any of them overrides it."""
     chunk_frames: PositiveInt = 1
     """Latent frames denoised together."""
+    first_chunk_frames: PositiveInt | None = None
+    """Those of the first chunk: 1 lets a video begin with an image. None is `chunk_frames`."""
     timesteps: Timesteps = Field(default=(1000, 750, 500, 250), min_length=1)
     """Denoising steps in (0, 1000], falling, before the warp."""
     first_chunk_timesteps: Timesteps | None = Field(default=None, min_length=1)
@@ -39,9 +42,14 @@ class SamplerConfig(Section):
     again, under the new prompt, or stay as they are. The prompt's own keys and values are the new one's either way."""
 
     @property
-    def layout(self) -> tuple[int, int | None, int]:
-        """Chunk, window and sink: what decides which frames see which."""
-        return self.chunk_frames, self.window_frames, self.sink_frames
+    def chunks(self) -> Chunks:
+        """Where they begin and end."""
+        return Chunks(self.chunk_frames, self.first_chunk_frames)
+
+    @property
+    def layout(self) -> tuple[Chunks, int | None, int]:
+        """Chunks, window and sink: what decides which frames see which."""
+        return self.chunks, self.window_frames, self.sink_frames
 
     def with_fields(self, fields: Mapping[str, Any]) -> "SamplerConfig":
         """The same with other fields.
@@ -72,8 +80,10 @@ class SamplerConfig(Section):
 
     def past_of(self, chunk: int) -> list[int]:
         """The same by chunks, the first is 0."""
-        size = self.chunk_frames
-        return [frame // size for run in self.context(chunk * size) for frame in run[::size]]
+        count = self.chunks.count
+        return [
+            past for run in self.context(self.chunks.start(chunk)) for past in range(count(run.start), count(run.stop))
+        ]
 
     def timesteps_of(self, chunk: int) -> Timesteps:
         """Denoising steps of a chunk."""
@@ -86,7 +96,7 @@ class SamplerConfig(Section):
         Args:
             given: first latent frames that are not generated; so below.
         """
-        chunks, first = frames // self.chunk_frames, given // self.chunk_frames
+        chunks, first = self.chunks.count(frames), self.chunks.count(given)
         steps = [0 if chunk < first else len(self.timesteps_of(chunk)) for chunk in range(chunks)]
         return [count + (chunk + 1 < chunks) for chunk, count in enumerate(steps)]
 
@@ -100,7 +110,7 @@ class SamplerConfig(Section):
 
         A clean pass and the next chunk's first step are one while no slot of the cache is used again.
         """
-        slots, first = self.cached_frames(frames) // self.chunk_frames, given // self.chunk_frames
+        slots, first = self.chunks.count(self.cached_frames(frames)), self.chunks.count(given)
         calls = []
         for chunk, passes in enumerate(self.passes(frames, given)):
             begun, goes_on, seen = max(first, 1) <= chunk < slots, first <= chunk + 1 < slots, min(chunk + 1, slots)
@@ -127,10 +137,14 @@ class SamplerConfig(Section):
                 raise ValueError("positions (window) needs window_frames: a window's places are counted")
             return self
         for name, frames in (("window_frames", self.window_frames), ("sink_frames", self.sink_frames)):
-            if frames % self.chunk_frames:
-                raise ValueError(f"{name} ({frames}) must be a multiple of chunk_frames ({self.chunk_frames}): "
-                                 "the window moves by whole chunks")  # fmt: skip
+            if not self.chunks.are_whole(frames):
+                raise ValueError(f"{name} ({frames}) must be whole chunks of chunk_frames ({self.chunks}): the window "
+                                 "moves by these")  # fmt: skip
         if self.window_frames - self.sink_frames < self.chunk_frames:
             raise ValueError(f"window_frames ({self.window_frames}) must hold the sink ({self.sink_frames}) "
                              f"and one chunk ({self.chunk_frames})")  # fmt: skip
+        if not self.chunks.are_alike and not self.sink_frames:
+            raise ValueError(f"sink_frames (0) must hold the first chunk with first_chunk_frames "
+                             f"({self.first_chunk_frames}): in a window others take the place of one that leaves, and "
+                             "are longer or shorter")  # fmt: skip
         return self

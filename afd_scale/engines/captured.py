@@ -114,7 +114,8 @@ class CapturedPasses:
             log.warning("rollout.graphs: passes run one kernel at a time: %s", " ".join(str(error).split())[:300])
 
     def _places(self, like: Tensor, cache: KVCache) -> Tensor:
-        start = cache.ring.slot * len(like) // cache.ring.chunks
+        own = cache.ring.own
+        start = own.start * len(like) // len(own)
         return torch.arange(start, start + len(like), device=like.device)
 
 

@@ -192,8 +192,7 @@ def generate(job: Job, ranks: Ranks) -> dict[str, Any] | None:
         if gathered is None:
             return None
         _write_sheet(job, share)
-    chunk_frames = share.student.policy.sampler.chunk_frames
-    first_chunk, two_chunks = (share.codec.frames(chunks * chunk_frames) for chunks in (1, 2))
+    first_chunk, two_chunks = map(share.codec.frames, map(share.student.policy.sampler.chunks.start, (1, 2)))
     frames, (denoising, decoding, first) = gathered[:, 0].sum().item(), gathered[:, 1:].max(dim=0).values.tolist()
     return {
         "files": [str(request.path) for request in share.requests],
@@ -225,8 +224,8 @@ def prepare(job: Job, ranks: Ranks) -> Share:
     scripts = [everything[row] for row in chosen]
     texts = [script.prompt for script in scripts]
     requests = requests_of(texts, job.videos_of_each, job.out, job.layout)
-    chunk_frames = student.policy.sampler.chunk_frames
-    changes = [chunks_of_schedule(script, pixels.frames, codec, chunk_frames) for script in scripts]
+    chunks = student.policy.sampler.chunks
+    changes = [chunks_of_schedule(script, pixels.frames, codec, chunks) for script in scripts]
     mine = requests[ranks.data_rank :: ranks.data_size]
     asked = sorted({request.prompt for request in mine})  # a rank embeds no others
     form = latent_form(job, student, codec, pixels)
@@ -259,7 +258,7 @@ def _make(job: Job, share: Share, ranks: Ranks) -> Clock:
         note={"source": str(job.source), "seed": job.seed},
     )  # fmt: skip
     parts = batches(share.mine, job.batch)
-    total = len(parts) * (share.form.latent_shape[0] // sampler.config.chunk_frames)
+    total = len(parts) * sampler.config.chunks.count(share.form.latent_shape[0])
     with progress("Chunks", shown=ranks.is_main) as show:
         chunks = chain.from_iterable(generator.write(share.prompts, part) for part in parts)
         for done, _ in enumerate(chunks, 1):
@@ -344,7 +343,7 @@ def trained_fps(run: RunConfig) -> float | None:
 def latent_form(job: Job, student: Student, codec: Codec, pixels: VideoForm) -> Form:
     """What is generated for videos of this form: whole chunks."""
     config, sampler = student.policy.student, student.policy.sampler
-    latent_frames = whole_chunks(pixels.frames, codec, sampler.chunk_frames)
+    latent_frames = whole_chunks(pixels.frames, codec, sampler.chunks)
     shape = codec.latent_shape(replace(pixels, frames=codec.frames(latent_frames)))
     if shape[1] != config.latent_channels:
         raise ConfigError(f"models ({job.models}) must have latents of {config.latent_channels} channels, as the "
@@ -380,14 +379,14 @@ def starts_of(
     elif of_dataset is not None:
         starts = list(of_dataset)
     elif trained and job.starts:
-        chunks = trained // sampler.chunk_frames
+        chunks = sampler.chunks.count(trained)
         starts = [start_of_video(job.starts[text], chunks, pixels, codec, sampler)[0] for text in texts]
     elif trained:
         log.warning("the student was trained to go on from the start of a video, latent frames: %d; it is given none, "
                     "as --image or --video would", trained)  # fmt: skip
     first, (latent_frames, *expected) = starts[0] if starts else None, form.latent_shape
     if first is not None and len(first) > latent_frames:
-        raise ConfigError(f"video_chunks ({len(first) // sampler.chunk_frames}) must fit a video of {form.frames} "
+        raise ConfigError(f"video_chunks ({sampler.chunks.count(len(first))}) must fit a video of {form.frames} "
                           "frames")  # fmt: skip
     if first is not None and list(first.shape[1:]) != expected:
         raise ConfigError(f"dataset ({job.dataset and job.dataset.shards}) must have latents of {expected}, as these "

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from afd_scale.chunks import Chunks
 from afd_scale.codecs.cleaning import clean_prompt
 from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
 from afd_scale.codecs.conversions import to_unit
@@ -102,14 +103,14 @@ def schedule_of(value: Any) -> tuple[tuple[int, str], ...]:
     return tuple((frame, clean_prompt(text)) for frame, text in pairs)
 
 
-def chunks_of_schedule(script: Script, frames: int, codec: Codec, chunk_frames: int) -> tuple[int, ...]:
+def chunks_of_schedule(script: Script, frames: int, codec: Codec, chunks: Chunks) -> tuple[int, ...]:
     """The chunks at which a script's prompts begin, in a video of so many frames: at a frame's own, or the next border.
 
     Raises:
         ConfigError: a prompt begins beyond the video's last chunk, or where another does.
     """
     starts, borders = list[int](), [0]  # frames at which chunks begin
-    while (border := codec.frames(len(borders) * chunk_frames)) < frames:
+    while (border := codec.frames(chunks.start(len(borders)))) < frames:
         borders.append(border)
     for frame, text in script.schedule:
         chunk = bisect_left(borders, frame)
@@ -209,12 +210,9 @@ def requests_of(texts: Sequence[str], num_videos: int, out: Path, layout: str) -
     return requests
 
 
-def whole_chunks(frames: int, codec: Codec, chunk_frames: int) -> int:
+def whole_chunks(frames: int, codec: Codec, chunks: Chunks) -> int:
     """The fewest latent frames that are whole chunks and give so many frames."""
-    latent_frames = chunk_frames
-    while codec.frames(latent_frames) < frames:
-        latent_frames += chunk_frames
-    return latent_frames
+    return next(latent for latent in map(chunks.start, count(1)) if codec.frames(latent) >= frames)
 
 
 def start_of_image(path: Path, form: VideoForm, codec: Codec, sampler: SamplerConfig) -> Tensor:
@@ -223,9 +221,10 @@ def start_of_image(path: Path, form: VideoForm, codec: Codec, sampler: SamplerCo
     Raises:
         ConfigError: it cannot be read, or this student's first chunk is no single frame.
     """
-    if sampler.chunk_frames != 1 or codec.frames(1) != 1:
+    first = codec.frames(sampler.chunks.start(1))
+    if first != 1:
         raise ConfigError(f"image ({path}) must be for a student whose first chunk is one frame: this one's has "
-                          f"{codec.frames(sampler.chunk_frames)}; give a video of as many")  # fmt: skip
+                          f"{first}; give a video of as many")  # fmt: skip
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("L" if form.colour == "gray" else "RGB"))
@@ -240,7 +239,7 @@ def start_of_video(path: Path, chunks: int, form: VideoForm, codec: Codec, sampl
     Raises:
         ConfigError: it cannot be read, or is too short.
     """
-    frames = codec.frames(chunks * sampler.chunk_frames)
+    frames = codec.frames(sampler.chunks.start(chunks))
     try:
         return _encoded(read_video(path, replace(form, frames=frames)), codec)
     except RejectedError as error:

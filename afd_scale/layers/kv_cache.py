@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from afd_scale.chunks import Chunks
 from afd_scale.layers.attention.layout import AttentionLayout
 from afd_scale.layers.rope import Rotation, WindowRotation
 
@@ -56,7 +57,8 @@ class Ring:
     """Which slots of all layers the current pass fills.
 
     Attributes:
-        capacity: slots, a chunk each.
+        chunks: as long as which the slots are, one behind the other.
+        capacity: slots.
         slot: of the chunk that is generated.
         filled: slots that it sees, its own included.
         ahead: chunks after it in the same pass, 0 or 1.
@@ -64,6 +66,7 @@ class Ring:
             replayed for other slots; None writes by `slot`.
     """
 
+    chunks: Chunks
     capacity: int
     slot: int = 0
     filled: int = 0
@@ -71,9 +74,19 @@ class Ring:
     places: Tensor | None = None
 
     @property
-    def chunks(self) -> int:
-        """Of the current pass."""
-        return 1 + self.ahead
+    def frames(self) -> int:
+        """Latent frames of all slots."""
+        return self.chunks.start(self.capacity)
+
+    @property
+    def visible(self) -> range:
+        """Places of the frames that the current pass sees, its own included."""
+        return range(self.chunks.start(self.filled + self.ahead))
+
+    @property
+    def own(self) -> range:
+        """Places of its own frames."""
+        return range(self.chunks.start(self.slot), self.chunks.start(self.slot + 1 + self.ahead))
 
 
 @dataclass
@@ -102,7 +115,7 @@ class LayerCache:
         else:
             keys.index_copy_(1, ring.places, k_BLND)
             values.index_copy_(1, ring.places, v_BLND)
-        visible = (ring.filled + ring.ahead) * tokens // ring.chunks
+        visible = len(ring.visible) * tokens // len(ring.own)
         return keys.narrow(1, 0, visible), values.narrow(1, 0, visible)
 
     def text(self, project: Callable[[], Pair]) -> Pair:
@@ -116,13 +129,14 @@ class LayerCache:
 
     def _buffers(self, like_BLND: Tensor) -> Pair:
         if self.k_BLND is None or self.v_BLND is None:
-            slots = self.ring.capacity * like_BLND.shape[1] // self.ring.chunks
+            slots = self.ring.frames * like_BLND.shape[1] // len(self.ring.own)
             shape = (like_BLND.shape[0], slots, *like_BLND.shape[2:])
             self.k_BLND, self.v_BLND = like_BLND.new_empty(shape), like_BLND.new_empty(shape)
         return self.k_BLND, self.v_BLND
 
     def _slots(self, buffer: Tensor, tokens: int) -> Tensor:
-        return buffer.narrow(1, self.ring.slot * tokens // self.ring.chunks, tokens)
+        own = self.ring.own
+        return buffer.narrow(1, own.start * tokens // len(own), tokens)
 
 
 @dataclass
@@ -135,15 +149,16 @@ class KVCache:
 
     Attributes:
         num_layers: self-attention layers.
-        frames, chunk_frames: of the video to generate; no frames where it has no end, which takes a window.
-        window_frames, sink_frames: None keeps all; both count latent frames, multiples of chunk_frames.
+        frames, chunks: of the video to generate; no frames where it has no end, which takes a window.
+        window_frames, sink_frames: None keeps all; both count latent frames, whole chunks. Where the first is of
+            another length, the sink has it.
         turned_in_window: keys are stored as they are, see `positions`.
         rotation: of a pass that is replayed; None is that of the current frames.
     """
 
     num_layers: int
     frames: int | None
-    chunk_frames: int
+    chunks: Chunks
     window_frames: int | None = None
     sink_frames: int = 0
     turned_in_window: bool = False
@@ -156,14 +171,14 @@ class KVCache:
     def __post_init__(self) -> None:
         limits = [limit for limit in (self.frames, self.window_frames) if limit is not None]
         assert limits, "a video without an end has a window"
-        self.ring = Ring(min(limits) // self.chunk_frames)
+        self.ring = Ring(self.chunks, self.chunks.count(min(limits)))
         self.layers = [LayerCache(self.ring) for _ in range(self.num_layers)]
         self._point_to(0, turn=0)
 
     @property
     def first_frame(self) -> int:
         """Absolute position of the current chunk."""
-        return self.chunk * self.chunk_frames
+        return self.chunks.start(self.chunk)
 
     def positions(self) -> tuple[tuple[range, ...], tuple[range, ...] | None]:
         """Positions of the frames of the current pass, once that has begun; and of all that it sees, as they stand in
@@ -172,22 +187,19 @@ class KVCache:
         In a window the sink stands at its beginning and the newest chunk at its end, in between the others in order; a
         window that is not full yet begins at 0 too.
         """
-        size, ring = self.chunk_frames, self.ring
+        ring, frames, sink = self.ring, len(self.ring.own), self.sink_frames
         if not self.turned_in_window:
-            return (range(self.first_frame, self.first_frame + ring.chunks * size),), None
-        first, visible = ring.filled - 1, ring.filled + ring.ahead
-        own = (range(first * size, visible * size),)
+            return (range(self.first_frame, self.first_frame + frames),), None
+        own = (ring.visible[-frames:],)
         if self.turn < ring.capacity:
-            return own, (range(visible * size),)
-        sink, slot = self.sink_frames // size, ring.slot
-        oldest = ring.capacity - 1 - slot  # chunks in the slots after the newest one, older than those before it
-        runs = (range(sink), range(sink + oldest, ring.capacity), range(sink, sink + oldest))
-        return own, tuple(range(run.start * size, run.stop * size) for run in runs if run)
+            return own, (ring.visible,)
+        older = sink + ring.frames - ring.own.stop  # up to there stand those of the slots after the newest one
+        return own, tuple(run for run in (range(sink), range(older, ring.frames), range(sink, older)) if run)
 
     @property
     def visible_frames(self) -> int:
         """Latent frames that the current pass sees, its own included."""
-        return (self.ring.filled + self.ring.ahead) * self.chunk_frames
+        return len(self.ring.visible)
 
     @property
     def has_text(self) -> bool:
@@ -207,10 +219,10 @@ class KVCache:
 
     def begin_pass(self, frames: int) -> AttentionLayout:
         """Which frames see which in a pass over the current chunk, or over it and the next."""
-        self.ring.ahead = frames // self.chunk_frames - 1
-        assert frames % self.chunk_frames == 0, "a pass computes whole chunks"
+        lengths = self.chunks.lengths(self.first_frame + frames, self.first_frame)
+        self.ring.ahead = len(lengths) - 1
         assert self.ring.ahead == 0 or (self.ring.ahead == 1 and self.has_room_ahead), "no room for the next chunk"
-        return AttentionLayout.after_past(frames, self.visible_frames, self.chunk_frames)
+        return AttentionLayout.after_past(lengths, self.visible_frames)
 
     def advance(self, to: int | None = None) -> None:
         """The current chunk is finished: keep its slot and move to the next, or to a later one."""
@@ -246,10 +258,10 @@ class KVCache:
         return still
 
     def _is_in_video(self, chunk: int) -> bool:
-        return self.frames is None or (chunk + 1) * self.chunk_frames <= self.frames
+        return self.frames is None or chunk < self.chunks.count(self.frames)
 
     def _point_to(self, chunk: int, turn: int) -> None:
         self.chunk, self.turn, ring = chunk, turn, self.ring
-        sink = self.sink_frames // self.chunk_frames
+        sink = self.chunks.count(self.sink_frames)
         ring.slot = turn if turn < ring.capacity else sink + (turn - sink) % (ring.capacity - sink)
         ring.filled, ring.ahead = min(turn + 1, ring.capacity), 0

@@ -22,7 +22,7 @@ from afd_scale.config.methods import DmdConfig
 from afd_scale.flow import losses
 from afd_scale.flow.process import add_noise, x0_from_velocity
 from afd_scale.flow.randomness import Randomness
-from afd_scale.flow.schedule import TIMESTEPS, warp
+from afd_scale.flow.schedule import TIMESTEPS, by_frame, warp
 from afd_scale.methods.judges import Lesson, judge_rollouts, train_judge
 from afd_scale.methods.self_rollout import follow, roll_out, train_student
 from afd_scale.methods.updates import accumulate, learning_rate, without_gradient
@@ -139,12 +139,12 @@ class Dmd:
     def _noise(self, stream: str, videos: Videos, by_chunk: bool, step: int) -> tuple[Tensor, Tensor]:
         """Noise of videos' shape and (B, F) levels, one for each chunk or for each video."""
         frames, device = videos.latents.shape[1], videos.latents.device
-        count = frames // self.sampler.config.chunk_frames if by_chunk else 1
+        lengths = self.sampler.config.chunks.lengths(frames) if by_chunk else [frames]
         keys, shape = videos.prompts.keys, tuple(videos.latents.shape[1:])
-        uniform = self.randomness.uniform(f"{stream}/sigma", step, keys, (count,), device)
+        uniform = self.randomness.uniform(f"{stream}/sigma", step, keys, (len(lengths),), device)
         sigma = warp(uniform, self.sampler.config.timestep_shift).clamp(*self.config.sigma_range)
         noise = self.randomness.normal(f"{stream}/noise", step, keys, shape, device)
-        return noise, sigma.repeat_interleave(frames // count, dim=1)
+        return noise, by_frame(sigma, lengths)
 
 
 def _negative(config: DmdConfig, text_dim: int) -> Tensor:

@@ -38,7 +38,8 @@ def build_network(run: RunConfig, network: NetworkConfig, ops: ModelOps) -> Netw
         return HttpJudge(network)
     if isinstance(network, ScoreConfig) and not network.causal:
         return CausalWan(network, run.sampler.model_copy(update={
-            "chunk_frames": data.latent_frames, "window_frames": None, "sink_frames": 0}), ops)  # fmt: skip
+            "chunk_frames": data.latent_frames, "first_chunk_frames": None, "window_frames": None, "sink_frames": 0,
+        }), ops)  # fmt: skip
     return CausalWan(network, run.sampler, ops)
 
 

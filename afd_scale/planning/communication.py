@@ -60,8 +60,9 @@ def _pass_traffic(config: RunConfig, load: Workload, each: Pass, size: NetworkSi
     network, seen = config.role(each.role).network, tokens_of(load, each, each.videos)
     gathers, exchanges = 1, 1.0
     if each.kind == "rollout":
-        gathers = load.calls_of(each)
-        exchanges = sum(config.sampler.passes(load.frames_of(each), each.given)) / load.chunks_at_once
+        gathers, frames, sampler = load.calls_of(each), load.frames_of(each), config.sampler
+        passed = zip(sampler.passes(frames, each.given), sampler.chunks.lengths(frames), strict=True)
+        exchanges = sum(passes * length for passes, length in passed) / load.frames_at_once
     if each.gradient and not (each.trains and has_frozen_trunk(network)):  # forward, perhaps again, and backward
         recomputed = isinstance(network, WanConfig) and network.activation_checkpointing != "none"
         gathers, exchanges = TRAINING_GATHERS, 3 if recomputed else 2

@@ -155,7 +155,7 @@ def _layouts(
 
     A gradient goes through the last.
     """
-    sampler, frames, chunk = config.sampler, load.frames_of(each), config.sampler.chunk_frames
+    sampler, frames = config.sampler, load.frames_of(each)
     outputs = network.latent_channels * network.patch[1] * network.patch[2]
     if each.kind == "score":
         return [(1, AttentionLayout.full(frames), 1)]
@@ -163,8 +163,10 @@ def _layouts(
         return [(1, AttentionLayout.full(frames), outputs)]
     if each.kind == "rollout":  # chunk by chunk, with the KV cache
         return [
-            (times, AttentionLayout.full(chunk, sampler.cached_frames((number + 1) * chunk)), outputs)
-            for number, times in enumerate(sampler.passes(frames, each.given))
+            (times, AttentionLayout.full(stop - start, sampler.cached_frames(stop)), outputs)
+            for (start, stop), times in zip(
+                sampler.chunks.ranges(frames), sampler.passes(frames, each.given), strict=True
+            )
         ]
     window = load.window_of(each)
     layout, place = (window.end, *sampler.layout), (each.states, window.first_frame, window.gap)

@@ -167,7 +167,7 @@ def tokens_of(load: Workload, each: Pass, videos: int) -> Tokens:
     frames = videos * load.frames_of(each)
     tokens = frames * load.local_tokens_per_frame
     if each.kind == "rollout":
-        frames = videos * load.chunk_frames * load.chunks_at_once
+        frames = videos * load.frames_at_once
         return Tokens(frames * load.local_tokens_per_frame, 0, frames, videos)
     if each.kind in ("score", "bidirectional"):
         return Tokens(tokens, 0, frames, videos)

@@ -53,7 +53,7 @@ class Workload:
 
     @property
     def chunk_frames(self) -> int:
-        """Latent frames of a chunk."""
+        """Latent frames of a chunk, but for the first."""
         return self.sampler.chunk_frames
 
     @property
@@ -62,9 +62,11 @@ class Workload:
         return max((self.frames_of(each) for each in self.passes if each.kind == "rollout"), default=self.frames)
 
     @property
-    def chunks_at_once(self) -> int:
-        """Of a rollout, in its longest pass."""
-        return min(2, self.sampler.cached_frames(self.rollout_frames) // self.chunk_frames)
+    def frames_at_once(self) -> int:
+        """Latent frames of a rollout in its longest pass: of two chunks, where the cache has room for them."""
+        chunks = self.sampler.chunks
+        slots = chunks.count(self.sampler.cached_frames(self.rollout_frames))
+        return max(chunks.start(end) - chunks.start(max(0, end - 2)) for end in range(1, slots + 1))
 
     def frames_of(self, each: Pass) -> int:
         """Latent frames of a video that a pass generates, scores or gives the velocities of."""

@@ -92,15 +92,17 @@ def shrink(config: RunConfig, full: Layout, small: Layout) -> RunConfig:
         if tree["train"][name] is not None:
             tree["train"][name] = LOOK_EVERY
     tree["evaluation"] |= {name: min(most, tree["evaluation"][name]) for name, most in EVALUATED.items()}
+    if not config.sampler.chunks.are_whole(tree["evaluation"]["lengths"] * tree["data"]["latent_frames"]):
+        tree["evaluation"]["lengths"] = 1
     return RunConfig.model_validate(tree)
 
 
 def small_frames(config: RunConfig) -> int:
     """Latent frames of a short video: some chunks, and where a window slides in the long one, enough to move it."""
-    chunk, window, frames = config.sampler.chunk_frames, config.sampler.window_frames, config.data.latent_frames
-    wanted = CHUNKS * chunk
+    sampler, frames = config.sampler, config.data.latent_frames
+    wanted, window = sampler.chunks.start(CHUNKS), sampler.window_frames
     if window is not None and window < frames:
-        wanted = max(wanted, window + chunk)
+        wanted = max(wanted, window + sampler.chunk_frames)
     return min(wanted, frames)
 
 
@@ -163,10 +165,10 @@ def _small_start(config: RunConfig) -> int:
 
 def _in_proportion(frames: int, config: RunConfig) -> int:
     """The same part of a video, in whole chunks."""
-    chunk = config.sampler.chunk_frames
     if keeps_data(config):
         return frames
-    return max(1, frames * small_frames(config) // (config.data.latent_frames * chunk)) * chunk
+    chunks = config.sampler.chunks
+    return chunks.start(max(1, chunks.count(frames * small_frames(config) // config.data.latent_frames)))
 
 
 def _shrink_data(tree: dict[str, Any], config: RunConfig, full: Layout, small: Layout) -> None:

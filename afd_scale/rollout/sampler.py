@@ -12,11 +12,12 @@ from itertools import count, pairwise
 import torch
 from torch import Tensor
 
+from afd_scale.chunks import Chunks
 from afd_scale.config.methods.method import SigmaConfig
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.flow.process import add_noise, x0_from_velocity
 from afd_scale.flow.randomness import Randomness
-from afd_scale.flow.schedule import TIMESTEPS, denoising_sigmas, warp
+from afd_scale.flow.schedule import TIMESTEPS, by_frame, denoising_sigmas, warp
 from afd_scale.protocols import Policy
 
 Text = Tensor | Callable[[int], Tensor]
@@ -64,8 +65,8 @@ class Noise:
         """Of the beginnings of the videos, so many latent frames."""
         return replace(self, initial=self.initial[:, :frames], again=self.again[:, :, :frames])
 
-    def of_chunk(self, chunk: int, chunk_frames: int) -> "Noise":
-        frames = slice(chunk * chunk_frames, (chunk + 1) * chunk_frames)
+    def of_chunk(self, chunk: int, chunks: Chunks) -> "Noise":
+        frames = slice(chunks.start(chunk), chunks.start(chunk + 1))
         return Noise(self.initial[:, frames], self.again[:, :, frames])
 
 
@@ -83,7 +84,7 @@ class NoiseStream:
     frames: int | None = None
     given: Tensor | None = None
 
-    def of_chunk(self, chunk: int, chunk_frames: int) -> Noise:
+    def of_chunk(self, chunk: int, chunks: Chunks) -> Noise:
         return self.draw(chunk)
 
 
@@ -126,11 +127,12 @@ class Sampler:
         """
         if frames is None and self.config.window_frames is None:
             raise ValueError("frames (None) must be given without sampler.window_frames: a chunk sees all before it")
-        chunk_shape = (self.config.chunk_frames, *shape)
-        return NoiseStream(
-            lambda chunk: self.draw(randomness, f"{stream}/chunk {chunk}", step, keys, chunk_shape, device),
-            frames, given,
-        )  # fmt: skip
+
+        def draw(chunk: int) -> Noise:
+            chunk_shape = (len(self.config.chunks.frames(chunk)), *shape)
+            return self.draw(randomness, f"{stream}/chunk {chunk}", step, keys, chunk_shape, device)
+
+        return NoiseStream(draw, frames, given)
 
     def rollout(self, policy: Policy, text: Text, noise: Noise) -> Tensor:
         """(B, F, C, H, W) clean latents of whole videos; arguments as of `chunks`."""
@@ -156,39 +158,39 @@ class Sampler:
             text: of all chunks, or of each; where it changes, `sampler.at_prompt_change` says what is cached.
             exit: the part of a chunk's denoising steps after which it is taken as it is, in (0, 1]; rounded up.
         """
-        size = self.config.chunk_frames
+        chunks = self.config.chunks
         given = 0 if noise.given is None else noise.given.shape[1]
-        assert given % size == 0, "what is given is whole chunks"
+        assert chunks.are_whole(given), "what is given is whole chunks"
         text_of = (lambda _: text) if isinstance(text, Tensor) else text
         cache, kept = policy.new_cache(noise.frames), dict[int, Tensor]()
-        reading, drawn = text_of(0), noise.of_chunk(0, size)
+        reading, drawn = text_of(0), noise.of_chunk(0, chunks)
         begun: Tensor | None = None  # velocity of a chunk's first step, where it was part of the pass before
         for number in count():
-            after = number + 1
-            if noise.given is not None and number * size < given:
-                noisy = chunk = noise.given[:, number * size : after * size]
+            after, stop = number + 1, chunks.start(number + 1)
+            if noise.given is not None and stop <= given:
+                noisy = chunk = noise.given[:, chunks.start(number) : stop]
             else:
                 noisy, chunk = _denoise(policy, reading, drawn, self._until(exit, number), cache, begun)
             yield noisy, chunk
-            if after * size == noise.frames:
+            if stop == noise.frames:
                 return
-            read, reading, drawn, begun = reading, text_of(after), noise.of_chunk(after, size), None
+            read, reading, drawn, begun = reading, text_of(after), noise.of_chunk(after, chunks), None
             if not isinstance(text, Tensor):  # what the next chunk sees may have to be encoded again
                 kept[number] = chunk
                 kept = {past: kept[past] for past in self.config.past_of(after)}
-            clean_time = chunk.new_zeros(chunk.shape[:2], dtype=torch.float32)
             if reading is not read and self.config.at_prompt_change == "recompute":
                 cache.restart(next(iter(kept), after))
                 for past, following in pairwise([*kept, after]):
-                    policy(kept[past], clean_time, reading, cache=cache)
+                    policy(kept[past], _time_of(kept[past], 0.0), reading, cache=cache)
                     cache.advance(to=following)
                 continue
-            if reading is read and after * size >= given and cache.has_room_ahead:
-                next_time = torch.full_like(clean_time, (self._until(exit, after)[0] * TIMESTEPS).item())
-                both, times = torch.cat([chunk, drawn.initial], dim=1), torch.cat([clean_time, next_time], dim=1)
-                begun = policy(both, times, read, cache=cache)[:, size:]
+            if reading is read and stop >= given and cache.has_room_ahead:
+                next_time = (self._until(exit, after)[0] * TIMESTEPS).item()
+                both = torch.cat([chunk, drawn.initial], dim=1)
+                times = torch.cat([_time_of(chunk, 0.0), _time_of(drawn.initial, next_time)], dim=1)
+                begun = policy(both, times, read, cache=cache)[:, chunk.shape[1] :]
             else:
-                policy(chunk, clean_time, read, cache=cache)
+                policy(chunk, _time_of(chunk, 0.0), read, cache=cache)
             if reading is not read:
                 cache.forget_text()
             cache.advance()
@@ -196,7 +198,7 @@ class Sampler:
     def last_sigmas(self, exit: float, latents: Tensor) -> Tensor:
         """(B, F) noise levels of the last denoising steps of (B, F, C, H, W) videos, all of whose chunks are generated;
         `exit` as in `last_steps`."""
-        levels = torch.stack([self._until(exit, frame // self.config.chunk_frames)[-1]
+        levels = torch.stack([self._until(exit, self.config.chunks.count(frame))[-1]
                               for frame in range(latents.shape[1])])  # fmt: skip
         return levels.to(latents.device, non_blocking=True).expand(len(latents), -1)
 
@@ -214,19 +216,26 @@ class Sampler:
         Args:
             begun: B, whether the first chunk is a later one of a longer video; None is of none.
         """
-        chunks, device = (latents.shape[1] // self.config.chunk_frames,), latents.device
+        begin = self.config.chunks.start(1) if begun is not None and all(begun) else 0
+        lengths = self.config.chunks.lengths(begin + latents.shape[1], begin)
+        count, device = (len(lengths),), latents.device
         if config.name == "logit_normal":
-            normal = randomness.normal(stream, step, keys, chunks, device)
+            normal = randomness.normal(stream, step, keys, count, device)
             sigma = warp(torch.sigmoid(config.mean + config.deviation * normal), self.config.timestep_shift)
         else:
-            sigma = randomness.uniform(stream, step, keys, chunks, device)
+            sigma = randomness.uniform(stream, step, keys, count, device)
             if config.name == "steps":
                 first = _pick(self.first_sigmas, sigma[:, :1])
                 if begun is not None:
                     is_later = torch.tensor(begun).to(device, non_blocking=True)[:, None]
                     first = torch.where(is_later, _pick(self.sigmas, sigma[:, :1]), first)
                 sigma = torch.cat([first, _pick(self.sigmas, sigma[:, 1:])], dim=1)
-        return sigma.repeat_interleave(self.config.chunk_frames, dim=1)
+        return by_frame(sigma, lengths)
+
+
+def _time_of(latents: Tensor, timestep: float) -> Tensor:
+    """(B, F) of latents of one level."""
+    return latents.new_full(latents.shape[:2], timestep, dtype=torch.float32)
 
 
 def _pick(sigmas: Tensor, uniform: Tensor) -> Tensor:

@@ -83,8 +83,9 @@ class Studio:
         self.codec: Codec = find_codec(job, self.student, None, self.device)
         self.pixels: VideoForm = pixel_form(job, self.student, None, self.codec)
         sampler = self.student.policy.sampler
-        learned = whole_chunks(self.pixels.frames, self.codec, sampler.chunk_frames)
-        window = {"window_frames": sampler.window_frames or learned}
+        learned = whole_chunks(self.pixels.frames, self.codec, sampler.chunks)
+        sink = 0 if sampler.chunks.are_alike else sampler.chunks.start(1)  # a first chunk of another length stays
+        window = {"window_frames": sampler.window_frames or learned, "sink_frames": sampler.sink_frames or sink}
         self.student = sampling(self.student, **window | job.sampler)
         self.sampler = Sampler(self.student.policy.sampler)
         self.form(self.pixels.frames)  # what is wrong with it is said before anybody asks
@@ -92,8 +93,8 @@ class Studio:
     @property
     def chunk_frames(self) -> int:
         """Frames of a chunk that is not the first."""
-        chunk = self.sampler.config.chunk_frames
-        return self.codec.frames(2 * chunk) - self.codec.frames(chunk)
+        first, both = map(self.codec.frames, map(self.sampler.config.chunks.start, (1, 2)))
+        return both - first
 
     @cached_property
     def examples(self) -> list[str]:
@@ -140,7 +141,7 @@ class Studio:
         """
         form, generator = self.form(frames), self._generator(frames, seed, check)
         prompts = embedded([prompt], self.codec, self.student.policy.student)
-        chunks = form.latent_shape[0] // self.sampler.config.chunk_frames
+        chunks = self.sampler.config.chunks.count(form.latent_shape[0])
         for made, _ in enumerate(generator.write(prompts, [Request(0, 0, path)]), 1):
             yield 100 * made // chunks
             check()

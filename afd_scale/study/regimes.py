@@ -161,6 +161,9 @@ def world_of(config: RunConfig) -> str:
     if config.data.start_frames:
         raise ConfigError(f"data.start_frames ({config.data.start_frames}) must be 0: what judges are asked of here is "
                           "generated whole")  # fmt: skip
+    if not config.sampler.chunks.are_alike:
+        raise ConfigError(f"sampler.first_chunk_frames ({config.sampler.first_chunk_frames}) must be left out: videos "
+                          "of several lengths are whole chunks here")  # fmt: skip
     metrics = config.evaluation.metrics
     if metrics not in WORLD_OF:
         raise ConfigError(f"evaluation.metrics ({metrics}) must be {' or '.join(WORLD_OF)}: judges are held against "

@@ -358,8 +358,7 @@ class Evaluator:
     def timing(self, lengths: int = 1) -> Timing:
         """When the frames of this run's clips, so many times as long as the data's, are shown and made."""
         assert self.codec is not None, "without a codec nothing is looked at"
-        chunk_frames, frames = self.config.sampler.chunk_frames, self.codec.frames
-        first, both = frames(chunk_frames), frames(2 * chunk_frames)
+        first, both = map(self.codec.frames, map(self.config.sampler.chunks.start, (1, 2)))
         return Timing(self.fps, chunk_borders(self.frames_each(lengths), both - first, first))
 
     def _write_base(self, frames: FrameArray) -> None:
@@ -379,7 +378,8 @@ class Evaluator:
 
 def start_facts(config: RunConfig, codec: Codec | None, prompts: Prompts) -> dict[str, str]:
     """All that a run's clips of these prompts follow from, as it started."""
-    data, weights = config.data, config.student.weights
+    data, weights, sampler = config.data, config.student.weights, config.sampler
+    later = {"start_frames": data.start_frames, "first_chunk_frames": sampler.first_chunk_frames}
     digest = hashlib.sha256(json.dumps([prompts.texts, prompts.ids]).encode())
     digest.update(prompts.embeddings.numpy().tobytes())
     return {
@@ -389,7 +389,7 @@ def start_facts(config: RunConfig, codec: Codec | None, prompts: Prompts) -> dic
         "shape": str((data.latent_frames, data.latent_height, data.latent_width)),
         "precision": config.precision,
         "student": config.student.model_dump_json(),
-        "sampler": config.sampler.model_dump_json(),
+        "sampler": sampler.model_dump_json(exclude={"first_chunk_frames"}),
         "weights written": str(weights and weights.stat().st_mtime_ns),
-        **({"start_frames": str(data.start_frames)} if data.start_frames else {}),  # earlier runs' files say none
+        **{name: str(value) for name, value in later.items() if value},  # earlier runs' files say none
     }

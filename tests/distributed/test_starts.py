@@ -1,5 +1,6 @@
-"""AFD that is given the start of the teacher's clips, on real ranks: a resumed run goes on exactly, ranks that share a
-video do as those that do not, and what is made of the run begins as the teacher's clips do."""
+"""AFD that is given the start of the teacher's clips, a first chunk of another length, on real ranks: a resumed run
+goes on exactly, ranks that share a video do as those that do not, and what is made of the run begins as the teacher's
+clips do."""
 
 import json
 from pathlib import Path
@@ -18,7 +19,8 @@ from tests.tools import call_tool
 
 TRAIN = ROOT / "launch" / "train.py"
 STEPS = 3
-START = ("data.start_frames=1", "sampler.timesteps=[1000, 500]", "train.micro_batch=1", "train.diagnose_every=2",
+START = ("data.start_frames=1", "sampler.first_chunk_frames=1", "sampler.chunk_frames=3",
+         "sampler.timesteps=[1000, 500]", "train.micro_batch=1", "train.diagnose_every=2",
          "evaluation.diagnosed_prompts=2", "evaluation.diagnosed_rollouts=2")  # fmt: skip
 
 

@@ -359,7 +359,7 @@ def test_a_diverged_run_ends_and_saves_no_more(configs: Path, one_rank: list[dic
     ("override", "line"),
     [
         ("train.stepz=3", "train.stepz (3) is not a known key"),
-        ("sampler.chunk_frames=3", "sampler.chunk_frames (3) must divide data.latent_frames (4)"),
+        ("sampler.chunk_frames=3", "data.latent_frames (4) must be whole chunks of sampler.chunk_frames (3)"),
         ("parallel.sequence=3", "parallel.sequence (3) must divide student.num_heads (4)"),
     ],
 )

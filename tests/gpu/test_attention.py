@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from afd_scale.chunks import Chunks
 from afd_scale.layers.attention import AttentionLayout, attend_all, choose_backend, sdpa
 from afd_scale.layers.attention.backends import FASTEST_FIRST, Candidate
 
@@ -20,12 +21,12 @@ pytestmark = [
 
 LAYOUTS = {
     "full": AttentionLayout.full(3, 9),
-    "block_causal": AttentionLayout.block_causal(9, 3),
-    "window": AttentionLayout.block_causal(12, 3, window_frames=6),
-    "window_sink": AttentionLayout.block_causal(15, 3, window_frames=9, sink_frames=3),
-    "teacher_forcing": AttentionLayout.teacher_forcing(9, 3, num_states=2),
-    "teacher_forcing_window_sink": AttentionLayout.teacher_forcing(15, 3, 9, 3),
-    "clean_and_noisy": AttentionLayout.clean_and_noisy(6, 3),
+    "block_causal": AttentionLayout.block_causal(9, Chunks(3)),
+    "window": AttentionLayout.block_causal(12, Chunks(3), window_frames=6),
+    "window_sink": AttentionLayout.block_causal(15, Chunks(3), window_frames=9, sink_frames=3),
+    "teacher_forcing": AttentionLayout.teacher_forcing(9, Chunks(3), num_states=2),
+    "teacher_forcing_window_sink": AttentionLayout.teacher_forcing(15, Chunks(3), 9, 3),
+    "clean_and_noisy": AttentionLayout.clean_and_noisy(6, Chunks(3)),
 }
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 every_backend = pytest.mark.parametrize("candidate", FASTEST_FIRST, ids=lambda c: c.kernels.replace(" ", "_"))

@@ -31,8 +31,11 @@ def fill_pipeline_folder(
         models: a folder in diffusers' layout whose VAE, text encoder and tokenizer are copied; None leaves them out,
             and the pipeline takes embeddings and gives latents.
     Raises:
-        ValueError: the models are not the student's.
+        ValueError: the models are not the student's, or the pipeline has not its first chunk.
     """
+    if not config.sampler.chunks.are_alike:
+        raise ValueError(f"first_chunk_frames ({config.sampler.first_chunk_frames}) must be None: chunks of the "
+                         "pipeline have one length")  # fmt: skip
     if models is not None:
         check_models(models, config.student)
         copy_models(models, folder)
@@ -53,7 +56,9 @@ def pipeline_index(config: PolicyConfig, with_models: bool) -> dict[str, Any]:
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         # A pipeline's video has one prompt.
-        **sampler.model_dump(mode="json", exclude={"family", "timestep_shift", "at_prompt_change"}),
+        **sampler.model_dump(
+            mode="json", exclude={"family", "timestep_shift", "at_prompt_change", "first_chunk_frames"}
+        ),
         "prediction": student.prediction,
         "text_length": student.text_length,
     }

@@ -53,6 +53,7 @@ def check_served(config: PolicyConfig) -> None:
         ("prediction", student.prediction, student.prediction == "velocity", "velocity"),
         ("text_length", student.text_length, student.text_length == 512, "512"),
         ("chunk_frames", sampler.chunk_frames, sampler.chunk_frames <= MAX_CHUNK_FRAMES, f"{MAX_CHUNK_FRAMES} or less"),
+        ("first_chunk_frames", sampler.first_chunk_frames, sampler.chunks.are_alike, "None"),
         ("positions", sampler.positions, sampler.positions == "absolute", "absolute"),
         ("first_chunk_timesteps", sampler.first_chunk_timesteps, sampler.first_chunk_timesteps is None, "None"),
     )

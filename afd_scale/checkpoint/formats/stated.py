@@ -20,7 +20,7 @@ _STUDENT = {
     "latent_channels": "latent_channels", "prediction": "prediction",
 }  # fmt: skip
 _SAMPLER = {
-    "chunk_frames": "chunk_frames", "num_frames_per_block": "chunk_frames",
+    "chunk_frames": "chunk_frames", "first_chunk_frames": "first_chunk_frames", "num_frames_per_block": "chunk_frames",
     "num_frame_per_block": "chunk_frames", "window_frames": "window_frames",
     "local_attn_size": "window_frames", "sink_frames": "sink_frames", "sink_size": "sink_frames",
     "timestep_shift": "timestep_shift", "timesteps": "timesteps", "positions": "positions",

@@ -6,9 +6,12 @@ count latent frames until `token_segments` scales them; nothing here knows how m
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from afd_scale.chunks import Chunks
 
 Range = tuple[int, int]
 NO_GAP: Range = (0, 0)
@@ -37,19 +40,19 @@ class AttentionLayout:
         return cls(query_frames, key_frames, (Segment((0, query_frames), ((0, key_frames),)),))
 
     @classmethod
-    def after_past(cls, query_frames: int, key_frames: int, chunk_frames: int) -> "AttentionLayout":
-        """The chunks at the end of all keys: each sees what is before it, and itself."""
+    def after_past(cls, lengths: Sequence[int], key_frames: int) -> "AttentionLayout":
+        """Chunks of these lengths at the end of all keys: each sees what is before it, and itself."""
+        query_frames = sum(lengths)
         past = key_frames - query_frames
         segments = tuple(
-            Segment((start, start + chunk_frames), ((0, past + start + chunk_frames),))
-            for start in _chunk_starts(query_frames, chunk_frames)
+            Segment((stop - length, stop), ((0, past + stop),))
+            for length, stop in zip(lengths, accumulate(lengths), strict=True)
         )
         return cls(query_frames, key_frames, segments)
 
     @classmethod
     def block_causal(
-        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0,
-        gap: Range = NO_GAP,
+        cls, frames: int, chunks: Chunks, window_frames: int | None = None, sink_frames: int = 0, gap: Range = NO_GAP
     ) -> "AttentionLayout":  # fmt: skip
         """Chunk i sees chunks <= i; with a window, the sink and the newest frames of it, itself included.
 
@@ -57,9 +60,8 @@ class AttentionLayout:
             gap: frames that are not there, whole chunks: those behind them move up.
         """
         segments = []
-        for start in _chunk_starts(frames, chunk_frames):
+        for start, stop in chunks.ranges(frames):
             if not gap[0] <= start < gap[1]:
-                stop = start + chunk_frames
                 ((begin, end),) = _closed([(start, stop)], gap)
                 segments.append(Segment((begin, end), _closed(_visible(stop, window_frames, sink_frames), gap)))
         there = frames - (gap[1] - gap[0])
@@ -67,7 +69,7 @@ class AttentionLayout:
 
     @classmethod
     def teacher_forcing(
-        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0,
+        cls, frames: int, chunks: Chunks, window_frames: int | None = None, sink_frames: int = 0,
         num_states: int = 1, first_frame: int = 0, gap: Range = NO_GAP,
     ) -> "AttentionLayout":  # fmt: skip
         """Noisy chunk i sees clean chunks < i and itself, for several noised states of one video.
@@ -81,23 +83,22 @@ class AttentionLayout:
         segments = []
         clean, noisy = frames - (gap[1] - gap[0]), frames - first_frame
         for state in range(num_states):
-            for number, start in enumerate(_chunk_starts(frames, chunk_frames)[first_frame // chunk_frames :]):
-                visible = _visible(start + chunk_frames, window_frames, sink_frames)
+            for start, stop in chunks.ranges(frames, first_frame):
+                visible = _visible(stop, window_frames, sink_frames)
                 past = _closed([(a, min(b, start)) for a, b in visible if a < min(b, start)], gap)
-                begin = state * noisy + number * chunk_frames
-                own = (clean + begin, clean + begin + chunk_frames)
-                segments.append(Segment((begin, begin + chunk_frames), (*past, own)))
+                begin, end = (state * noisy + frame - first_frame for frame in (start, stop))
+                segments.append(Segment((begin, end), (*past, (clean + begin, clean + end))))
         return cls(num_states * noisy, clean + num_states * noisy, tuple(segments))
 
     @classmethod
     def clean_and_noisy(
-        cls, frames: int, chunk_frames: int, window_frames: int | None = None, sink_frames: int = 0,
+        cls, frames: int, chunks: Chunks, window_frames: int | None = None, sink_frames: int = 0,
         num_states: int = 1, first_frame: int = 0, gap: Range = NO_GAP,
     ) -> "AttentionLayout":  # fmt: skip
         """Teacher forcing in one pass: queries and keys are the clean frames, block-causal, and then the states."""
         window = (window_frames, sink_frames)
-        clean = cls.block_causal(frames, chunk_frames, *window, gap)
-        noisy = cls.teacher_forcing(frames, chunk_frames, *window, num_states, first_frame, gap)
+        clean = cls.block_causal(frames, chunks, *window, gap)
+        noisy = cls.teacher_forcing(frames, chunks, *window, num_states, first_frame, gap)
         offset = clean.query_frames
         shifted = tuple(Segment((s.query[0] + offset, s.query[1] + offset), s.keys) for s in noisy.segments)
         return cls(noisy.key_frames, noisy.key_frames, (*clean.segments, *shifted))
@@ -135,12 +136,6 @@ class AttentionLayout:
         """Query-key pairs that are computed: attention costs 4 x pairs x width FLOPs forward."""
         frames = sum((s.query[1] - s.query[0]) * sum(b - a for a, b in s.keys) for s in self.segments)
         return frames * tokens_per_frame**2
-
-
-def _chunk_starts(frames: int, chunk_frames: int) -> range:
-    if frames % chunk_frames:
-        raise ValueError(f"frames ({frames}) must be a multiple of chunk_frames ({chunk_frames})")
-    return range(0, frames, chunk_frames)
 
 
 def _closed(ranges: Sequence[Range], gap: Range) -> tuple[Range, ...]:

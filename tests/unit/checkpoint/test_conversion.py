@@ -20,6 +20,7 @@ from torch import Tensor
 from afd_scale.checkpoint.formats.wan import SIDECAR_NAME, WanSizes, weight_shapes
 from afd_scale.checkpoint.load_student import read_student
 from afd_scale.checkpoint.weights import save_weights
+from afd_scale.chunks import Chunks
 from afd_scale.config.models import PolicyConfig
 from tests.tools import ROOT, load_tool
 
@@ -80,7 +81,7 @@ def test_a_golden_student_comes_back_to_the_bit(
     config, fields = read_student(tmp_path / "wan").config(), json.loads(said)
     assert (config.student.num_heads, config.student.text_length) == (fields["num_heads"], fields["text_len"])
     window = None if fields["window_frames"] == -1 else fields["window_frames"]
-    assert config.sampler.layout == (fields["chunk_frames"], window, fields["sink_frames"])
+    assert config.sampler.layout == (Chunks(fields["chunk_frames"]), window, fields["sink_frames"])
     assert config.sampler.timestep_shift == fields["timestep_shift"]
 
 
@@ -169,9 +170,9 @@ def test_a_causal_wans_folder_says_chunk_and_window(
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     said |= {"_class_name": class_name, "local_attn_size": 12, "sink_size": 3, "num_frames_per_block": 3}
     (tmp_path / "out" / "config.json").write_text(json.dumps(said))
-    assert read_student(tmp_path / "out").config().sampler.layout == (3, 12, 3)
+    assert read_student(tmp_path / "out").config().sampler.layout == (Chunks(3), 12, 3)
     (tmp_path / "out" / "config.json").write_text(json.dumps({**said, "local_attn_size": -1, "sink_size": 0}))
-    assert read_student(tmp_path / "out").config().sampler.layout == (3, None, 0)
+    assert read_student(tmp_path / "out").config().sampler.layout == (Chunks(3), None, 0)
 
 
 def bad(how: str, state: State, folder: Path) -> tuple[Path, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from afd_scale.checkpoint.formats.diffusers import diffusers_config, diffusers_key
 from afd_scale.checkpoint.formats.wan import WanSizes, wan_config, weight_shapes
 from afd_scale.checkpoint.load_student import read_lora, read_student
+from afd_scale.chunks import Chunks
 from afd_scale.config.models import PolicyConfig
 from tests.tools import load_tool
 
@@ -360,13 +361,13 @@ def test_a_diffusers_folder_of_another_task_is_called_so(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("fields", "layout"),
     [
-        ({"local_attn_size": 8, "sink_size": 2, "num_frame_per_block": 2}, (2, 8, 2)),
-        ({"local_attn_size": -1, "sink_size": 3}, (3, None, 0)),
-        ({"local_attn_size": 21}, (3, 21, 0)),
+        ({"local_attn_size": 8, "sink_size": 2, "num_frame_per_block": 2}, (Chunks(2), 8, 2)),
+        ({"local_attn_size": -1, "sink_size": 3}, (Chunks(3), None, 0)),
+        ({"local_attn_size": 21}, (Chunks(3), 21, 0)),
     ],
 )
 def test_a_causal_config_says_window_and_sink(
-    fields: dict[str, int], layout: tuple[int, int | None, int], tmp_path: Path
+    fields: dict[str, int], layout: tuple[Chunks, int | None, int], tmp_path: Path
 ) -> None:
     save(network(), tmp_path / "a.safetensors")
     said = {**wan_config(CONFIG.student), "_class_name": "MyCausalWanModel", **fields}

@@ -124,6 +124,7 @@ def test_other_steps_are_said(models: Path, tmp_path: Path) -> None:
         ({"prediction": "x0"}, {}, "prediction (x0) must be velocity"),
         ({"text_length": 256}, {}, "text_length (256) must be 512"),
         ({}, {"chunk_frames": 4}, "chunk_frames (4) must be 3 or less"),
+        ({}, {"first_chunk_frames": 1}, "first_chunk_frames (1) must be None"),
         ({}, {"window_frames": 9, "positions": "window"}, "positions (window) must be absolute"),
         ({}, {"first_chunk_timesteps": (1000, 500)}, "first_chunk_timesteps ((1000, 500)) must be None"),
         ({"text_dim": 8}, {}, "must have d_model 8 in text_encoder/, as the student needs: it has 32"),

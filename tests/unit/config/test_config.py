@@ -186,13 +186,46 @@ MISTAKES = {
     "sink without window": (["sampler.sink_frames=1"], ["sampler.sink_frames", "(1)", "needs window_frames"]),
     "window of part of a chunk": (
         ["sampler.chunk_frames=2", "sampler.window_frames=3"],
-        ["sampler.window_frames", "(3)", "multiple of chunk_frames (2)"],
+        ["sampler.window_frames", "(3)", "whole chunks of chunk_frames (2)"],
     ),
     "window too small": (
         ["sampler.window_frames=2", "sampler.sink_frames=2"],
         ["sampler.window_frames", "(2)", "one chunk (1)"],
     ),
-    "chunk does not divide": (["sampler.chunk_frames=3"], ["sampler.chunk_frames", "(3)", "data.latent_frames (4)"]),
+    "chunk does not divide": (["sampler.chunk_frames=3"], ["data.latent_frames", "(4)", "sampler.chunk_frames (3)"]),
+    "chunks behind the first do not": (
+        ["sampler.chunk_frames=2", "sampler.first_chunk_frames=1"],
+        ["data.latent_frames", "(4)", "sampler.chunk_frames (2) behind sampler.first_chunk_frames (1)"],
+    ),
+    "start within a first chunk": (
+        ["sampler.first_chunk_frames=2", "data.start_frames=1"],
+        ["data.start_frames", "(1)", "behind sampler.first_chunk_frames (2)"],
+    ),
+    "clips that end within a chunk": (
+        ["sampler.chunk_frames=3", "sampler.first_chunk_frames=1", "evaluation.lengths=2"],
+        ["evaluation.lengths", "(2)", "data.latent_frames (4)", "sampler.first_chunk_frames (1)"],
+    ),
+    "windows of judges and a first chunk": (
+        ["sampler.first_chunk_frames=2", "method.judged_frames=2"],
+        ["sampler.first_chunk_frames", "(2)", "left out with method.judged_frames"],
+    ),
+    "long rollouts and a first chunk": (
+        ["sampler.first_chunk_frames=2", "method.long_rollouts={frames: 8}"],
+        ["sampler.first_chunk_frames", "(2)", "left out with method.long_rollouts"],
+    ),
+    "a first chunk that leaves the window": (
+        ["sampler.chunk_frames=3", "sampler.first_chunk_frames=1", "sampler.window_frames=4"],
+        ["sampler.sink_frames", "(0)", "must hold the first chunk with first_chunk_frames (1)"],
+    ),
+    "a sink of part of a chunk": (
+        [
+            "sampler.chunk_frames=3",
+            "sampler.first_chunk_frames=1",
+            "sampler.window_frames=7",
+            "sampler.sink_frames=3",
+        ],
+        ["sampler.sink_frames", "(3)", "whole chunks of chunk_frames (3 behind a first one of 1)"],
+    ),
     "latent is no whole token": (["data.latent_width=5"], ["data.latent_width", "(5)", "multiple of student.patch"]),
     "name": (["name=a/b"], ["name", "(a/b)", "folder"]),
     "sequence": (["parallel.sequence=3"], ["parallel.sequence (3)", "student.num_heads (4)", "1, 2, 4"]),

@@ -122,15 +122,19 @@ def test_prompts_of_a_dataset(toy, tmp_path):
     assert read_video(files[0], VideoForm(12, 8.0, 16, 16)).shape == (12, 16, 16, 3)
 
 
-def test_an_image_is_the_first_frame(wan, tmp_path):
-    student, models = wan
+@pytest.mark.parametrize("sampler", [{}, {"chunk_frames": 3, "first_chunk_frames": 1}], ids=str)
+def test_an_image_is_the_first_frame(wan, tmp_path, sampler):
+    (_, models), student = wan, tmp_path / "student"
+    save_student(student, WAN, **sampler)
     pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     Image.fromarray(pixels).save(tmp_path / "start.png")
-    options = ("--models", models, "--prompt", "a red ball", "--frames", 9, "--size", "32x32")
+    options = ("--models", models, "--prompt", "a red ball", "--frames", 13, "--size", "32x32", "--json")
     for name, start in (("started", ("--image", tmp_path / "start.png")), ("free", ())):
         done = call_tool("generate", student, *options, *start, "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
-    form = VideoForm(9, 16.0, 32, 32)
+        chunk = 4 * sampler.get("chunk_frames", 1)
+        assert json.loads(done.stdout.splitlines()[-1])["chunk_frames"] == [1, chunk]
+    form = VideoForm(13, 16.0, 32, 32)
     started, free = (
         read_video(next((tmp_path / name).glob("*.mp4")), form).astype(int) for name in ("started", "free")
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from afd_scale.chunks import Chunks
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.codecs.conversions import to_uint8
 from afd_scale.codecs.identity import IdentityCodec
@@ -112,7 +113,12 @@ class Wan:
 )
 def test_a_prompt_begins_at_a_chunk_of_its_frame_or_the_next_one(frames, chunks):
     script = Script("a", tuple((frame, "b") for frame in frames))
-    assert chunks_of_schedule(script, 105, Wan(), 3) == chunks
+    assert chunks_of_schedule(script, 105, Wan(), Chunks(3)) == chunks
+
+
+def test_a_prompt_may_begin_behind_a_first_chunk_of_another_length():
+    script = Script("a", ((0, "a"), (1, "b"), (14, "c")))  # chunks begin at frames 0, 1, 13, 25
+    assert chunks_of_schedule(script, 37, Wan(), Chunks(3, 1)) == (0, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_a_prompt_begins_at_a_chunk_of_its_frame_or_the_next_one(frames, chunks)
 )
 def test_a_prompt_without_a_chunk_is_refused(frames, line):
     with pytest.raises(ConfigError) as error:
-        chunks_of_schedule(Script("a", tuple((frame, "b") for frame in frames)), 81, Wan(), 3)
+        chunks_of_schedule(Script("a", tuple((frame, "b") for frame in frames)), 81, Wan(), Chunks(3))
     assert str(error.value) == line
 
 

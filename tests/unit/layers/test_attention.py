@@ -9,22 +9,25 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from afd_scale.chunks import Chunks
 from afd_scale.layers.attention import AttentionLayout, attend, attend_all, sdpa
 from afd_scale.layers.attention.segmented import attend_segments
 
 LAYOUTS = {
     "full": AttentionLayout.full(6),
     "cached": AttentionLayout.full(2, 6),
-    "block_causal": AttentionLayout.block_causal(6, 2),
-    "frame_wise": AttentionLayout.block_causal(5, 1),
-    "window": AttentionLayout.block_causal(8, 2, window_frames=4),
-    "window_sink": AttentionLayout.block_causal(12, 2, window_frames=6, sink_frames=2),
-    "teacher_forcing": AttentionLayout.teacher_forcing(6, 2),
-    "teacher_forcing_3_states": AttentionLayout.teacher_forcing(6, 2, num_states=3),
-    "teacher_forcing_window_sink": AttentionLayout.teacher_forcing(12, 2, 6, 2, num_states=2),
-    "clean_and_noisy": AttentionLayout.clean_and_noisy(6, 2),
-    "clean_and_noisy_window_sink": AttentionLayout.clean_and_noisy(12, 2, 6, 2, num_states=2),
-    "clean_and_noisy_gap": AttentionLayout.clean_and_noisy(20, 2, 6, 2, num_states=2, first_frame=14, gap=(2, 8)),
+    "block_causal": AttentionLayout.block_causal(6, Chunks(2)),
+    "frame_wise": AttentionLayout.block_causal(5, Chunks(1)),
+    "window": AttentionLayout.block_causal(8, Chunks(2), window_frames=4),
+    "window_sink": AttentionLayout.block_causal(12, Chunks(2), window_frames=6, sink_frames=2),
+    "teacher_forcing": AttentionLayout.teacher_forcing(6, Chunks(2)),
+    "teacher_forcing_3_states": AttentionLayout.teacher_forcing(6, Chunks(2), num_states=3),
+    "teacher_forcing_window_sink": AttentionLayout.teacher_forcing(12, Chunks(2), 6, 2, num_states=2),
+    "clean_and_noisy": AttentionLayout.clean_and_noisy(6, Chunks(2)),
+    "clean_and_noisy_window_sink": AttentionLayout.clean_and_noisy(12, Chunks(2), 6, 2, num_states=2),
+    "clean_and_noisy_gap": AttentionLayout.clean_and_noisy(
+        20, Chunks(2), 6, 2, num_states=2, first_frame=14, gap=(2, 8)
+    ),
 }
 
 
@@ -73,7 +76,7 @@ def test_segments_equal_the_dense_mask(attend, layout, tokens, head_dim):
 
 @both_ways
 def test_chunks_that_straddle_the_kernels_tiles(attend):
-    layout = AttentionLayout.block_causal(6, 2, window_frames=4, sink_frames=2)
+    layout = AttentionLayout.block_causal(6, Chunks(2), window_frames=4, sink_frames=2)
     qkv, grad_out = inputs(layout, 67, batch=1)
     ours = with_gradients(lambda *x: attend(*x, layout), qkv, grad_out)
     dense = with_gradients(lambda *x: attend_dense(*x, layout, 67), qkv, grad_out)
@@ -98,8 +101,8 @@ def test_bfloat16(attend, layout):
 
 
 LONG = {
-    "block_causal": AttentionLayout.block_causal(63, 1),
-    "teacher_forcing": AttentionLayout.teacher_forcing(63, 1),
+    "block_causal": AttentionLayout.block_causal(63, Chunks(1)),
+    "teacher_forcing": AttentionLayout.teacher_forcing(63, Chunks(1)),
 }
 
 
@@ -223,39 +226,46 @@ def test_tokens_that_do_not_fit_the_layout_are_our_own_mistake():
 # The masks: what a frame sees is what is left in a list that drops its oldest frame after the sink when it is full.
 
 
-def seen_by(frame, chunk_frames, window_frames, sink_frames):
+def seen_by(frame, chunk_of, window_frames, sink_frames):
     """Frames that the chunk of `frame` sees, itself included."""
     kept = []
-    for chunk in range(frame // chunk_frames + 1):
-        kept += range(chunk * chunk_frames, (chunk + 1) * chunk_frames)
+    for chunk in range(chunk_of[frame] + 1):
+        kept += [other for other, its_chunk in enumerate(chunk_of) if its_chunk == chunk]
         while window_frames is not None and len(kept) > window_frames:
             del kept[sink_frames]
     return kept
 
 
-def slow_mask(frames, chunk_frames, window_frames, sink_frames, *, clean_queries, num_states):
+def slow_mask(frames, chunks, window_frames, sink_frames, *, clean_queries, num_states):
     """Frame by frame: clean queries (if any), then the states; keys are the clean frames, then the states' (if any)."""
     mask = torch.zeros((clean_queries + num_states) * frames, (1 + num_states) * frames, dtype=torch.bool)
+    first = chunks.first or chunks.size
+    chunk_of = [0] * first + [1 + frame // chunks.size for frame in range(frames - first)]
     for query in range(frames):
-        own_chunk = query // chunk_frames
-        for key in seen_by(query, chunk_frames, window_frames, sink_frames):
+        for key in seen_by(query, chunk_of, window_frames, sink_frames):
             if clean_queries:
                 mask[query, key] = True
             for state in range(num_states):
                 row = (clean_queries + state) * frames + query
-                mask[row, key if key // chunk_frames < own_chunk else (1 + state) * frames + key] = True
+                mask[row, key if chunk_of[key] < chunk_of[query] else (1 + state) * frames + key] = True
     return mask
 
 
+# Frames, length of a chunk and of the first, window and sink.
 WINDOWS = [
-    (6, 2, None, 0), (5, 1, None, 0), (6, 3, None, 0), (6, 6, None, 0), (8, 2, 4, 0), (8, 2, 2, 0), (12, 2, 6, 2),
-    (12, 2, 6, 4), (9, 1, 4, 1), (6, 2, 8, 2), (6, 2, 6, 2),
+    (6, 2, None, None, 0), (5, 1, None, None, 0), (6, 3, None, None, 0), (6, 6, None, None, 0), (8, 2, None, 4, 0),
+    (8, 2, None, 2, 0), (12, 2, None, 6, 2), (12, 2, None, 6, 4), (9, 1, None, 4, 1), (6, 2, None, 8, 2),
+    (6, 2, None, 6, 2), (7, 3, 1, None, 0), (5, 1, 3, None, 0), (4, 3, 4, None, 0), (13, 3, 1, 7, 1), (9, 2, 1, 5, 3),
+    (11, 2, 3, 7, 3),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_masks(window, tokens):
+@pytest.mark.parametrize("case", WINDOWS, ids=str)
+def test_masks(case, tokens):
+    frames, size, first, *rest = case
+    window = (frames, Chunks(size, first), *rest)
+
     def assert_mask(layout, **definition):
         expected = slow_mask(*window, **definition).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
         assert torch.equal(layout.dense_mask(tokens), expected)
@@ -282,12 +292,12 @@ def test_segments_cover_the_queries_once_with_rising_separate_ranges(layout):
 def test_only_a_layout_without_a_mask_is_full():
     for name, layout in LAYOUTS.items():
         assert layout.is_full == (name in ("full", "cached")), name
-    assert AttentionLayout.block_causal(4, 4).is_full
+    assert AttentionLayout.block_causal(4, Chunks(4)).is_full
 
 
 def test_frames_that_make_no_whole_chunks_are_refused():
-    with pytest.raises(ValueError, match=r"frames \(7\) must be a multiple of chunk_frames \(2\)"):
-        AttentionLayout.block_causal(7, 2)
+    with pytest.raises(ValueError, match=r"frames \(7\) must be whole chunks of 2"):
+        AttentionLayout.block_causal(7, Chunks(2))
 
 
 # The CUDA branch without a GPU: shapes on the meta device, arguments by the names of the kernels' own schemas.

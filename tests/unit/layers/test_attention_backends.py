@@ -12,14 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from afd_scale.chunks import Chunks
 from afd_scale.layers.attention import AttentionLayout, choose_backend, fa4, flash, flex, sdpa
 from afd_scale.layers.attention.backends import find_backend
 
 LAYOUTS = {
     "full": AttentionLayout.full(2, 6),
-    "block_causal": AttentionLayout.block_causal(6, 2),
-    "window_sink": AttentionLayout.block_causal(12, 2, window_frames=6, sink_frames=2),
-    "clean_and_noisy_window_sink": AttentionLayout.clean_and_noisy(12, 2, 6, 2, num_states=2),
+    "block_causal": AttentionLayout.block_causal(6, Chunks(2)),
+    "window_sink": AttentionLayout.block_causal(12, Chunks(2), window_frames=6, sink_frames=2),
+    "clean_and_noisy_window_sink": AttentionLayout.clean_and_noisy(12, Chunks(2), 6, 2, num_states=2),
 }
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 CPU = torch.device("cpu")
@@ -278,9 +279,9 @@ def test_versions_that_are_called_otherwise_are_refused(monkeypatch, flash_attn_
 # FlexAttention: its mask against torch's own, its output where it runs without a GPU.
 
 TILED = {
-    "block_causal": AttentionLayout.block_causal(9, 3),
-    "window_sink": AttentionLayout.block_causal(12, 3, window_frames=6, sink_frames=3),
-    "clean_and_noisy": AttentionLayout.clean_and_noisy(6, 3),
+    "block_causal": AttentionLayout.block_causal(9, Chunks(3)),
+    "window_sink": AttentionLayout.block_causal(12, Chunks(3), window_frames=6, sink_frames=3),
+    "clean_and_noisy": AttentionLayout.clean_and_noisy(6, Chunks(3)),
 }
 
 

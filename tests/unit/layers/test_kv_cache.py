@@ -1,16 +1,19 @@
 """The ring of chunk slots against a list that drops its oldest chunk after the sink."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 
+from afd_scale.chunks import Chunks
 from afd_scale.layers.kv_cache import CleanPast, KVCache
 
 TOKENS, HEADS, WIDTH = 3, 2, 4
 
 
-def keys_of(frame, chunk_frames, *, offset=0.0):
-    """(B, L, N, D) keys of the chunk at `frame`; each number says which token of the video it belongs to."""
-    tokens = torch.arange(frame * TOKENS, (frame + chunk_frames) * TOKENS) + offset
+def keys_of(frame, length, *, offset=0.0):
+    """(B, L, N, D) keys of so many frames from `frame`; each number says which token of the video it belongs to."""
+    tokens = torch.arange(frame * TOKENS, (frame + length) * TOKENS) + offset
     return tokens[None, :, None, None].expand(2, -1, HEADS, WIDTH).clone()
 
 
@@ -21,16 +24,17 @@ def tokens_in(k_BLND):
 
 
 @pytest.mark.parametrize(
-    ("frames", "chunk_frames", "window_frames", "sink_frames"),
-    [(12, 2, None, 0), (20, 2, 6, 2), (20, 2, 6, 0), (14, 1, 4, 3), (10, 1, 1, 0), (18, 3, 6, 3), (8, 2, 20, 2),
-     (6, 6, None, 0)],
+    ("lengths", "window_frames", "sink_frames"),
+    [([2] * 6, None, 0), ([2] * 10, 6, 2), ([2] * 10, 6, 0), ([1] * 14, 4, 3), ([1] * 10, 1, 0), ([3] * 6, 6, 3),
+     ([2] * 4, 20, 2), ([6], None, 0), ([1, 3, 3], None, 0), ([1, *[3] * 5], 7, 1), ([1, *[3] * 5], 10, 4),
+     ([3, *[2] * 6], 7, 3), ([3, *[1] * 6], 4, 3)],
     ids=str,
 )  # fmt: skip
-def test_a_rollout_sees_the_sink_and_the_newest_chunks(frames, chunk_frames, window_frames, sink_frames):
-    cache = KVCache(2, frames, chunk_frames, window_frames, sink_frames)
+def test_a_rollout_sees_the_sink_and_the_newest_chunks(lengths, window_frames, sink_frames):
+    cache = KVCache(2, sum(lengths), Chunks(lengths[-1], lengths[0]), window_frames, sink_frames)
     kept = []
-    for first in range(0, frames, chunk_frames):
-        kept += range(first, first + chunk_frames)
+    for first, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
+        kept += range(first, first + length)
         while window_frames is not None and len(kept) > window_frames:
             del kept[sink_frames]
         assert cache.first_frame == first
@@ -38,18 +42,18 @@ def test_a_rollout_sees_the_sink_and_the_newest_chunks(frames, chunk_frames, win
         expected = [frame * TOKENS + token for frame in kept for token in range(TOKENS)]
         for noise in (0.25, 0.125, 0.0):  # denoising passes, the clean one last: each replaces the one before
             for sign, layer in zip((1, -1), cache.layers, strict=True):
-                current = keys_of(first, chunk_frames, offset=noise)
+                current = keys_of(first, length, offset=noise)
                 keys, values = layer.extend(sign * current, sign * current + 1000)
                 past = [t for t in expected if t < first * TOKENS]
                 now = [t + noise for t in expected if t >= first * TOKENS]
                 assert tokens_in(sign * keys) == past + now
                 assert torch.equal(values, keys + 1000), "keys and values stand in different orders"
-        if first + chunk_frames < frames:
+        if first + length < sum(lengths):
             cache.advance()
 
 
 def test_the_ring_is_one_buffer_and_what_is_visible_a_view_of_it():
-    cache = KVCache(1, frames=10, chunk_frames=2, window_frames=6, sink_frames=2)
+    cache = KVCache(1, frames=10, chunks=Chunks(2), window_frames=6, sink_frames=2)
     (layer,) = cache.layers
     pointers = set()
     for first in range(0, 10, 2):
@@ -62,13 +66,13 @@ def test_the_ring_is_one_buffer_and_what_is_visible_a_view_of_it():
 
 
 def test_a_short_video_takes_no_more_than_it_has():
-    cache = KVCache(1, frames=4, chunk_frames=2, window_frames=20)
+    cache = KVCache(1, frames=4, chunks=Chunks(2), window_frames=20)
     cache.layers[0].extend(keys_of(0, 2), keys_of(0, 2))
     assert cache.layers[0].k_BLND.shape[1] == 4 * TOKENS
 
 
 def test_a_pass_may_begin_the_next_chunk_while_there_is_a_free_slot():
-    cache, ring = KVCache(1, frames=10, chunk_frames=2, window_frames=6, sink_frames=2), []
+    cache, ring = KVCache(1, frames=10, chunks=Chunks(2), window_frames=6, sink_frames=2), []
     (layer,) = cache.layers
     for first in range(0, 10, 2):
         ring.append(cache.has_room_ahead)
@@ -90,7 +94,7 @@ def test_a_pass_may_begin_the_next_chunk_while_there_is_a_free_slot():
 
 
 def test_keys_that_were_rotated_into_their_room_are_not_copied():
-    cache = KVCache(1, frames=4, chunk_frames=2)
+    cache = KVCache(1, frames=4, chunks=Chunks(2))
     (layer,) = cache.layers
     for first in (0, 2):
         room = layer.room(keys_of(first, 2))
@@ -103,7 +107,7 @@ def test_keys_that_were_rotated_into_their_room_are_not_copied():
 
 
 def test_the_text_is_projected_once_a_rollout_into_the_same_buffers():
-    first, second = (KVCache(2, frames=4, chunk_frames=2) for _ in range(2))
+    first, second = (KVCache(2, frames=4, chunks=Chunks(2)) for _ in range(2))
     texts = []
 
     def project(value):

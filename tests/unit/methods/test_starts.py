@@ -27,7 +27,9 @@ METHODS = {
     "sft": {"name": "sft", "ema_decay": 0.9},
 }  # fmt: skip
 SAMPLER = {"chunk_frames": 2, "timesteps": [1000, 500], "first_chunk_timesteps": [1000, 800, 700]}
-WINDOWS = [{}, {"window_frames": 4}, {"window_frames": 4, "sink_frames": 2}]
+SHORT, LONG = ({"chunk_frames": size, "first_chunk_frames": START} for size in (1, 4))  # behind the start
+LAYOUTS = [{}, {"window_frames": 4}, {"window_frames": 4, "sink_frames": 2}, SHORT, LONG,
+           SHORT | {"window_frames": 4, "sink_frames": 3}]  # fmt: skip
 
 
 def make(method, *, start=START, sampler=None, **options):
@@ -57,7 +59,7 @@ def test_rollouts_begin_with_the_teachers_frames_of_their_prompts(micro_batch):
 
 
 @pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("sampler", WINDOWS, ids=str)
+@pytest.mark.parametrize("sampler", LAYOUTS, ids=str)
 def test_the_update_sees_what_the_sampler_saw(sampler, joint):
     """The student's velocities of the sampler's noisy inputs are those of its cached passes."""
     afd, batch = make("afd joint", sampler=sampler, student={"num_layers": 2}), batch_of()
@@ -78,10 +80,22 @@ def test_the_update_sees_what_the_sampler_saw(sampler, joint):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("start", [0, START])
+@pytest.mark.parametrize("sampler", [{}, SHORT, LONG], ids=str)
 @pytest.mark.parametrize("method", ["gan", "dmd", "dmd causal"])
-def test_the_pass_with_gradient_predicts_the_rollout(method, step):
-    metrics = make(method).train_step(batch_of(), step)
+def test_the_pass_with_gradient_predicts_the_rollout(method, sampler, start, step):
+    metrics = make(method, sampler=sampler, start=start).train_step(batch_of(), step)
     assert metrics["student/rollout_distance"] < 1e-5
+
+
+@pytest.mark.parametrize("sampler", [SHORT, LONG], ids=str)
+@pytest.mark.parametrize("method", ["afd", "sft", "dmd causal"])
+def test_a_chunk_has_one_level(method, sampler):
+    made = make(method, sampler=sampler)
+    made.train_step(batch_of(range(6)), 1)
+    network = made.fake_score if method == "dmd causal" else made.student
+    (_, timestep, _), *_ = next(call for call in network.calls if "clean" in call[1])
+    assert ({len(row.unique()) for row in timestep} == {1}) == (sampler is LONG), "a chunk, or four of them"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -175,9 +189,12 @@ def test_judges_see_whole_videos_and_windows_with_generated_frames():
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-@pytest.mark.parametrize("method", METHODS)
-def test_methods_run_what_they_declare(method, micro_batch):
-    made = make(method, micro_batch=micro_batch, sampler={"first_chunk_timesteps": None, "timesteps": [500]})
+@pytest.mark.parametrize(
+    ("method", "sampler"), [*((method, {}) for method in METHODS), ("afd", LONG), ("afd joint", SHORT), ("sft", SHORT)]
+)
+def test_methods_run_what_they_declare(method, sampler, micro_batch):
+    steps = {"first_chunk_timesteps": None, "timesteps": [500]}
+    made = make(method, micro_batch=micro_batch, sampler=sampler | steps)
     check(made, batch_of(), micro_batch, made.sampler.config.calls(FRAMES, START), START)
 
 

@@ -1,5 +1,8 @@
 """Networks as a run has them, built from its config in one process."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 
 from afd_scale.config import RunConfig
@@ -15,10 +18,13 @@ SHAPES = {
     "wide": {"student": {"dim": 192, "ffn_dim": 576, "num_heads": 6, "num_layers": 3}, "frames": 3, "size": (24, 32)},
 }
 
+# Chunks of the narrow shape's four frames.
+FIRST_OF_ONE, FIRST_OF_THREE = {"chunk_frames": 3, "first_chunk_frames": 1}, {"first_chunk_frames": 3}
+
 
 def make_config(
     shape: str, *, lora: bool = False, checkpointing: bool = False, text_length: int = 16, window: int | None = None,
-    start: int = 0, **method: object,
+    start: int = 0, sampler: Mapping[str, int] = MappingProxyType({}), **method: object,
 ):  # fmt: skip
     sizes = SHAPES[shape]
     network = {
@@ -29,7 +35,7 @@ def make_config(
     return RunConfig.model_validate(
         {
             "student": network,
-            "sampler": {"family": "self-forcing", "chunk_frames": 1, "window_frames": window},
+            "sampler": {"family": "self-forcing", "chunk_frames": 1, "window_frames": window, **sampler},
             "data": {"latent_frames": sizes["frames"], "latent_height": height, "latent_width": width,
                      "start_frames": start, "global_batch": 1},
             "method": {"name": "afd", "rollouts_per_prompt": 2, "discriminator": {"name": "latent", **network},

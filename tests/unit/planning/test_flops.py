@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from afd_scale.chunks import Chunks
 from afd_scale.config import RunConfig
 from afd_scale.config.cast import Pass, Role
 from afd_scale.layers.attention.layout import AttentionLayout
@@ -13,7 +14,7 @@ from afd_scale.planning.counted import counted_flops
 from afd_scale.planning.flops import Flops, forward_flops, text_flops, video_flops
 from afd_scale.planning.workload import workload
 from afd_scale.rollout.sampler import Noise, Sampler
-from tests.unit.planning.networks import adapter, build, draw, judged, make_config
+from tests.unit.planning.networks import FIRST_OF_ONE, FIRST_OF_THREE, adapter, build, draw, judged, make_config
 
 TOKENS = {"narrow": 144, "wide": 192}
 
@@ -51,7 +52,7 @@ def test_one_block_worked_by_hand():
         update={"dim": 2, "ffn_dim": 3, "num_layers": 1, "text_length": 5, "text_dim": 7, "freq_dim": 4,
                 "latent_channels": 1}
     )  # fmt: skip
-    layout = AttentionLayout.block_causal(2, 1)
+    layout = AttentionLayout.block_causal(2, Chunks(1))
     flops = forward_flops(network, layout, tokens_per_frame=10, outputs=4, adapter_rank=1) + text_flops(network, 1)
     # 20 tokens: six linears 2 x 2, feed-forward 2 x 3 twice; 5 text rows: two linears 2 x 2.
     block = 2 * 20 * (6 * 4 + 2 * 6) + 2 * 5 * 2 * 4
@@ -83,7 +84,7 @@ def test_forward_passes_equal_torchs_count(shape, lora):
             counted_here = counted(lambda name=name: network(**inputs, adapter=name))
             assert counted_here == flops_of(config, role, "velocity").total
         plain = {name: inputs[name][:1] for name in ("noisy", "timestep", "text")}
-        layout, student = AttentionLayout.block_causal(config.data.latent_frames, 1), config.student
+        layout, student = AttentionLayout.block_causal(config.data.latent_frames, Chunks(1)), config.student
         outputs, rank = student.latent_channels * 4, student.lora.rank if lora else 0
         expected = (forward_flops(student, layout, TOKENS[shape], outputs, rank) + text_flops(student, rank)).total
         assert counted(lambda: network(**plain, adapter=adapter(config))) == expected
@@ -99,10 +100,13 @@ def test_forward_passes_equal_torchs_count(shape, lora):
         assert scored == flops_of(config, "discriminator", "score").total
 
 
-@pytest.mark.parametrize("start", [0, 2])
-@pytest.mark.parametrize("window", [None, 2])
-def test_a_rollout_equals_torchs_count(window, start):
-    config = make_config("narrow", window=window, start=start)
+@pytest.mark.parametrize(
+    ("window", "start", "sampler"),
+    [(None, 0, {}), (None, 2, {}), (2, 0, {}), (2, 2, {}), (None, 0, FIRST_OF_ONE), (None, 1, FIRST_OF_ONE),
+     (None, 0, FIRST_OF_THREE), (None, 3, FIRST_OF_THREE)],
+)  # fmt: skip
+def test_a_rollout_equals_torchs_count(window, start, sampler):
+    config = make_config("narrow", window=window, start=start, sampler=sampler)
     network, inputs = build(config, "student"), draw(config)
     calls = []
 
@@ -121,13 +125,15 @@ def test_a_rollout_equals_torchs_count(window, start):
     assert total == flops_of(config, "old_policy", "rollout").total
 
 
-@pytest.mark.parametrize("window", [None, 2])
-def test_velocities_behind_a_start_equal_torchs_count(window):
-    config = make_config("narrow", window=window, start=2, states_per_rollout=2)
+@pytest.mark.parametrize(
+    ("window", "start", "sampler"), [(None, 2, {}), (2, 2, {}), (None, 1, FIRST_OF_ONE), (None, 3, FIRST_OF_THREE)]
+)
+def test_velocities_behind_a_start_equal_torchs_count(window, start, sampler):
+    config = make_config("narrow", window=window, start=start, sampler=sampler, states_per_rollout=2)
     network, inputs = build(config, "student"), draw(config)
-    inputs |= {name: inputs[name][:, 2:] for name in ("noisy", "timestep")}
+    inputs |= {name: inputs[name][:, start:] for name in ("noisy", "timestep")}
     with torch.no_grad():
-        total = counted(lambda: network(**inputs, first_frame=2))
+        total = counted(lambda: network(**inputs, first_frame=start))
     assert total == flops_of(config, "old_policy", "velocity").total
 
 
@@ -163,7 +169,7 @@ def test_wan_costs_what_was_computed_before(architecture, forward, both, generat
         {"method": "sft", "student": {"architecture": architecture}, "sampler": {"family": "self-forcing"},
          "data": {"latent_frames": 21, "latent_height": 60, "latent_width": 104}}
     )  # fmt: skip
-    flops = forward_flops(config.student, AttentionLayout.block_causal(21, 3), 1560, outputs=64)
+    flops = forward_flops(config.student, AttentionLayout.block_causal(21, Chunks(3)), 1560, outputs=64)
     assert flops.total / 1e15 == pytest.approx(forward, rel=0.03)
     assert (flops + flops.backward(base_is_trained=True)).total / 1e15 == pytest.approx(both, rel=0.03)
     # Computed with 5 passes for every chunk; the last has no pass that fills the cache.

@@ -17,7 +17,7 @@ from afd_scale.planning.activations import (
 from afd_scale.planning.memory import ADAM, cache_bytes
 from afd_scale.planning.workload import workload
 from afd_scale.rollout.sampler import Noise, Sampler
-from tests.unit.planning.networks import adapter, build, draw, judged, make_config
+from tests.unit.planning.networks import FIRST_OF_ONE, FIRST_OF_THREE, adapter, build, draw, judged, make_config
 
 TOKENS = {"narrow": 144, "deep": 144, "wide": 192}
 WITHIN = 0.10
@@ -118,11 +118,12 @@ def test_a_pass_without_gradient(lora):
 
 
 @pytest.mark.parametrize(
-    ("shape", "window", "videos", "lora"),
-    [("narrow", None, 1, False), ("wide", None, 2, True), ("narrow", 2, 2, False)],
-)
-def test_a_rollout_and_its_cache(shape, window, videos, lora):
-    config = make_config(shape, lora=lora, window=window)
+    ("shape", "window", "videos", "lora", "sampler"),
+    [("narrow", None, 1, False, {}), ("wide", None, 2, True, {}), ("narrow", 2, 2, False, {}),
+     ("narrow", None, 2, False, FIRST_OF_ONE), ("narrow", None, 1, True, FIRST_OF_THREE)],
+)  # fmt: skip
+def test_a_rollout_and_its_cache(shape, window, videos, lora, sampler):
+    config = make_config(shape, lora=lora, window=window, sampler=sampler)
     network, inputs = build(config, "student"), draw(config, videos)
     network.fuse()
     caches = []
@@ -147,7 +148,7 @@ def test_a_rollout_and_its_cache(shape, window, videos, lora):
     if window:  # keys that are turned when they are used stand beside those that are kept, one layer's at a time
         turned = config.model_copy(update={"sampler": config.sampler.with_fields({"positions": "window"})})
         assert cache_bytes(turned, load, videos) - cached == cache.layers[0].k_BLND.nbytes
-    frames = videos * load.chunks_at_once
+    frames = videos * load.frames_at_once
     chunk = Tokens(frames * TOKENS[shape], 0, frames, videos)
     modelled = cached + forward_working(model, chunk, cached=True) + saved_outside_blocks(model, chunk) + noise.nbytes
     assert modelled == pytest.approx(peak, rel=WITHIN)

@@ -368,7 +368,10 @@ def test_the_tool_says_what_would_fit(tool, capsys):
     [
         (["--gpus", "0"], "gpus (0) must be at least 1"),
         (["--gpus", "24"], "data.global_batch (32) must divide among 3 data ranks"),
-        (["--gpus", "8", "sampler.chunk_frames=2"], "sampler.chunk_frames (2) must divide data.latent_frames (21)"),
+        (
+            ["--gpus", "8", "sampler.chunk_frames=2"],
+            "data.latent_frames (21) must be whole chunks of sampler.chunk_frames (2)",
+        ),
         (["--gpus", "8", "parallel.sequence=3"], "parallel.sequence (3) must divide student.num_heads (40)"),
     ],
 )

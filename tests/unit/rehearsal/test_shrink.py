@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from afd_scale.chunks import Chunks
 from afd_scale.config import RunConfig, load_config, resolved_yaml
 from afd_scale.config.cast import Load
 from afd_scale.config.models import WanConfig
@@ -131,6 +132,15 @@ def test_starts_stay_a_part_and_less_than_what_is_judged() -> None:
     )
     assert (small.data.latent_frames, small.data.start_frames) == (9, 3)
     assert small.method.judged_frames == 6  # type: ignore[attr-defined]
+
+
+def test_a_first_chunk_stays_what_it_is() -> None:
+    overrides = ["sampler.first_chunk_frames=1", "data.latent_frames=22", "data.start_frames=4",
+                 "evaluation.metrics=video", "evaluation.lengths=4", "method.judged_frames=null"]  # fmt: skip
+    small = shrunk(load_config(CONFIGS / "wan_1_3b" / "paper_afd.yaml", overrides))
+    assert small.sampler.chunks == Chunks(3, 1)
+    assert (small.data.latent_frames, small.data.start_frames) == (7, 1)
+    assert small.evaluation.lengths == 1, "two would end within a chunk"
 
 
 def test_layers_are_enough_for_what_names_them() -> None:

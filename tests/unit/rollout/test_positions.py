@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from afd_scale.chunks import Chunks
 from afd_scale.config import ConfigError, load_config
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.engines.captured import CapturedPasses, run_again
@@ -96,7 +97,7 @@ def test_a_chunk_sees_the_sink_directly_before_the_others(window):
         seen = torch.cat([clean[:, past], NOISE.again[0][:, here]], dim=1)
         times = torch.cat([torch.zeros(2, len(past)), timestep], dim=1)
         rotation = policy.rotation(seen, range(seen.shape[1]))
-        layout = AttentionLayout.block_causal(seen.shape[1], SIZE)
+        layout = AttentionLayout.block_causal(seen.shape[1], Chunks(SIZE))
         expected = policy._predict(seen, times, TEXT, rotation, layout, None)[:, -SIZE:]
         torch.testing.assert_close(velocity, expected, rtol=1e-4, atol=1e-4)
         policy(clean[:, here], torch.zeros(2, SIZE), TEXT, cache=cache)
@@ -105,7 +106,7 @@ def test_a_chunk_sees_the_sink_directly_before_the_others(window):
 
 @pytest.mark.parametrize(("capacity", "sink"), [(1, 0), (4, 0), (4, 1), (5, 3), (2, 1)])
 def test_each_slot_s_place_is_its_chunk_s_among_those_that_are_seen(capacity, sink):
-    cache, slots = KVCache(1, None, 2, 2 * capacity, 2 * sink, turned_in_window=True), {}
+    cache, slots = KVCache(1, None, Chunks(2), 2 * capacity, 2 * sink, turned_in_window=True), {}
     config = SamplerConfig(chunk_frames=2, window_frames=2 * capacity, sink_frames=2 * sink)
     for chunk in range(4 * capacity):
         slots[cache.ring.slot] = chunk

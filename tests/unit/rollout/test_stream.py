@@ -9,6 +9,7 @@ from itertools import islice
 import pytest
 import torch
 
+from afd_scale.chunks import Chunks
 from afd_scale.config.sampler import SamplerConfig
 from afd_scale.engines.captured import CapturedPasses, run_again
 from afd_scale.flow.randomness import Randomness
@@ -74,7 +75,7 @@ def seeing(policy, past, clean, noisy, timestep, text):
     turns = [policy.rotation(noisy, range(place, place + 1)).turns for place in places]
     rotation = replace_turns(rotation, torch.cat([*turns, rotation.turns]))
     latents, times = torch.cat([clean[:, frames], noisy], dim=1), timestep.new_zeros(2, len(frames))
-    layout = AttentionLayout.block_causal(len(frames) + SIZE, SIZE)
+    layout = AttentionLayout.block_causal(len(frames) + SIZE, Chunks(SIZE))
     return policy._predict(latents, torch.cat([times, timestep], dim=1), text, rotation, layout, None)[:, -SIZE:]
 
 
@@ -181,9 +182,9 @@ def stream_of(policy, keys=(7, 3), **options):
 def test_noise_comes_chunk_by_chunk_and_is_a_video_s_own():
     policy = build(first_chunk_timesteps=(1000, 800, 400), window_frames=6)
     stream, alone = stream_of(policy), stream_of(policy, keys=(3,))
-    drawn = [stream.of_chunk(chunk, SIZE) for chunk in range(3)]
+    drawn = [stream.of_chunk(chunk, Chunks(SIZE)) for chunk in range(3)]
     assert all(each.initial.shape == (2, SIZE, 3, 4, 6) and each.again.shape == (2, 2, SIZE, 3, 4, 6) for each in drawn)
-    assert torch.equal(alone.of_chunk(1, SIZE).again[:, 0], drawn[1].again[:, 1])
+    assert torch.equal(alone.of_chunk(1, Chunks(SIZE)).again[:, 0], drawn[1].again[:, 1])
     different = torch.cat([torch.cat([each.initial[None], each.again]) for each in drawn]).flatten(2).flatten(0, 1)
     assert len(different.unique(dim=0)) == len(different), "no noise is used twice"
 
@@ -194,7 +195,7 @@ def test_a_longer_video_begins_as_a_shorter_one(window):
     whole, part = (videos_of(policy, TEXTS[0], stream_of(policy, frames=frames)) for frames in (FRAMES, 8))
     torch.testing.assert_close(whole[:, :8], part, rtol=1e-5, atol=1e-5)
     assert whole.shape == (2, FRAMES, 3, 4, 6)
-    together = [stream_of(policy).of_chunk(chunk, SIZE) for chunk in range(6)] if window else []
+    together = [stream_of(policy).of_chunk(chunk, Chunks(SIZE)) for chunk in range(6)] if window else []
     if together:
         noise = Noise(torch.cat([x.initial for x in together], dim=1), torch.cat([x.again for x in together], dim=2))
         torch.testing.assert_close(videos_of(policy, TEXTS[0], noise), whole, rtol=1e-5, atol=1e-5)

@@ -19,6 +19,7 @@ from afd_scale.data.storage import Location
 from afd_scale.data.validate import load_beside
 from afd_scale.data.worlds.drop import toy_prompts
 from afd_scale.evaluation.video import read_mp4
+from afd_scale.generation.generate import Clock
 from afd_scale.serving import hall, seat, server
 from afd_scale.serving.tape import Tape
 from afd_scale.serving.viewer import AHEAD_CHUNKS, Limits, Patience
@@ -41,6 +42,16 @@ def source(tmp_path_factory):
 def made(source, tmp_path_factory):
     """A studio; the tests below change how slow it is."""
     return studio_of(source, tmp_path_factory.mktemp("studio"))
+
+
+def test_a_stream_may_begin_with_a_chunk_of_another_length(tmp_path):
+    save_student(tmp_path / "student", TOY, chunk_frames=2, first_chunk_frames=1)
+    studio = studio_of(tmp_path / "student", tmp_path / "studio")
+    sampler, text = studio.sampler.config, studio.embed(TEXTS[0])
+    assert (sampler.window_frames, sampler.sink_frames) == (5, 1), "it stays in the window"
+    frames = studio.stream(lambda chunk: text, 0, 40, Clock(studio.device), lambda: None)
+    assert [len(chunk) for chunk in frames] == [3, *[studio.chunk_frames] * 6, 1]
+    assert studio.chunk_frames == 6
 
 
 @pytest.fixture
