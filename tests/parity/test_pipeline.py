@@ -390,6 +390,21 @@ def test_settings_can_be_others_when_it_is_loaded(models: Path, tmp_path: Path) 
             load(folder, positions=positions)
 
 
+def test_a_first_chunk_of_another_length_is_refused(tmp_path: Path) -> None:
+    model = make_student(chunk_frames=3, first_chunk_frames=1)
+    config = PolicyConfig(student=model.config, sampler=model.sampler)
+    save_weights(model.state_dict().items(), tmp_path / "student", config)
+    done = call_tool(
+        "convert_checkpoint", tmp_path / "student", tmp_path / "out", "--to", "pipeline", "--models", "none"
+    )
+    assert done.returncode == 2
+    assert "first_chunk_frames (1) must be None: chunks of the pipeline have one length" in done.stderr
+    assert not (tmp_path / "out").exists()
+    done = call_tool("convert_checkpoint", tmp_path / "student", tmp_path / "out", "--to", "diffusers")
+    assert done.returncode == 0, done.stderr
+    assert "latent frames at a time, the first time 1, in" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_folder(models: Path, tmp_path: Path) -> None:
     """Whole, without pickles, and a source of the same student."""
     given = tmp_path / "models"

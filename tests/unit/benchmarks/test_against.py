@@ -129,6 +129,7 @@ def test_bad_options_are_one_line(benchmark, capsys, arguments, message):
         ({"prediction": "x0"}, {}, "student.prediction (x0) must be velocity"),
         ({"lora": {"rank": 2}}, {}, "student.lora (2) must be null"),
         ({}, {"first_chunk_timesteps": [1000]}, "sampler.first_chunk_timesteps ((1000,)) must be null"),
+        ({}, {"first_chunk_frames": 2}, "sampler.first_chunk_frames (2) must be null"),
         ({}, {"window_frames": 2}, "sampler.window_frames (2) must be null"),
         ({}, {"chunk_frames": 2}, "tokens of a video (64) must be no multiple of 64"),
     ],

@@ -150,17 +150,22 @@ def test_an_image_is_the_first_frame(wan, tmp_path, sampler):
     assert likeness(free) < 0.75
 
 
-def test_a_video_goes_on(toy, tmp_path):
+@pytest.mark.parametrize(
+    ("sampler", "given"),
+    [({"window_frames": 3, "sink_frames": 1}, 6), ({"chunk_frames": 2, "first_chunk_frames": 1}, 9)],
+)
+def test_a_video_goes_on(tmp_path, sampler, given):
+    save_student(tmp_path / "student", TOY, **sampler)
     moving = np.zeros((12, 16, 16), np.uint8)
     for frame in range(12):
         moving[frame, 4:8, frame : frame + 4] = 255
     write_mp4(moving, tmp_path / "start.mp4", 8.0)
-    done = call_tool("generate", toy, *asked(TEXTS[:1]), "--frames", 18, "--video", tmp_path / "start.mp4",
-                     "--video-chunks", 2, "--out", tmp_path / "out")  # fmt: skip
+    done = call_tool("generate", tmp_path / "student", *asked(TEXTS[:1]), "--frames", 18, "--video",
+                     tmp_path / "start.mp4", "--video-chunks", 2, "--out", tmp_path / "out")  # fmt: skip
     assert done.returncode == 0, done.stderr
     made = read_video(next((tmp_path / "out").glob("*.mp4")), VideoForm(18, 8.0, 16, 16)).astype(int)
-    assert np.abs(made[:6].mean(-1) - moving[:6]).mean() < 8
-    assert np.abs(made[6:12].mean(-1) - moving[6:12]).mean() > 16
+    assert np.abs(made[:given].mean(-1) - moving[:given]).mean() < 8
+    assert np.abs(made[given:12].mean(-1) - moving[given:12]).mean() > 16
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,10 @@ class Counted:
     def __init__(self, policy):
         self.policy, self.new_cache, self.frames = policy, policy.new_cache, []
 
-    def __call__(self, noisy, *arguments, **options):
+    def __call__(self, noisy, timestep, text, **options):
+        assert timestep.shape == noisy.shape[:2], "a frame has a time"
         self.frames.append(noisy.shape[1])
-        return self.policy(noisy, *arguments, **options)
+        return self.policy(noisy, timestep, text, **options)
 
 
 @pytest.mark.parametrize("given", [0, 1, 2])
@@ -128,7 +129,7 @@ def test_a_rollout_is_a_plain_loop_and_what_was_planned(fields, given):
 def test_a_prompt_that_changes_is_read_with_all_chunks_before_it(fields, change):
     policy, noise = build(**fields), noise_of(fields)
     text = scheduled([(0, TEXTS[0]), (change, TEXTS[1])])
-    videos = Sampler(policy.sampler).rollout(policy, text, noise)
+    videos = Sampler(policy.sampler).rollout(Counted(policy), text, noise)
     torch.testing.assert_close(videos, plain_loop(policy, fields, noise, text), rtol=1e-4, atol=1e-4)
     assert (videos - Sampler(policy.sampler).rollout(policy, TEXTS[0], noise)).abs().max() > 1e-2
 
