@@ -131,14 +131,18 @@ def check_bf16(ranks: Any) -> None:
     for name, weight in trained.network.named_parameters():
         expected = masters[name].grad
         error = ((safe_get_full_grad(weight) - expected).norm() / expected.norm()).item()
-        # Every block reads the text: autograd adds up what they send back, in bf16, and in another order here.
-        allowed = 1e-2 if name.startswith("text_embedding") else 1e-5
-        assert error < allowed, f"gradient of {name} in bf16: off by {error}"
+        assert error < (1e-2 if reads_text(name) else 1e-5), f"gradient of {name} in bf16: off by {error}"
     trained.step(0.01)
     nn.utils.clip_grad_norm_(masters.values(), 0.05)
     torch.optim.AdamW(masters.values(), lr=0.01, betas=optimizer.betas, eps=1e-4, weight_decay=0.1).step()
     for name, weight in trained.full_weights():
-        assert_close(weight, masters[name], f"{name} after a step in bf16")
+        # A whole step is 1e-2.
+        assert_close(weight, masters[name], f"{name} after a step in bf16", 1e-3 if reads_text(name) else 1e-4)
+
+
+def reads_text(name: str) -> bool:
+    """Every block reads the text: autograd adds up what they send back, in bf16, and in another order here."""
+    return name.startswith("text_embedding")
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -155,9 +159,9 @@ def inputs(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return noisy, 1000 * torch.rand(4, 4, generator=generator), torch.randn(4, 5, 6, generator=generator), clean
 
 
-def assert_close(ours: Tensor, expected: Tensor, what: str) -> None:
+def assert_close(ours: Tensor, expected: Tensor, what: str, allowed: float = 1e-4) -> None:
     difference = (ours.detach() - expected.detach()).abs().max().item()
-    assert difference < 1e-4, f"{what}: differs by {difference}"
+    assert difference < allowed, f"{what}: differs by {difference}"
 
 
 def test_sharded_equals_unsharded(tmp_path: Path) -> None:

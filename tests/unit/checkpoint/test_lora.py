@@ -268,8 +268,11 @@ def test_a_run_is_its_base_as_rounded_and_its_adapters(
     for name, weight in state.items():
         weight, module = weight.to(dtype).float(), name.removesuffix(".weight")
         if module in MODULES:
-            weight = weight + 1.5 * (adapters[f"{module}.up"] @ adapters[f"{module}.down"])
-        assert torch.equal(read.state[name], weight), name
+            change = 1.5 * (adapters[f"{module}.up"] @ adapters[f"{module}.down"])
+            # Products of other shapes round otherwise on some processors.
+            torch.testing.assert_close(read.state[name], weight + change, rtol=1e-6, atol=1e-5)
+        else:
+            assert torch.equal(read.state[name], weight), name
     assert load_student_state(tmp_path / "run", CONFIG.student).keys() == state.keys()
     assert read_lora(tmp_path / "run").tensors.keys() == adapters.keys()
 
