@@ -56,18 +56,11 @@ class ProceduralSource(Section):
     begin: tuple[NonNegativeInt, NonNegativeInt] | None = None
     """Clips are cut out of longer motions: each begins with a frame drawn from these, both included, and the first is
     0. Then a judge cannot tell by how clips begin. None begins with the first."""
-    early_share: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a clip begins with the first of these: as many of the judged windows of long rollouts should
-    (method.long_rollouts.early_share), or a judge tells windows by their time after all."""
 
     @model_validator(mode="after")
     def _check(self) -> "ProceduralSource":
         if self.begin is not None and self.begin[0] > self.begin[1]:
             raise ValueError(f"begin ({list(self.begin)}) must not fall: a frame is drawn from the first to the second")
-        if self.early_share and self.begin is None:
-            raise ValueError(
-                f"early_share ({self.early_share}) must come with begin: else all clips begin with the first"
-            )
         return self
 
 

@@ -33,10 +33,8 @@ class ProceduralTeacher(Teacher):
         self.source, self._world = source, WORLDS[source.world]
         self.name = f"procedural:{source.physics}"
         self.form = form_of(source.world)
-        # Without what it does not use: shards from before these fields were there are the same.
-        left_out = {
-            name for name, unused in (("prompts", "all"), ("early_share", 0)) if getattr(source, name) == unused
-        }
+        # Without what it does not use: shards from before `prompts` and `begin` were there are the same.
+        left_out = {"prompts"} if source.prompts == "all" else set()
         settings = source.model_dump(mode="json", exclude=left_out, exclude_none=True)
         self.provenance: dict[str, Any] = {**settings, "world": self._world.version}
         self._prompts = self._world.part(source.prompts)
@@ -62,7 +60,7 @@ class ProceduralTeacher(Teacher):
         how: dict[str, Any] = {"seed": source.seed, "first_index": first, "physics": source.physics}
         if source.begin is None:
             return self._world.render(prompts, **how)
-        begins = _begins(source.begin, source.early_share, source.seed, first, len(prompts))
+        begins = _begins(source.begin, source.seed, first, len(prompts))
         clips: Frames = np.empty((len(prompts), self.form.frames, FRAME_SIZE, FRAME_SIZE), np.uint8)
         for begin in np.unique(begins):
             clips[begins == begin] = self._world.render(
@@ -71,11 +69,11 @@ class ProceduralTeacher(Teacher):
         return clips
 
 
-def _begins(limits: tuple[int, int], early_share: float, seed: int, first_index: int, count: int) -> Any:
+def _begins(limits: tuple[int, int], seed: int, first_index: int, count: int) -> Any:
     """(count,) frames of a motion that clips begin with, each by the number of its clip."""
     low, high = limits
-    place, early = uniform_draws(seed, _BEGIN_STREAM, first_index, count, 2).T
-    return np.where(early < early_share, low, low + np.floor(place * (high - low + 1)).astype(int))
+    drawn = uniform_draws(seed, _BEGIN_STREAM, first_index, count, 1)[:, 0]
+    return low + np.floor(drawn * (high - low + 1)).astype(int)
 
 
 def prompt_order(prompts: Sequence[Any], clips: int, seed: int) -> list[Any]:

@@ -105,25 +105,6 @@ def test_clips_from_the_middle_of_a_motion_begin_at_frames_of_their_own() -> Non
         ProceduralSource(begin=(6, 3))
 
 
-def test_a_share_of_clips_begins_with_the_first_frame_and_the_others_stay_as_they_were() -> None:
-    without = ProceduralSource(world="kick", clips=60, seed=5, begin=(3, 30))
-    with_share = without.model_copy(update={"early_share": 0.5})
-    assert ProceduralTeacher(without).provenance.keys() == ProceduralTeacher(with_share).provenance.keys() - {
-        "early_share"
-    }
-    form, early = form_of("kick"), 0
-    clips = ProceduralTeacher(without).clips()
-    first = ProceduralTeacher(without.model_copy(update={"begin": (3, 3)}))
-    for clip in clips:
-        frames = ProceduralTeacher(with_share).frames(clip, form)
-        begins_first = np.array_equal(frames, first.frames(clip, form))
-        assert begins_first or np.array_equal(frames, ProceduralTeacher(without).frames(clip, form))
-        early += begins_first
-    assert 20 <= early <= 40
-    with pytest.raises(ValueError, match=r"early_share \(0.5\) must come with begin"):
-        ProceduralSource(early_share=0.5)
-
-
 def test_a_source_may_leave_out_prompts_and_cut_into_motions() -> None:
     both = ProceduralSource(world="kick", clips=40, seed=2, prompts="seen", begin=(3, 6))
     teacher, whole = ProceduralTeacher(both), ProceduralTeacher(both.model_copy(update={"begin": None}))
