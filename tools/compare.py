@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.results is not None and options.out is None:
             raise ConfigError("out (None) must be given with --from: the folder to write")
+        if options.results is not None and options.known:
+            raise ConfigError(f"known ({options.known[0]}) must not come with --from, which shows one file as it is")
         plan = Plan(read_study(options.study), ROOT)
         out = options.out or ROOT / "runs" / "studies" / options.study.stem
         return compare(plan, Place(ROOT, out.resolve()), options)

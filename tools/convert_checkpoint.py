@@ -159,6 +159,9 @@ def convert(options: argparse.Namespace) -> None:
         steps = ", ".join(map(str, config.sampler.timesteps))
         print(f"note: FastVideo and SGLang take the steps {', '.join(map(str, STEPS))} unless told otherwise "
               f"(dmd_denoising_steps); this student's are {steps}")  # fmt: skip
+    if options.to == "self-forcing" and not config.sampler.chunks.are_alike:
+        print(f"note: Self-Forcing's code takes chunks of one length, but for a first one of 1 frame with "
+              f"independent_first_frame: true; this student's are {config.sampler.chunks}")  # fmt: skip
     sizes = f"{student.num_layers} layers, dim {student.dim}, {student.num_heads} heads, family {family}"
     print(f"wrote {options.out} ({options.to}, {sizes}) from {source.kind} {source.path}")
 

@@ -69,7 +69,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     asked.add_argument("--dataset", metavar="SHARDS", help="folder or URL of a dataset, for its prompts")
     asked.add_argument("--split", help="of the dataset's prompts")
     asked.add_argument("--max-prompts", type=int, metavar="N", help="of them, spread evenly")
-    asked.add_argument("--image", type=Path, metavar="FILE", help="the first chunk, of one frame")
+    asked.add_argument(
+        "--image",
+        type=Path,
+        metavar="FILE",
+        help="the first chunk, where that is one frame: sampler.first_chunk_frames",
+    )
     asked.add_argument("--video", type=Path, metavar="FILE", help="its start is the first chunks")
     asked.add_argument("--video-chunks", type=int, help="of --video (1)")
     form = parser.add_argument_group("videos")

@@ -145,6 +145,6 @@ class SamplerConfig(Section):
                              f"and one chunk ({self.chunk_frames})")  # fmt: skip
         if not self.chunks.are_alike and not self.sink_frames:
             raise ValueError(f"sink_frames (0) must hold the first chunk with first_chunk_frames "
-                             f"({self.first_chunk_frames}): in a window others take the place of one that leaves, and "
-                             "are longer or shorter")  # fmt: skip
+                             f"({self.first_chunk_frames}), so be as many or more: in a window others take the place "
+                             "of one that leaves, and are longer or shorter")  # fmt: skip
         return self

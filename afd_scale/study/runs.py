@@ -77,6 +77,25 @@ def read_record(trial: Trial, place: Place) -> Record | None:
     )  # fmt: skip
 
 
+def check_known(record: Record, trial: Trial, place: Place) -> None:
+    """What was done elsewhere is told by its command; what its config's file said there cannot be seen.
+
+    Raises:
+        ConfigError: the command is another, but for the folder of the runs.
+    """
+    here, there = (_settings_of(command, trial) for command in (_shown_command(trial, place), record.command))
+    if here != there:
+        differ = ", ".join(sorted(set(here) ^ set(there)))
+        raise ConfigError(f"known ({record.name}) must have the settings of this study: commands differ in {differ}")
+
+
+def _settings_of(command: str, trial: Trial) -> list[str]:
+    """A command's words, without where its runs are."""
+    folders = [each.name for each in (trial, trial.source) if each is not None]
+    words = [word for word in shlex.split(command) if not word.startswith("out=")]
+    return [Path(word).name if Path(word).name in folders else word for word in words]
+
+
 def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 

@@ -23,7 +23,7 @@ from afd_scale.files import system_errors, try_lock, write_text
 from afd_scale.progress import progress
 from afd_scale.study.plan import Plan, Trial
 from afd_scale.study.results import Record
-from afd_scale.study.runs import Command, Place, read_record
+from afd_scale.study.runs import Command, Place, check_known, read_record
 from afd_scale.training.owner import ONE_JOB
 
 CLAIMS, FAILED = ".claims", ".failed"
@@ -74,12 +74,19 @@ class Outcomes:
         }  # fmt: skip
         while True:
             new = {trial.name: record for trial in self.trials() if trial.name not in self.records
-                   if (record := self._known.get(trial.name) or read_record(trial, self.place))}  # fmt: skip
+                   if (record := self._read(trial)) is not None}  # fmt: skip
             self.records |= new
             for name in new:
                 self.failed.pop(name, None)
             if not new:  # a choice may have brought more
                 return
+
+    def _read(self, trial: Trial) -> Record | None:
+        known = self._known.get(trial.name)
+        if known is None:
+            return read_record(trial, self.place)
+        check_known(known, trial, self.place)
+        return known
 
     def trials(self) -> list[Trial]:
         return self.plan.trials(self.records, self.failed)

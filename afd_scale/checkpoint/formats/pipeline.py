@@ -35,7 +35,7 @@ def fill_pipeline_folder(
     """
     if not config.sampler.chunks.are_alike:
         raise ValueError(f"first_chunk_frames ({config.sampler.first_chunk_frames}) must be None: chunks of the "
-                         "pipeline have one length")  # fmt: skip
+                         "pipeline have one length; --to diffusers or afd has the weights")  # fmt: skip
     if models is not None:
         check_models(models, config.student)
         copy_models(models, folder)

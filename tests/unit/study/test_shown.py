@@ -8,6 +8,7 @@ import pytest
 
 from afd_scale.study.plan import Plan
 from afd_scale.study.results import RESULTS, read_results
+from afd_scale.study.runs import Place, check_known
 from afd_scale.study.sections import read_study
 from afd_scale.study.tables import make_tables
 from afd_scale.study.texts import markdown
@@ -34,6 +35,8 @@ def test_tables_are_those_of_the_results(folder: Path) -> None:
     results = read_results(folder / RESULTS)
     records = {record.name: record for record in results.runs}
     assert results.title == plan.study.title
+    for trial in plan.trials(records, results.failed):
+        check_known(records[trial.name], trial, Place(ROOT, ROOT / "runs"))
     text = markdown(plan, make_tables(plan, records, results.failed), records, results.failed)
     assert (folder / "table.md").read_text() == text
 

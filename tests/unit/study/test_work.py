@@ -74,6 +74,14 @@ def test_what_was_done_elsewhere_is_not_done_again(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_what_was_done_elsewhere_with_other_settings_is_none_of_the_study(tmp_path: Path) -> None:
+    there = do(small(), Place(ROOT, tmp_path / "there"), StandIn(Place(ROOT, tmp_path / "there")))
+    other = make_plan(overrides=[*NO_DATA, "data.global_batch=8"])
+    outcomes = Outcomes(other, Place(ROOT, tmp_path / "here"), there.records)
+    with pytest.raises(ConfigError, match=r"known \(.*-60\) must have the settings .* differ in data.global_batch=8$"):
+        outcomes.look()
+
+
 def test_a_run_that_is_not_at_its_end_goes_on(tmp_path: Path) -> None:
     plan, place = small(seeds=[0]), Place(ROOT, tmp_path)
     trial = plan.trials({}, {})[0]
