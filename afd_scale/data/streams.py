@@ -9,10 +9,13 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
+from functools import wraps
+from multiprocessing import resource_tracker
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -31,12 +34,43 @@ define_torchvision_ops()
 
 from streaming import Stream, StreamingDataset  # noqa: E402
 from streaming.base.format.base.reader import Reader  # noqa: E402
+from streaming.base.shared.memory import SharedMemory  # noqa: E402
 from streaming.base.world import World  # noqa: E402
 
 log = logging.getLogger(__name__)
 
 _OPENING_SECONDS = 60.0  # for another job's dataset to open
 _SHUFFLE_BLOCK = 1 << 18  # fixed: the order depends on it
+
+
+def _mend_resource_tracking() -> None:
+    """Let one thread attach to shared memory while others do too, or start processes.
+
+    While streaming (0.13) attaches or cleans up, it puts functions of its own into the process's resource tracker, and
+    afterwards what it found there: two threads find each other's, which then stay. And its own fail for semaphores, so
+    no pool of processes could be made from then on.
+    """
+    one_at_a_time = RLock()
+
+    def alone(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def locked(*arguments: Any, **options: Any) -> Any:
+            with one_at_a_time:
+                return method(*arguments, **options)
+
+        return locked
+
+    def unless_memory(done: Callable[[str, str], Any]) -> Callable[..., Any]:
+        return lambda _, name, kind: None if kind == "shared_memory" else done(name, kind)
+
+    tracker = resource_tracker._resource_tracker
+    SharedMemory.__init__ = alone(SharedMemory.__init__)
+    SharedMemory.cleanup = alone(SharedMemory.cleanup)
+    SharedMemory.fix_register = unless_memory(tracker.register)
+    SharedMemory.fix_unregister = unless_memory(tracker.unregister)
+
+
+_mend_resource_tracking()
 
 
 class SharedStream(Stream):

@@ -10,12 +10,16 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from itertools import islice
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -39,6 +43,7 @@ from tests.toy_datasets import make_procedural_shards, procedural_samples
 define_torchvision_ops()
 from streaming import Stream  # noqa: E402
 from streaming.base import compression  # noqa: E402
+from streaming.base.shared import memory  # noqa: E402
 
 SOURCE = ProceduralSource(clips=100, seed=1)
 SHARD_BYTES = 1 << 18
@@ -718,6 +723,52 @@ stream.close()
     with ExitStack() as stack:
         jobs = [stack.enter_context(forking("-c", code, folder)) for folder in (dataset, tmp_path / "other")]
         assert [printed.read() for _, printed in jobs] == [b"open\n", b"open\n"]
+
+
+def test_threads_share_memory_at_once_and_start_processes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_module("afd_scale.data.streams")
+    functions = resource_tracker.register, resource_tracker.unregister
+    first_in, second_in, first_out = Event(), Event(), Event()
+
+    class Held(memory.BuiltinSharedMemory):
+        """The first thread to share stays until the second comes, and the second until the first has left."""
+
+        def __init__(self, name: str, create: bool, size: int):
+            super().__init__(name, create, size)
+            self._hold()
+
+        def close(self) -> None:
+            super().close()
+            self._hold()
+
+        def _hold(self) -> None:
+            if first_in.is_set():
+                second_in.set()
+                first_out.wait(20)
+            else:
+                first_in.set()
+                second_in.wait(0.3)
+
+    def at_once(*tasks: Callable[[], Any]) -> list[Any]:
+        for event in (first_in, second_in, first_out):
+            event.clear()
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(tasks[0])
+            assert first_in.wait(20)
+            get_context("spawn").Lock()
+            second = pool.submit(tasks[1])
+            wait([first])
+            first_out.set()
+            return [first.result(), second.result()]
+
+    block = memory.SharedMemory(f"afd_scale_{os.getpid()}", True, 8)
+    monkeypatch.setattr(memory, "BuiltinSharedMemory", Held)
+    attach = partial(memory.SharedMemory, block.shm.name, False)
+    attached = at_once(attach, attach)
+    assert (resource_tracker.register, resource_tracker.unregister) == functions
+    at_once(attached[0].cleanup, attached[1].cleanup)
+    assert (resource_tracker.register, resource_tracker.unregister) == functions
+    block.cleanup()
 
 
 def test_ranks_hash_their_shares_in_pieces_and_keep_what_they_did(
