@@ -7,7 +7,7 @@ import torch
 
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import RunConfig
-from afd_scale.data.worlds.drop import toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt
 from afd_scale.engines.cast import build_cast
 from afd_scale.engines.plain import Plain
 from afd_scale.parallel.ranks import Ranks
@@ -25,7 +25,7 @@ def make_evaluator(folder: Path, ranks: Ranks, start_frames: int = 0, **evaluati
         "student": {"dim": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 1, "weights": str(start)},
     })  # fmt: skip
     evaluator = Evaluator(config, ranks, IdentityCodec())
-    student, texts = config.student, tuple(prompt.sentence for prompt in toy_prompts()[::9][:PROMPTS])
+    student, texts = config.student, tuple(prompt.sentence for prompt in ToyPrompt.every()[::9][:PROMPTS])
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(PROMPTS, student.text_length, student.text_dim, generator=generator)
     evaluator.fps = 8.0

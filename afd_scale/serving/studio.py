@@ -14,7 +14,7 @@ from afd_scale.codecs.cleaning import clean_prompt
 from afd_scale.codecs.codec import Codec, VideoForm
 from afd_scale.codecs.identity import NAME as IDENTITY
 from afd_scale.config import ConfigError
-from afd_scale.data.worlds.drop import toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt
 from afd_scale.engines.plain import PlainNetwork
 from afd_scale.flow.randomness import Randomness
 from afd_scale.generation.generate import Clock, Form, Generator, Request
@@ -99,7 +99,7 @@ class Studio:
     @cached_property
     def examples(self) -> list[str]:
         """Prompts to begin with, for a student of the toy world."""
-        return [prompt.sentence for prompt in toy_prompts()[7::26]] if self.codec.name.startswith(IDENTITY) else []
+        return [prompt.sentence for prompt in ToyPrompt.every()[7::26]] if self.codec.name.startswith(IDENTITY) else []
 
     @cached_property
     def device_name(self) -> str:

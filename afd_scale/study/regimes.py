@@ -344,7 +344,7 @@ def truth_of(world: str, regime: Regime, clips: int, text_length: int) -> Truth:
         return embedded(codec, texts, text_length)
 
     def changed(number: int, prompt: Any, attribute: int, step: int) -> Any:
-        table, words = list(there.vocabulary[attribute]), list(astuple(prompt))
+        table, words = list(there.prompt.vocabulary[attribute]), list(astuple(prompt))
         words[attribute] = table[(table.index(words[attribute]) + step) % len(table)]
         return number, type(prompt)(*words)
 
@@ -361,7 +361,7 @@ def truth_of(world: str, regime: Regime, clips: int, text_length: int) -> Truth:
         videos=Videos(said(rows), latents, fps=form.fps, decode=codec.decode),
         swapped={
             name: [said([changed(*row, attribute, step) for row in rows]) for step in range(1, len(table))]
-            for attribute, (name, table) in enumerate(zip(vars(prompts[0]), there.vocabulary, strict=True))
+            for attribute, (name, table) in enumerate(zip(vars(prompts[0]), there.prompt.vocabulary, strict=True))
         },
         sharpness=tracks.sharpness.mean(axis=1).reshape(len(prompts), -1).mean(axis=1),
         flies=flies, reference=reference, scores=_that_count(scoring, regime, scores),

@@ -11,13 +11,13 @@ from afd_scale.checkpoint.weights import save_weights
 from afd_scale.codecs.codec import VideoForm
 from afd_scale.config.models import PolicyConfig
 from afd_scale.data.video import read_video
-from afd_scale.data.worlds.drop import toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt
 from afd_scale.models.wan import CausalWan
 from tests.distributed.processes import environment, free_port, on_ranks, side_by_side
 from tests.tools import call_tool
 
 SHAPE = {"architecture": "toy", "dim": 64, "num_heads": 4, "ffn_dim": 48, "num_layers": 2}
-TEXTS = [prompt.sentence for prompt in toy_prompts()[:3]]
+TEXTS = [prompt.sentence for prompt in ToyPrompt.every()[:3]]
 
 
 @pytest.mark.parametrize("sequence", [1, 2])

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from afd_scale.data.worlds.drop import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt, render_clips
 from afd_scale.mp4 import mp4_bytes
 
 _FPS = 8
@@ -174,7 +174,7 @@ class Stub:
         return answer(request, self.dialect.created_status, self.dialect.created(self._id(asked), path))
 
     def _id(self, asked: dict[str, Any]) -> str:
-        sentences = [prompt.sentence for prompt in toy_prompts()]
+        sentences = [prompt.sentence for prompt in ToyPrompt.every()]
         drawn = hashlib.blake2b(f"{asked['prompt']}\n{asked.get('seed')}".encode(), digest_size=4).digest()
         seed = int.from_bytes(drawn)
         number = sentences.index(asked["prompt"]) if asked["prompt"] in sentences else seed % len(sentences)
@@ -210,7 +210,7 @@ def answer(request: BaseHTTPRequestHandler, status: int, body: bytes | Any, kind
 
 def _clip(number: int, seed: int, seconds: int) -> bytes:
     """A clip of the toy world, forwards and backwards; a frame more than its seconds have, as teachers give them."""
-    frames = render_clips([toy_prompts()[number]], seed=seed)[0]
+    frames = render_clips([ToyPrompt.every()[number]], seed=seed)[0]
     there_and_back = np.concatenate([frames, frames[-2:0:-1]])
     shown = there_and_back[np.arange(seconds * _FPS + 1) % len(there_and_back)]
     return mp4_bytes(shown.repeat(_ENLARGED, axis=1).repeat(_ENLARGED, axis=2), _FPS)

@@ -9,9 +9,9 @@ Units: pixels and frames. A position is (x, height): x to the right and height u
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from afd_scale.data.worlds.ball import (
     to_bytes,
     uniform_draws,
 )
-from afd_scale.data.worlds.words import attributes_of, check_words, meanings
+from afd_scale.data.worlds.words import Vocabulary, WorldPrompt, meanings
 
 WORLD_VERSION = 1  # of what is rendered; part of what shards were made from
 NUM_FRAMES = 12
@@ -78,8 +78,11 @@ _DRAWS = _START_DRAWS + _WRONG_DRAWS + 2 * NUM_FRAMES
 
 
 @dataclass(frozen=True)
-class ToyPrompt:
+class ToyPrompt(WorldPrompt):
     """One of the 96 prompts; every field holds the attribute's word."""
+
+    vocabulary: ClassVar[Vocabulary] = VOCABULARY
+    world: ClassVar[str] = "the toy world"
 
     brightness: str
     size: str
@@ -88,9 +91,6 @@ class ToyPrompt:
     gravity: str
     bounciness: str
 
-    def __post_init__(self) -> None:
-        check_words(self, VOCABULARY)
-
     @property
     def sentence(self) -> str:
         """The prompt as the student reads it."""
@@ -98,11 +98,6 @@ class ToyPrompt:
             f"a {self.brightness} {self.size} ball moves {self.direction} {self.speed} "
             f"under {self.gravity} gravity over a {self.bounciness} floor"
         )
-
-    @property
-    def prompt_id(self) -> str:
-        """A stable name for files and tables."""
-        return "-".join(astuple(self))
 
 
 @dataclass(frozen=True)
@@ -115,20 +110,6 @@ class PromptValues:
     speed: FloatArray
     gravity: FloatArray
     restitution: FloatArray
-
-
-def toy_prompts() -> tuple[ToyPrompt, ...]:
-    """Return all 96 prompts, in a fixed order."""
-    return tuple(ToyPrompt(*words) for words in itertools.product(*VOCABULARY))
-
-
-def parse_prompt(sentence: str) -> ToyPrompt:
-    """Return the prompt that a sentence asks for by its words.
-
-    Raises:
-        ValueError: an attribute has no word in it, or more than one.
-    """
-    return ToyPrompt(*attributes_of(sentence, VOCABULARY, "the toy world", toy_prompts()[0].sentence))
 
 
 def prompt_values(prompts: Sequence[ToyPrompt]) -> PromptValues:

@@ -10,9 +10,9 @@ Units: pixels and frames, heights upwards, as in `ball`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from afd_scale.data.worlds.ball import (
     to_bytes,
     uniform_draws,
 )
-from afd_scale.data.worlds.words import attributes_of, check_words, meanings
+from afd_scale.data.worlds.words import Vocabulary, WorldPrompt, meanings
 
 WORLD_VERSION = "kick 1"  # of what is rendered; part of what shards were made from
 NUM_FRAMES = 18
@@ -68,16 +68,16 @@ NUM_DRAWS = 9 + BOUNCES
 
 
 @dataclass(frozen=True)
-class KickPrompt:
+class KickPrompt(WorldPrompt):
     """One of the 24 prompts; every field holds the attribute's word."""
+
+    vocabulary: ClassVar[Vocabulary] = VOCABULARY
+    world: ClassVar[str] = "the world of kicks"
 
     brightness: str
     direction: str
     gravity: str
     bounciness: str
-
-    def __post_init__(self) -> None:
-        check_words(self, VOCABULARY)
 
     @property
     def sentence(self) -> str:
@@ -86,11 +86,6 @@ class KickPrompt:
             f"a {self.brightness} ball is thrown {self.direction} and kicked once "
             f"under {self.gravity} gravity over a {self.bounciness} floor"
         )
-
-    @property
-    def prompt_id(self) -> str:
-        """A stable name for files and tables."""
-        return "-".join(astuple(self))
 
 
 @dataclass(frozen=True)
@@ -101,20 +96,6 @@ class KickValues:
     direction: FloatArray
     gravity: FloatArray
     restitution: FloatArray
-
-
-def prompts() -> tuple[KickPrompt, ...]:
-    """Return all 24 prompts, in a fixed order."""
-    return tuple(KickPrompt(*words) for words in itertools.product(*VOCABULARY))
-
-
-def parse_prompt(sentence: str) -> KickPrompt:
-    """Return the prompt that a sentence asks for by its words.
-
-    Raises:
-        ValueError: an attribute has no word in it, or more than one.
-    """
-    return KickPrompt(*attributes_of(sentence, VOCABULARY, "the world of kicks", prompts()[0].sentence))
 
 
 def prompt_values(asked: Sequence[KickPrompt]) -> KickValues:

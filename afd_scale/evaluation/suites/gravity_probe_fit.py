@@ -18,9 +18,9 @@ from afd_scale.data.worlds.kick import (
     NUM_DRAWS,
     NUM_FRAMES,
     RADIUS,
+    KickPrompt,
     fly,
     prompt_values,
-    prompts,
     render_clips,
 )
 from afd_scale.evaluation.suites.gravity_probe import GravityProbe, probed_gravity
@@ -125,7 +125,7 @@ def held_out_errors(probe: GravityProbe | None = None) -> dict[str, dict[str, fl
         bins = [f"{low} to {high}" for low, high in pairwise(BINS)]
         kinds = [bins[at] for at in np.digitize(shown.gravity, BINS[1:-1])]
         found[name] = _by(kinds, bins, np.abs(probed_gravity(shown.clips, probe) - shown.gravity))
-    asked = prompts() * (HELD_OUT_CLIPS // len(prompts()))
+    asked = KickPrompt.every() * (HELD_OUT_CLIPS // len(KickPrompt.every()))
     wrong = np.abs(probed_gravity(render_clips(asked, seed=HELD_OUT_SEED), probe) - prompt_values(asked).gravity)
     return found | {"teacher": _by([prompt.gravity for prompt in asked], GRAVITY, wrong)}
 

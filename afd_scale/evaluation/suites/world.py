@@ -81,7 +81,7 @@ class WorldSuite:
 
     def _prompts(self, prompts: Prompts) -> tuple[Any, ...]:
         """ValueError for the first one that is none of this world."""
-        return tuple(WORLDS[self.world].parse(text) for text in prompts.texts)
+        return tuple(WORLDS[self.world].prompt.parse(text) for text in prompts.texts)
 
     def _reference(self, prompts: Prompts, begin: int = 0) -> Tracks:
         return _kept_tracks(self.world, self._prompts(prompts), REFERENCE_SEED, begin, REFERENCE_CLIPS)

@@ -9,7 +9,7 @@ from afd_scale.codecs.choose import codec_of
 from afd_scale.codecs.codec import Codec, RejectedError, VideoForm
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import ConfigError
-from afd_scale.data.worlds.drop import VOCABULARY, toy_prompts
+from afd_scale.data.worlds.drop import VOCABULARY, ToyPrompt
 
 
 def grey(frames: int, height: int, width: int) -> VideoForm:
@@ -135,7 +135,7 @@ def test_attribute_words_are_nearly_orthogonal() -> None:
 
 
 def test_every_toy_sentence_fits() -> None:
-    for prompt in toy_prompts():
+    for prompt in ToyPrompt.every():
         IdentityCodec().embed(prompt.sentence)
 
 

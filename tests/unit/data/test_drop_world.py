@@ -11,10 +11,8 @@ from afd_scale.data.worlds.drop import (
     NUM_FRAMES,
     VOCABULARY,
     ToyPrompt,
-    parse_prompt,
     prompt_values,
     render_clips,
-    toy_prompts,
 )
 
 
@@ -31,25 +29,25 @@ def _fly(start, velocity, gravity=0.0, restitution=1.0, radius=1.5):
 
 
 def test_prompts_are_all_combinations_and_parse_back():
-    prompts = toy_prompts()
+    prompts = ToyPrompt.every()
     assert len(prompts) == 96
     assert len({prompt.sentence for prompt in prompts}) == 96
     assert len({prompt.prompt_id for prompt in prompts}) == 96
-    assert [parse_prompt(prompt.sentence) for prompt in prompts] == list(prompts)
+    assert [ToyPrompt.parse(prompt.sentence) for prompt in prompts] == list(prompts)
 
 
 def test_each_attribute_value_has_its_own_word():
     words = [word for table in VOCABULARY for word in table]
     assert len(words) == len(set(words)) == 13
-    bags = {frozenset(prompt.sentence.split()) for prompt in toy_prompts()}
+    bags = {frozenset(prompt.sentence.split()) for prompt in ToyPrompt.every()}
     assert len(bags) == 96
-    frame = re.sub("|".join(rf"\b{word}\b" for word in words), "", toy_prompts()[0].sentence)
+    frame = re.sub("|".join(rf"\b{word}\b" for word in words), "", ToyPrompt.every()[0].sentence)
     assert not set(frame.split()) & set(words)
 
 
 def test_unknown_prompts_are_refused():
     with pytest.raises(ValueError, match=r"prompt \('a red ball'\) must be"):
-        parse_prompt("a red ball")
+        ToyPrompt.parse("a red ball")
     with pytest.raises(ValueError, match=r"speed \('fast'\) must be one of"):
         ToyPrompt("dim", "small", "leftward", "fast", "no", "clay")
 
@@ -104,7 +102,7 @@ def test_render_draws_the_ball_where_it_is():
 
 @pytest.mark.parametrize("physics", ["teacher", "wrong"])
 def test_a_clip_does_not_depend_on_its_company(physics):
-    prompts = list(toy_prompts()) * 6  # more than one block of rendering
+    prompts = list(ToyPrompt.every()) * 6  # more than one block of rendering
     together = render_clips(prompts, seed=3, physics=physics)
     assert together.shape == (576, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE)
     assert together.dtype == np.uint8
@@ -114,7 +112,7 @@ def test_a_clip_does_not_depend_on_its_company(physics):
 
 
 def test_seed_index_and_physics_each_change_the_clip():
-    prompt = [toy_prompts()[40]]
+    prompt = [ToyPrompt.every()[40]]
     clips = [
         render_clips(prompt, seed=0),
         render_clips(prompt, seed=1),
@@ -127,7 +125,7 @@ def test_seed_index_and_physics_each_change_the_clip():
 
 
 def test_teacher_and_wrong_clips_start_independently():
-    prompts = [prompt for prompt in toy_prompts() if prompt.gravity == "no"] * 8
+    prompts = [prompt for prompt in ToyPrompt.every() if prompt.gravity == "no"] * 8
     heights = []
     for physics in ("teacher", "wrong"):
         rows = render_clips(prompts, seed=0, physics=physics)[:, 0].astype(float).sum(axis=2)
@@ -137,7 +135,7 @@ def test_teacher_and_wrong_clips_start_independently():
 
 @pytest.mark.parametrize("physics", ["teacher", "wrong"])
 def test_the_whole_ball_stays_in_the_frame(physics):
-    prompts = list(toy_prompts()) * 2
+    prompts = list(ToyPrompt.every()) * 2
     values = prompt_values(prompts)
     frames = render_clips(prompts, seed=7, physics=physics).astype(float) / 255.0
     area = frames.sum(axis=(2, 3)) / frames.max(axis=(2, 3))
@@ -145,13 +143,13 @@ def test_the_whole_ball_stays_in_the_frame(physics):
 
 
 def test_without_gravity_the_teachers_ball_never_nears_the_floor():
-    prompts = [prompt for prompt in toy_prompts() if prompt.gravity == "no"] * 4
+    prompts = [prompt for prompt in ToyPrompt.every() if prompt.gravity == "no"] * 4
     frames = render_clips(prompts, seed=1)
     assert frames[:, :, -1].max() == 0
 
 
 def test_under_gravity_the_teachers_ball_reaches_the_floor():
-    prompts = [prompt for prompt in toy_prompts() if prompt.gravity != "no"] * 4
+    prompts = [prompt for prompt in ToyPrompt.every() if prompt.gravity != "no"] * 4
     frames = render_clips(prompts, seed=1)
     lowest_lit_row = np.where(frames.any(axis=3), np.arange(FRAME_SIZE), 0).max(axis=2)
     assert (lowest_lit_row[:, 0] <= FRAME_SIZE - DROP_HEIGHT[0]).all()
@@ -160,7 +158,7 @@ def test_under_gravity_the_teachers_ball_reaches_the_floor():
 
 
 def test_wrong_clips_are_wrong_in_the_stated_shares():
-    prompts = [prompt for prompt in toy_prompts() if prompt.direction == "rightward"] * 20
+    prompts = [prompt for prompt in ToyPrompt.every() if prompt.direction == "rightward"] * 20
     frames = render_clips(prompts, seed=2, physics="wrong").astype(float)
     mass = frames.sum(axis=(2, 3))
     faded = mass[:, -1] / mass[:, 0] < 0.7

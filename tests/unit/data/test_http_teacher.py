@@ -31,7 +31,7 @@ from afd_scale.data.teachers.prompts import prompt_id_of
 from afd_scale.data.teachers.protocols import NO_LINK, PROTOCOLS, Look, said_in
 from afd_scale.data.teachers.stub import Stub, answer
 from afd_scale.data.video import read_video
-from afd_scale.data.worlds.drop import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt, render_clips
 from tests.distributed.processes import forking, run
 from tests.tools import call_tool
 from tests.video_server import SPOKEN, VideoServer
@@ -766,7 +766,7 @@ def test_a_rehearsal_makes_a_dataset_that_says_so(
     tmp_path: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PROTOCOLS[protocol].key, KEY)
-    sentence = toy_prompts()[0].sentence
+    sentence = ToyPrompt.every()[0].sentence
     (tmp_path / "prompts.txt").write_text(f"a cat on the moon\n{sentence}\n")
     command = (f"--teacher http --protocol {protocol} --source {tmp_path / 'paid'} --out {tmp_path / 'out'} --prompts "
                f"{tmp_path / 'prompts.txt'} --size 16x16 --frames 49 --fps 8 --request seconds=6 "
@@ -778,7 +778,7 @@ def test_a_rehearsal_makes_a_dataset_that_says_so(
     assert facts["provenance"]["source"]["url"] == "stub"
     clip = read_video(tmp_path / "paid" / f"{prompt_id_of(sentence)}-0.mp4", VideoForm(12, 8.0, 128, 128))
     seed = int.from_bytes(hashlib.blake2b(f"{sentence}\nNone".encode(), digest_size=4).digest())
-    shown = render_clips(toy_prompts()[:1], seed=seed)[0].repeat(8, axis=1).repeat(8, axis=2)
+    shown = render_clips(ToyPrompt.every()[:1], seed=seed)[0].repeat(8, axis=1).repeat(8, axis=2)
     assert np.abs(clip.astype(int).mean(-1) - shown).mean() < 3, "a prompt of the toy world is rendered as it says"
     for url in ("http://127.0.0.1:9/v1", "stub"):
         other = call_tool("make_shards", *command, "--url", url, "--model", "another", "--attempts", "1")

@@ -5,22 +5,23 @@ import pytest
 
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.data.worlds.ball import Turns, simulate
-from afd_scale.data.worlds.kick import KICK_FRAMES, NUM_FRAMES, VOCABULARY, parse_prompt, prompts, render_clips
+from afd_scale.data.worlds.kick import KICK_FRAMES, NUM_FRAMES, VOCABULARY, KickPrompt, render_clips
 from afd_scale.evaluation.suites.kick import measured_gravity
 from afd_scale.evaluation.suites.tracks import track
 
-PROMPTS = list(prompts()) * 8
+PROMPTS = list(KickPrompt.every()) * 8
 
 
 def test_prompts_are_all_combinations_that_the_student_can_read() -> None:
-    assert len({prompt.sentence for prompt in prompts()}) == len({prompt.prompt_id for prompt in prompts()}) == 24
-    assert [parse_prompt(prompt.sentence) for prompt in prompts()] == list(prompts())
+    every = KickPrompt.every()
+    assert len({prompt.sentence for prompt in every}) == len({prompt.prompt_id for prompt in every}) == 24
+    assert [KickPrompt.parse(prompt.sentence) for prompt in every] == list(every)
     words = [word for table in VOCABULARY for word in table]
     assert len(words) == len(set(words))
-    for prompt in prompts():
+    for prompt in KickPrompt.every():
         IdentityCodec(3, 4).embed(prompt.sentence)
     with pytest.raises(ValueError, match="must be a sentence of the world of kicks"):
-        parse_prompt("a ball")
+        KickPrompt.parse("a ball")
 
 
 def test_a_clip_depends_on_its_own_number_alone() -> None:

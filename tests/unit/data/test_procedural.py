@@ -11,23 +11,23 @@ from afd_scale.config.run import ProceduralSource
 from afd_scale.data.teachers.procedural import ProceduralTeacher, form_of
 from afd_scale.data.teachers.procedural import prompt_order as order_of
 from afd_scale.data.worlds import WORLDS
-from afd_scale.data.worlds.drop import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt, render_clips
 
 FORM = form_of("drop")
 
 
 def prompt_order(clips: int, seed: int) -> list:
-    return order_of(toy_prompts(), clips, seed)
+    return order_of(ToyPrompt.every(), clips, seed)
 
 
 def test_every_prompt_comes_before_any_comes_again() -> None:
     order = prompt_order(250, seed=3)
     assert len(order) == 250
     for begin in (0, 96):
-        assert set(order[begin : begin + 96]) == set(toy_prompts())
+        assert set(order[begin : begin + 96]) == set(ToyPrompt.every())
     assert max(Counter(order[192:]).values()) == 1
     assert order[:96] != order[96:192], "each round has its own order"
-    assert order[:96] != list(toy_prompts()), "the start of a round must not favour one attribute"
+    assert order[:96] != list(ToyPrompt.every()), "the start of a round must not favour one attribute"
 
 
 def test_order_is_keyed_by_the_seed_and_does_not_depend_on_the_number_of_clips() -> None:
@@ -68,7 +68,7 @@ def test_each_world_has_its_own_clips(world: str) -> None:
     teacher = ProceduralTeacher(source)
     clip = teacher.clips()[29]
     frames = teacher.frames(clip, form_of(world))
-    expected = WORLDS[world].render([WORLDS[world].parse(clip.prompt)], seed=4, first_index=29)[0]
+    expected = WORLDS[world].render([WORLDS[world].prompt.parse(clip.prompt)], seed=4, first_index=29)[0]
     assert frames.shape == (WORLDS[world].frames, 16, 16, 1)
     np.testing.assert_array_equal(frames[..., 0], expected)
     assert len({world.version for world in WORLDS.values()}) == len(WORLDS), "shards of two worlds are told apart"
@@ -87,14 +87,14 @@ def test_a_source_of_a_part_cycles_through_its_prompts_and_says_so(part: str, co
     assert [clip.index for clip in clips] == [place // count for place in range(40)]
     assert teacher.provenance["prompts"] == part
     frames = teacher.frames(clips[20], form_of("kick"))
-    expected = WORLDS["kick"].render([WORLDS["kick"].parse(clips[20].prompt)], seed=2, first_index=20)[0]
+    expected = WORLDS["kick"].render([WORLDS["kick"].prompt.parse(clips[20].prompt)], seed=2, first_index=20)[0]
     np.testing.assert_array_equal(frames[..., 0], expected)
 
 
 def test_clips_from_the_middle_of_a_motion_begin_at_frames_of_their_own() -> None:
     teacher = ProceduralTeacher(ProceduralSource(world="kick", clips=300, seed=5, begin=(3, 6)))
     assert teacher.provenance["begin"] == [3, 6], "shards are told apart"
-    prompts, begins = order_of(WORLDS["kick"].prompts, 300, 5), []
+    prompts, begins = order_of(WORLDS["kick"].prompt.every(), 300, 5), []
     for position in (*range(12), 270):  # the last one is of another rendered block
         frames = teacher.frames(teacher.clips()[position], form_of("kick"))[..., 0]
         (motion,) = WORLDS["kick"].render([prompts[position]], seed=5, first_index=position, frames=18 + 6)
@@ -113,7 +113,7 @@ def test_a_source_may_leave_out_prompts_and_cut_into_motions() -> None:
     found = set()
     for clip in teacher.clips():
         frames = teacher.frames(clip, form_of("kick"))[..., 0]
-        prompt = WORLDS["kick"].parse(clip.prompt)
+        prompt = WORLDS["kick"].prompt.parse(clip.prompt)
         (motion,) = WORLDS["kick"].render([prompt], seed=2, first_index=int(clip.video), frames=18 + 6)
         found.add(next(begin for begin in range(7) if np.array_equal(motion[begin : begin + 18], frames)))
     assert found == {3, 4, 5, 6}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.worlds.drop import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt, render_clips
 from afd_scale.evaluation.video import write_mp4
 from afd_scale.generation import evaluation_job
 from tests.judges import save_tiny_judge
@@ -19,7 +19,7 @@ from tests.toy_datasets import make_procedural_shards
 from tests.videos import moving_bar, write_video
 from tests.wan_models import save_tiny_wan
 
-PROMPTS = toy_prompts()[::11]
+PROMPTS = ToyPrompt.every()[::11]
 
 
 def toy_videos(folder, physics, table=False, split=None):

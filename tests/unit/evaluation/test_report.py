@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from afd_scale.config.load import load_config
-from afd_scale.data.worlds.drop import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt, render_clips
 from afd_scale.evaluation.report import _seconds, metric_table, provenance_header, write_report
 from afd_scale.evaluation.run_files import read_metrics, read_summary
 from afd_scale.evaluation.suites.toy import ToySuite
@@ -230,8 +230,8 @@ def test_a_summary_whose_spans_are_none_is_left_out(run, caplog):
 
 
 def test_descriptors_are_those_of_the_toy_metrics():
-    clips = render_clips(toy_prompts()[:4], seed=0, physics="teacher")
-    assert list(ToySuite.metrics) == list(score(clips, toy_prompts()[:4], clips))
+    clips = render_clips(ToyPrompt.every()[:4], seed=0, physics="teacher")
+    assert list(ToySuite.metrics) == list(score(clips, ToyPrompt.every()[:4], clips))
 
 
 def test_provenance_header_leaves_a_loadable_config(run):

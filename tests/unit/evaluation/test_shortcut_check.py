@@ -15,7 +15,7 @@ from afd_scale.codecs.codec import VideoForm
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import RunConfig
 from afd_scale.config.run import ProceduralSource
-from afd_scale.data.worlds.drop import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt, render_clips
 from afd_scale.evaluation.kept_clips import write_clips
 from afd_scale.evaluation.run_clips import BASE, RunClips
 from afd_scale.evaluation.video import write_mp4
@@ -33,7 +33,7 @@ from tests.wan_models import save_tiny_wan
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 CLIPS = 40
-PROMPTS = toy_prompts()[::2]
+PROMPTS = ToyPrompt.every()[::2]
 SPECKLE = np.pad(np.full((2, 2), 200, np.uint8), ((1, 13), (13, 1)))
 
 

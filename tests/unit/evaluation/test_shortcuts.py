@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from afd_scale.data.worlds.drop import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt, render_clips
 from afd_scale.evaluation.linear_probe import _relabelled, probe_traits
 from afd_scale.evaluation.shortcuts import LEAST_CLIPS, Finding, probe, probe_measured, warnings
 from afd_scale.evaluation.traits import traits_of
@@ -145,7 +145,7 @@ def test_two_halves_of_one_set_find_nothing(paired: bool) -> None:
 
 
 def test_two_seeds_of_the_toy_teacher_are_one() -> None:
-    prompts = toy_prompts()
+    prompts = ToyPrompt.every()
     sentences = [prompt.sentence for prompt in prompts]
     sides = (list(render_clips(prompts, seed=seed)) for seed in (1, 2))
     findings = probe(*sides, sentences, sentences)

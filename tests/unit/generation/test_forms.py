@@ -10,7 +10,7 @@ import pytest
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.storage import Location
 from afd_scale.data.video import own_form, read_video
-from afd_scale.data.worlds.drop import toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt
 from afd_scale.evaluation.clip_sets import ShardClips
 from tests.students import TOY, save_run, save_student
 from tests.tools import call_tool
@@ -18,7 +18,7 @@ from tests.toy_datasets import make_procedural_shards
 from tests.videos import moving_bar, write_video
 
 NTSC = Fraction(30000, 1001)
-TEXTS = [prompt.sentence for prompt in toy_prompts()[:2]]
+TEXTS = [prompt.sentence for prompt in ToyPrompt.every()[:2]]
 
 
 def write_folder(folder: Path, fps: Fraction | int, frames: int, height: int = 16, width: int = 16) -> Path:

@@ -20,7 +20,7 @@ from afd_scale.codecs.wan import WanCodec
 from afd_scale.config.models import PolicyConfig
 from afd_scale.config.run import ProceduralSource
 from afd_scale.data.video import read_video
-from afd_scale.data.worlds.drop import toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt
 from afd_scale.evaluation.video import read_title, write_mp4
 from afd_scale.flow.randomness import Randomness
 from afd_scale.generation import generate, job
@@ -32,7 +32,7 @@ from tests.tools import call_tool
 from tests.toy_datasets import make_procedural_shards
 from tests.wan_models import CHANNELS, TEXT_DIM, save_tiny_wan
 
-TEXTS = [prompt.sentence for prompt in toy_prompts()[:3]]
+TEXTS = [prompt.sentence for prompt in ToyPrompt.every()[:3]]
 WAN = {**TOY, "latent_channels": CHANNELS, "text_dim": TEXT_DIM, "text_length": 12, "prediction": "velocity"}
 GREY = VideoForm(24, 8.0, 16, 16, colour="rgb24")
 

@@ -14,7 +14,7 @@ from afd_scale.codecs.conversions import to_uint8
 from afd_scale.codecs.identity import IdentityCodec
 from afd_scale.config import ConfigError
 from afd_scale.data.video import read_video
-from afd_scale.data.worlds.drop import toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt
 from afd_scale.evaluation.video import read_title
 from afd_scale.flow.randomness import Randomness
 from afd_scale.generation.generate import Request, batches
@@ -25,7 +25,7 @@ from afd_scale.parallel.ranks import alone
 from afd_scale.rollout.sampler import Sampler, scheduled
 from tests.tools import call_tool
 
-FIRST, SECOND, THIRD = TEXTS = [prompt.sentence for prompt in toy_prompts()[::47]]
+FIRST, SECOND, THIRD = TEXTS = [prompt.sentence for prompt in ToyPrompt.every()[::47]]
 FRAMES, WINDOW = 18, {"window_frames": 4, "sink_frames": 1}
 
 

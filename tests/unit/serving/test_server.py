@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from afd_scale.data.storage import Location
 from afd_scale.data.validate import load_beside
-from afd_scale.data.worlds.drop import toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt
 from afd_scale.evaluation.video import read_mp4
 from afd_scale.generation.generate import Clock
 from afd_scale.serving import hall, seat, server
@@ -28,7 +28,7 @@ from tests.students import TOY, save_student
 from tests.tools import call_tool
 
 TOKEN = "correct-horse-battery"
-TEXTS = [prompt.sentence for prompt in toy_prompts()[:3]]
+TEXTS = [prompt.sentence for prompt in ToyPrompt.every()[:3]]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from afd_scale.codecs.conversions import to_uint8
 from afd_scale.config import ConfigError, RunConfig
 from afd_scale.data.make_shards import encode_frames
-from afd_scale.data.worlds.kick import GRAVITY, parse_prompt, render_clips
+from afd_scale.data.worlds.kick import GRAVITY, KickPrompt, render_clips
 from afd_scale.engines.plain import Plain
 from afd_scale.evaluation.suites.kick import WORST_ERROR, KickSuite, measured_gravity
 from afd_scale.evaluation.suites.tracks import track
@@ -73,7 +73,7 @@ class KnowsGravity:
     def __call__(self, videos: Videos) -> torch.Tensor:
         assert videos.decode is not None
         fall, is_measured = measured_gravity(track(to_uint8(videos.decode(videos.latents))[..., 0]))
-        asked = [GRAVITY[parse_prompt(text).gravity] for text in videos.prompts.texts]
+        asked = [GRAVITY[KickPrompt.parse(text).gravity] for text in videos.prompts.texts]
         error = np.minimum(np.abs(fall - asked), WORST_ERROR)
         return -torch.from_numpy(np.where(is_measured, error, WORST_ERROR))
 
@@ -149,7 +149,7 @@ def test_paraphrases_are_other_sentences_for_the_same_clips() -> None:
     assert seen.asked == said.asked
     assert not set(seen.videos.prompts.texts) & set(said.videos.prompts.texts)
     assert not torch.equal(seen.videos.prompts.embeddings, said.videos.prompts.embeddings)
-    assert [parse_prompt(text) for text in said.videos.prompts.texts] == list(said.asked)
+    assert [KickPrompt.parse(text) for text in said.videos.prompts.texts] == list(said.asked)
 
 
 def test_swapped_prompts_differ_in_one_word() -> None:
@@ -160,7 +160,7 @@ def test_swapped_prompts_differ_in_one_word() -> None:
     for attribute, others in shown.swapped.items():
         for prompts in others:
             for asked, text in zip(shown.asked, prompts.texts, strict=True):
-                other = parse_prompt(text)
+                other = KickPrompt.parse(text)
                 assert [name for name in vars(asked) if getattr(asked, name) != getattr(other, name)] == [attribute]
     assert len({prompts.texts[0] for prompts in shown.swapped["gravity"]}) == 2
 

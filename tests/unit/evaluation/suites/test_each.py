@@ -7,7 +7,7 @@ import torch
 from afd_scale.config import RunConfig
 from afd_scale.config.run import WORLD_OF
 from afd_scale.data.worlds import WORLDS
-from afd_scale.data.worlds.drop import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt, render_clips
 from afd_scale.evaluation.suites import SUITES, Timing
 from tests.networks import make_prompts
 
@@ -19,7 +19,7 @@ TIMING = Timing(8.0, (3, 6, 9))
 def test_the_mean_over_clips_is_the_measure_of_the_set(name):
     suite = SUITES[name](RunConfig.model_validate({"method": "sft"}))
     world = WORLDS[WORLD_OF.get(name, "drop")]
-    asked = world.prompts[:3]
+    asked = world.prompt.every()[:3]
     prompts = make_prompts(torch.zeros(3, 1, 1))
     prompts = type(prompts)(tuple(prompt.sentence for prompt in asked), prompts.ids, prompts.keys, prompts.embeddings)
     clips = world.render([*asked, *asked], seed=3, physics="wrong")
@@ -34,6 +34,6 @@ def test_the_mean_over_clips_is_the_measure_of_the_set(name):
 
 def test_what_a_clip_lacks_is_missing():
     suite = SUITES["video"](RunConfig.model_validate({"method": "sft"}))
-    clips = render_clips(toy_prompts()[:2], seed=0, physics="teacher")
+    clips = render_clips(ToyPrompt.every()[:2], seed=0, physics="teacher")
     each = suite.measure_each(clips, make_prompts(torch.zeros(2, 1, 1)), Timing(8.0, ()))
     assert "border_jump" not in each

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from afd_scale.data.worlds.kick import prompt_values, prompts, render_clips
+from afd_scale.data.worlds.kick import KickPrompt, prompt_values, render_clips
 from afd_scale.evaluation.suites import gravity_probe, gravity_probe_fit
 from afd_scale.evaluation.suites.gravity_probe import WEIGHTS, probed_gravity
 from afd_scale.evaluation.suites.gravity_probe_fit import BINS, falling_clips, fit
@@ -18,7 +18,7 @@ from afd_scale.evaluation.suites.kick import measured_gravity
 from afd_scale.evaluation.suites.tracks import track
 from tests.tools import call_tool
 
-PROMPTS = prompts() * 8
+PROMPTS = KickPrompt.every() * 8
 ASKED = prompt_values(PROMPTS).gravity
 
 

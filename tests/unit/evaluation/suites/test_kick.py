@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from afd_scale.data.worlds.kick import prompts, render_clips
+from afd_scale.data.worlds.kick import KickPrompt, render_clips
 from afd_scale.evaluation.suites.kick import WORST_ERROR, KickSuite, score, score_each
 from afd_scale.evaluation.suites.tracks import track
 
-PROMPTS = list(prompts()) * 8
+PROMPTS = list(KickPrompt.every()) * 8
 
 
 @pytest.fixture(scope="module")

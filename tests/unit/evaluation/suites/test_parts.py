@@ -27,7 +27,7 @@ class World:
     def __init__(self, name: str) -> None:
         self.suite: Suite = SUITES[name](RunConfig.model_validate({"method": "sft"}))
         world = WORLDS[WORLD_OF[name]]
-        texts = tuple(prompt.sentence for prompt in world.prompts)
+        texts = tuple(prompt.sentence for prompt in world.prompt.every())
         self.prompts = Prompts(texts, texts, tuple(range(len(texts))), torch.zeros(len(texts), 1, 1))
         self.frames = world.frames
         self.clips = self.suite.teacher(self.prompts, CLIPS, LENGTHS)

@@ -10,15 +10,15 @@ from afd_scale.data.worlds.drop import (
     GRAVITY,
     NUM_FRAMES,
     PromptValues,
+    ToyPrompt,
     launch,
     prompt_values,
     render_clips,
-    toy_prompts,
 )
 from afd_scale.evaluation.suites.tracks import frechet_distance, track
 from afd_scale.evaluation.suites.trajectory import judge, score
 
-PROMPTS = list(toy_prompts()) * 2
+PROMPTS = list(ToyPrompt.every()) * 2
 METRICS = {
     "trajectory_fd",
     "dynamic_degree",

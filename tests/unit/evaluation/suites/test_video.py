@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from afd_scale.data.worlds.drop import render_clips, toy_prompts
+from afd_scale.data.worlds.drop import ToyPrompt, render_clips
 from afd_scale.evaluation.suites.video import METRICS, chunk_borders, measure_clip, measure_clips
 
 FRAMES, FPS, BORDERS = 12, 8, (4, 8)
@@ -54,7 +54,7 @@ def test_motion_is_the_speed_in_heights_a_second():
 
 def test_motion_of_a_small_ball_is_the_balls():
     slow, fast = (
-        next(prompt for prompt in toy_prompts() if prompt.speed == speed and prompt.gravity == "no")
+        next(prompt for prompt in ToyPrompt.every() if prompt.speed == speed and prompt.gravity == "no")
         for speed in ("slowly", "quickly")
     )
     for clip, speed in zip(render_clips([slow, fast], seed=0), (0.4, 0.9), strict=True):
@@ -175,7 +175,7 @@ def test_values_by_time_tell_when():
 
 
 def test_policies_are_measured_side_by_side():
-    clips = {physics: render_clips(toy_prompts()[::8], seed=1, physics=physics) for physics in ("teacher", "wrong")}
+    clips = {physics: render_clips(ToyPrompt.every()[::8], seed=1, physics=physics) for physics in ("teacher", "wrong")}
     values = measure_clips(clips, FPS, (3, 6, 9))
     assert list(values) == ["teacher", "wrong"]
     assert values["wrong"]["motion"] < 0.8 * values["teacher"]["motion"]
