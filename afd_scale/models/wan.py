@@ -223,8 +223,14 @@ class CausalWan(WanTrunk):
             adapter: of `ops.adapters`; None is the base itself.
         Returns:
             (B, F, C, H, W) velocity noise - x0, in the dtype of `noisy`.
+        Raises:
+            ValueError: the times are not one of each frame, which some shapes would only broadcast.
         """
         frames = noisy.shape[1]
+        if timestep.shape != noisy.shape[:2]:
+            raise ValueError(
+                f"timestep {tuple(timestep.shape)} must be (B, F) {tuple(noisy.shape[:2])}, as the latents"
+            )
         if cache is not None:
             layout = cache.begin_pass(frames)
             rotation = cache.rotation or self.cached_rotation(noisy, cache)

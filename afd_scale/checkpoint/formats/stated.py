@@ -64,8 +64,13 @@ def stated_beside(folder: Path) -> Stated:
 
 
 def _known(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The fields among them, by our names; a window of -1 frames is none, and needs no sink."""
+    """The fields among them, by our names; a window of -1 frames is none, and needs no sink.
+
+    An independent first frame is a first chunk of one: Self-Forcing's and CausVid's word for it.
+    """
     found = {ours: said[name] for name, ours in names.items() if said.get(name) is not None}
     if found.get("window_frames") == -1:
         found |= {"window_frames": None, "sink_frames": 0}
+    if names is _SAMPLER and said.get("independent_first_frame") is True:
+        found["first_chunk_frames"] = 1
     return found

@@ -364,6 +364,8 @@ def test_a_diffusers_folder_of_another_task_is_called_so(tmp_path: Path) -> None
         ({"local_attn_size": 8, "sink_size": 2, "num_frame_per_block": 2}, (Chunks(2), 8, 2)),
         ({"local_attn_size": -1, "sink_size": 3}, (Chunks(3), None, 0)),
         ({"local_attn_size": 21}, (Chunks(3), 21, 0)),
+        ({"independent_first_frame": True}, (Chunks(3, 1), None, 0)),
+        ({"independent_first_frame": False}, (Chunks(3), None, 0)),
     ],
 )
 def test_a_causal_config_says_window_and_sink(

@@ -329,6 +329,11 @@ def test_too_much_text_is_refused_in_one_line():
         build()(video(), chunkwise_timestep(), text(6))
 
 
+def test_a_time_for_all_frames_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"^timestep \(2, 1\) must be \(B, F\) \(2, 6\), as the latents$"):
+        build()(video(), chunkwise_timestep()[:, :1], text())
+
+
 @pytest.mark.parametrize("options", [{}, {"clean": video(seed=2)}], ids=["block_causal", "teacher_forcing"])
 def test_bfloat16_weights_take_and_give_float32_latents(options):
     model = build()
