@@ -45,6 +45,14 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "places in the window": (
         {"chunk_frames": 2, "window_frames": 8, "sink_frames": 2, "positions": "window", "timesteps": (1000, 500)}, 18,
     ),
+    "one, then threes": ({"chunk_frames": 3, "first_chunk_frames": 1}, 7),
+    "one as the sink": (
+        {"chunk_frames": 2, "first_chunk_frames": 1, "window_frames": 5, "sink_frames": 1, "timesteps": (900, 500)}, 13,
+    ),
+    "three, and places in the window": (
+        {"chunk_frames": 2, "first_chunk_frames": 3, "window_frames": 7, "sink_frames": 3, "positions": "window",
+         "timesteps": (1000, 500)}, 17,
+    ),
     "x0": ({"chunk_frames": 1, "prediction": "x0", "patch": (1, 1, 1)}, 4),
 }  # fmt: skip
 PROMPTS = ["the red ball falls on the moon", "a  cat &amp; water"]
@@ -133,7 +141,7 @@ def test_the_same_latents(case: str, models: Path, tmp_path: Path) -> None:
     print(f"{case}: latents differ by {difference:.1e}")
     assert difference < TOLERANCE
     assert torch.equal(torch.cat(seen, dim=2), theirs.frames)
-    assert {chunk.shape[2] for chunk in seen} == {model.sampler.chunk_frames}
+    assert [chunk.shape[2] for chunk in seen] == model.sampler.chunks.lengths(frames)
 
 
 def test_the_same_embeddings(models: Path, tmp_path: Path) -> None:
@@ -357,7 +365,7 @@ def test_without_a_vae(tmp_path: Path) -> None:
         ({"prompt": None, "prompt_embeds": torch.zeros(1, 25, TEXT_DIM)}, r"\(25 rows\) must have at most 24"),
         (
             {"image": Image.new("RGB", (48, 32))},
-            r"image \(1 latent frames\) must be whole chunks of chunk_frames \(3\)",
+            r"image \(1 latent frames\) must be whole chunks, 3 latent frames each: a chunk",
         ),
         (
             {"start_latents": torch.zeros(1, 4, 3, 6, 4)},
@@ -390,19 +398,26 @@ def test_settings_can_be_others_when_it_is_loaded(models: Path, tmp_path: Path) 
             load(folder, positions=positions)
 
 
-def test_a_first_chunk_of_another_length_is_refused(tmp_path: Path) -> None:
+def test_a_first_chunk_of_one_takes_an_image(models: Path, tmp_path: Path) -> None:
     model = make_student(chunk_frames=3, first_chunk_frames=1)
-    config = PolicyConfig(student=model.config, sampler=model.sampler)
-    save_weights(model.state_dict().items(), tmp_path / "student", config)
-    done = call_tool(
-        "convert_checkpoint", tmp_path / "student", tmp_path / "out", "--to", "pipeline", "--models", "none"
-    )
-    assert done.returncode == 2
-    assert "first_chunk_frames (1) must be None: chunks of the pipeline have one length" in done.stderr
-    assert not (tmp_path / "out").exists()
-    done = call_tool("convert_checkpoint", tmp_path / "student", tmp_path / "out", "--to", "diffusers")
-    assert done.returncode == 0, done.stderr
-    assert "latent frames at a time, the first time 1, in" in (tmp_path / "out" / "README.md").read_text()
+    folder = export(model, tmp_path, models)
+    assert "latent frames at a time, the first time 1, in" in (folder / "README.md").read_text()
+    pipe, noise = load(folder), as_theirs(make_noise(model, 7))
+    whole = pipe(PROMPTS, **noise, output_type="latent").frames
+    for chunks in (1, 4):
+        given = pipe(PROMPTS, start_latents=whole[:, :, :chunks], **noise, output_type="latent").frames
+        assert torch.equal(given, whole)
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (32, 48, 3), dtype=np.uint8))
+    latents = pipe(PROMPTS, image=image, **noise, output_type="latent").frames
+    assert not torch.equal(latents[:, :, 1:], whole[:, :, 1:])
+    assert [len(chunk[0]) for chunk in pipe.stream(PROMPTS, 25, 32, 48, image=image)] == [1, 12, 12]
+    each = "3 latent frames each behind a first one of 1"
+    with pytest.raises(ValueError, match=rf"^num_frames \(33\) must be of whole chunks, {each}: the nearest is 37$"):
+        pipe.stream(PROMPTS, 33, 32, 48)
+    with pytest.raises(ValueError, match=rf"^start_latents \(3 latent frames\) must be whole chunks, {each}: a chunk"):
+        pipe.stream(PROMPTS, 37, 32, 48, start_latents=whole[:, :, :3])
+    with pytest.raises(ValueError, match=r"^sink_frames \(0\) must hold the first chunk with first_chunk_frames \(1\)"):
+        load(folder, window_frames=7)
 
 
 def test_the_folder(models: Path, tmp_path: Path) -> None:

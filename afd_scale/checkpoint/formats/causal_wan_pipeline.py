@@ -44,6 +44,26 @@ TIMESTEPS = 1000  # the transformer's timestep is 1000 sigma
 logger = logging.get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class Chunks:
+    """Where a video's chunks begin, in latent frames: all are of one size, but perhaps for the first."""
+
+    size: int
+    first: int
+
+    def start(self, chunk: int) -> int:
+        """Of a chunk; so many chunks have as many frames."""
+        return self.first + (chunk - 1) * self.size if chunk else 0
+
+    def count(self, frames: int) -> int:
+        """Whole chunks among so many first frames."""
+        return max(0, 1 + (frames - self.first) // self.size)
+
+    def are_whole(self, frames: int) -> bool:
+        """Whether so many first frames are whole chunks."""
+        return self.start(self.count(frames)) == frames
+
+
 @dataclass
 class KVCache:
     """Each layer's keys and values of the chunks that the current one sees, itself included, in a ring of slots.
@@ -52,12 +72,14 @@ class KVCache:
     absolute positions, so the order of the slots does not matter; or before it, and turned in each pass.
 
     Attributes:
+        chunks: a slot is as long as the chunk of its number; the first keeps its own, where others are longer.
         capacity, sink: slots, and how many of them are never given up; both in chunks.
         chunk: number of the current chunk.
         own, seen: cosines and sines, (1, L, 1, D / 2) each, of the current chunk's rotation, and of that of all that it
             sees, where keys are kept before it.
     """
 
+    chunks: Chunks
     capacity: int
     sink: int
     chunk: int = 0
@@ -81,15 +103,16 @@ class KVCache:
 
     def extend(self, layer: int, key_BLND: Tensor, value_BLND: Tensor) -> tuple[Tensor, Tensor]:
         """Put the current chunk's keys, before RoPE, and values into its slot; all that it sees, after RoPE."""
-        batch, tokens, *heads = key_BLND.shape
+        (batch, length, *heads), start = key_BLND.shape, self.chunks.start
+        tokens = length // (start(self.chunk + 1) - start(self.chunk))  # of a frame
         if layer not in self.layers:
-            shape = (batch, self.capacity * tokens, *heads)
+            shape = (batch, start(self.capacity) * tokens, *heads)
             self.layers[layer] = key_BLND.new_empty(shape), value_BLND.new_empty(shape)
-        here = slice(self.slot * tokens, (self.slot + 1) * tokens)
+        here = slice(start(self.slot) * tokens, start(self.slot + 1) * tokens)
         keys, values = self.layers[layer]
         keys[:, here] = key_BLND if self.seen else rotate(key_BLND, *self.own)
         values[:, here] = value_BLND
-        filled = min(self.chunk + 1, self.capacity) * tokens
+        filled = start(min(self.chunk + 1, self.capacity)) * tokens
         keys, values = keys[:, :filled], values[:, :filled]
         return rotate(keys, *self.seen) if self.seen else keys, values
 
@@ -145,7 +168,7 @@ class CausalWanPipeline(DiffusionPipeline):
 
     def __init__(
         self, tokenizer: Any, text_encoder: Any, vae: AutoencoderKLWan, transformer: WanTransformer3DModel,
-        scheduler: FlowMatchEulerDiscreteScheduler, chunk_frames: int = 3,
+        scheduler: FlowMatchEulerDiscreteScheduler, chunk_frames: int = 3, first_chunk_frames: int | None = None,
         timesteps: Any = (1000, 750, 500, 250), first_chunk_timesteps: Sequence[int] | None = None,
         window_frames: int | None = None, sink_frames: int = 0, positions: str = "absolute",
         prediction: str = "velocity", text_length: int = 512,
@@ -155,6 +178,7 @@ class CausalWanPipeline(DiffusionPipeline):
         Args:
             scheduler: only its `shift` is used, the warp of the noise levels.
             chunk_frames: latent frames denoised together.
+            first_chunk_frames: those of the first chunk; None is as many.
             timesteps: denoising steps in (0, 1000], falling, before the warp.
             first_chunk_timesteps: those of the first chunk; None takes `timesteps`.
             window_frames: latent frames a chunk may attend to, itself and the sink included; None is all.
@@ -165,10 +189,18 @@ class CausalWanPipeline(DiffusionPipeline):
             text_length: rows a text embedding is padded to, with zeros; all are attended.
         """
         super().__init__()
-        uneven = sink_frames % chunk_frames or (window_frames or 0) % chunk_frames
-        if uneven or (window_frames or chunk_frames) - sink_frames < chunk_frames:
+        self._chunks = chunks = Chunks(chunk_frames, first_chunk_frames or chunk_frames)
+        if window_frames is None:
+            fits = not sink_frames
+        else:
+            are_whole = chunks.are_whole(sink_frames) and chunks.are_whole(window_frames)
+            fits = are_whole and window_frames - sink_frames >= chunk_frames
+        if not fits:
             raise ValueError(f"window_frames ({window_frames}) and sink_frames ({sink_frames}) must be whole chunks of "
                              f"{chunk_frames}, and a window hold the sink and one more")  # fmt: skip
+        if window_frames and chunks.first != chunks.size and not sink_frames:
+            raise ValueError(f"sink_frames (0) must hold the first chunk with first_chunk_frames ({chunks.first}): "
+                             "in a window others take the place of one that leaves")  # fmt: skip
         if positions != "absolute" and (positions != "window" or window_frames is None):
             raise ValueError(
                 f"positions ({positions}) must be absolute, or window where window_frames says how long it is"
@@ -177,9 +209,9 @@ class CausalWanPipeline(DiffusionPipeline):
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
         self.register_to_config(
-            chunk_frames=chunk_frames, timesteps=timesteps, first_chunk_timesteps=first_chunk_timesteps,
-            window_frames=window_frames, sink_frames=sink_frames, positions=positions, prediction=prediction,
-            text_length=text_length,
+            chunk_frames=chunk_frames, first_chunk_frames=first_chunk_frames, timesteps=timesteps,
+            first_chunk_timesteps=first_chunk_timesteps, window_frames=window_frames, sink_frames=sink_frames,
+            positions=positions, prediction=prediction, text_length=text_length,
         )  # fmt: skip
         self.temporal_factor = 1 if vae is None else vae.config.scale_factor_temporal
         self.spatial_factor = 1 if vae is None else vae.config.scale_factor_spatial
@@ -238,14 +270,14 @@ class CausalWanPipeline(DiffusionPipeline):
         start_latents: Tensor | None = None, generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None, renoise: Tensor | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
-        """Give the clean latents of each chunk, (B, C, chunk_frames, H, W), as soon as it is there.
+        """Give the clean latents of each chunk, (B, C, F, H, W), as soon as it is there.
 
         Args:
             prompt: one, or one a video.
             num_frames: of the video. None goes on without end, which needs a window: the cache would grow for ever.
             height, width: pixels.
             prompt_embeds: (B, T, E), in place of a prompt.
-            image: the video's first frame, scaled to its size; for students whose chunk is one latent frame.
+            image: the video's first frame, scaled to its size; for students whose first chunk is one latent frame.
             start_latents: (B, C, F, H, W) clean latents that the video starts with, whole chunks; they are given too.
             generator: draws noise chunk by chunk, so that a longer video starts as a shorter one does.
             latents: (B, C, F, H, W) noise in place of the generator's; the video has its size.
@@ -258,15 +290,17 @@ class CausalWanPipeline(DiffusionPipeline):
             height, width = (size * self.spatial_factor for size in latents.shape[-2:])
         num_chunks, (rows, columns) = self._num_chunks(num_frames), self._latent_size(height, width)
         text = self._text(prompt, prompt_embeds)
-        chunk_shape = (len(text), self.transformer.config.in_channels, self.config.chunk_frames, rows, columns)
+        batch, channels = len(text), self.transformer.config.in_channels
         if image is not None:
             start_latents = self.encode_image(image, height, width)
-        start = self._checked_start(start_latents, chunk_shape, "start_latents" if image is None else "image")
+        name = "start_latents" if image is None else "image"
+        start = self._checked_start(start_latents, (batch, channels, rows, columns), name)
 
         def noise(frames: slice, step: int) -> Tensor:
             given = latents if step == 0 else None if renoise is None else renoise[step - 1]
             if given is None:
-                return randn_tensor(chunk_shape, generator=generator, device=self._execution_device)
+                shape = (batch, channels, frames.stop - frames.start, rows, columns)
+                return randn_tensor(shape, generator=generator, device=self._execution_device)
             return given[:, :, frames].to(self._execution_device, torch.float32)
 
         return self._generate(text, num_chunks, start, noise)
@@ -319,18 +353,18 @@ class CausalWanPipeline(DiffusionPipeline):
         self, text: Tensor, num_chunks: int | None, start: Tensor, noise: Callable[[slice, int], Tensor]
     ) -> Iterator[Tensor]:
         """Clean chunks one after the other: those of `start`, then those denoised from noise(frames, step)."""
-        config = self.config
-        limits = (num_chunks, config.window_frames and config.window_frames // config.chunk_frames)
-        cache = KVCache(min(limit for limit in limits if limit), config.sink_frames // config.chunk_frames)
+        config, chunks = self.config, self._chunks
+        limits = (num_chunks, config.window_frames and chunks.count(config.window_frames))
+        cache = KVCache(chunks, min(limit for limit in limits if limit), chunks.count(config.sink_frames))
         first_sigmas = self._sigmas(config.first_chunk_timesteps or config.timesteps)
         sigmas = self._sigmas(config.timesteps)
         while True:
-            here = slice(cache.chunk * config.chunk_frames, (cache.chunk + 1) * config.chunk_frames)
+            here = slice(chunks.start(cache.chunk), chunks.start(cache.chunk + 1))
             if config.positions == "window":
-                places = [place * config.chunk_frames + frame for place in cache.places()
-                          for frame in range(config.chunk_frames)]  # fmt: skip
+                places = [frame for place in cache.places()
+                          for frame in range(chunks.start(place), chunks.start(place + 1))]  # fmt: skip
                 newest = max(places) + 1
-                cache.own = self._rotation(range(newest - config.chunk_frames, newest), *start.shape[-2:])
+                cache.own = self._rotation(range(newest - (here.stop - here.start), newest), *start.shape[-2:])
                 cache.seen = self._rotation(places, *start.shape[-2:])
             else:
                 cache.own = self._rotation(range(here.start, here.stop), *start.shape[-2:])
@@ -387,13 +421,18 @@ class CausalWanPipeline(DiffusionPipeline):
             if self.config.window_frames is None:
                 raise ValueError("num_frames must be given: without window_frames a chunk sees all before it")
             return None
-        frames = self.config.chunk_frames
-        chunks = max(1, round(((num_frames - 1) / self.temporal_factor + 1) / frames))
-        nearest = self._video_frames(chunks * frames)
+        chunks, wanted = self._chunks, (num_frames - 1) / self.temporal_factor + 1
+        count = max(1, round(1 + (wanted - chunks.first) / chunks.size))
+        nearest = self._video_frames(chunks.start(count))
         if num_frames != nearest:
-            raise ValueError(f"num_frames ({num_frames}) must be of whole chunks, {frames} latent frames each: "
-                             f"the nearest is {nearest}")  # fmt: skip
-        return chunks
+            raise ValueError(f"num_frames ({num_frames}) must be of whole chunks, {self._of_frames()}: the nearest is "
+                             f"{nearest}")  # fmt: skip
+        return count
+
+    def _of_frames(self) -> str:
+        """What errors say of chunks."""
+        first, size = self._chunks.first, self._chunks.size
+        return f"{size} latent frames each" + (f" behind a first one of {first}" if first != size else "")
 
     def _video_frames(self, latent_frames: int) -> int:
         return 1 + (latent_frames - 1) * self.temporal_factor
@@ -405,15 +444,16 @@ class CausalWanPipeline(DiffusionPipeline):
                 raise ValueError(f"{name} ({size}) must be a multiple of {patch * self.spatial_factor}: of a token")
         return height // self.spatial_factor, width // self.spatial_factor
 
-    def _checked_start(self, start: Tensor | None, chunk_shape: tuple[int, ...], name: str) -> Tensor:
-        """(B, C, F, H, W) clean latents, none of them where nothing is given."""
-        batch, channels, chunk_frames, rows, columns = chunk_shape
+    def _checked_start(self, start: Tensor | None, shape: tuple[int, ...], name: str) -> Tensor:
+        """(B, C, F, H, W) clean latents, none of them where nothing is given; `shape` is without the frames."""
+        batch, channels, rows, columns = shape
         if start is None:
             start = torch.zeros(1, channels, 0, rows, columns)
-        if start.shape[2] % chunk_frames:
-            raise ValueError(f"{name} ({start.shape[2]} latent frames) must be whole chunks of chunk_frames "
-                             f"({chunk_frames}): a chunk is given or generated as a whole")  # fmt: skip
-        found, needed = (f"{c} channels, {h} x {w}" for c, _, h, w in (start.shape[1:], chunk_shape[1:]))
+        if not self._chunks.are_whole(start.shape[2]):
+            raise ValueError(f"{name} ({start.shape[2]} latent frames) must be whole chunks, {self._of_frames()}: a "
+                             "chunk is given or generated as a whole")  # fmt: skip
+        sizes = ((start.shape[1], *start.shape[3:]), (channels, rows, columns))
+        found, needed = (f"{c} channels, {h} x {w}" for c, h, w in sizes)
         if found != needed:
             raise ValueError(f"{name} ({found}) must be {needed}")
         return start.to(self._execution_device, torch.float32).expand(batch, -1, -1, -1, -1)

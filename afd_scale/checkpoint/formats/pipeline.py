@@ -31,11 +31,8 @@ def fill_pipeline_folder(
         models: a folder in diffusers' layout whose VAE, text encoder and tokenizer are copied; None leaves them out,
             and the pipeline takes embeddings and gives latents.
     Raises:
-        ValueError: the models are not the student's, or the pipeline has not its first chunk.
+        ValueError: the models are not the student's.
     """
-    if not config.sampler.chunks.are_alike:
-        raise ValueError(f"first_chunk_frames ({config.sampler.first_chunk_frames}) must be None: chunks of the "
-                         "pipeline have one length; --to diffusers or afd has the weights")  # fmt: skip
     if models is not None:
         check_models(models, config.student)
         copy_models(models, folder)
@@ -56,9 +53,7 @@ def pipeline_index(config: PolicyConfig, with_models: bool) -> dict[str, Any]:
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         # A pipeline's video has one prompt.
-        **sampler.model_dump(
-            mode="json", exclude={"family", "timestep_shift", "at_prompt_change", "first_chunk_frames"}
-        ),
+        **sampler.model_dump(mode="json", exclude={"family", "timestep_shift", "at_prompt_change"}),
         "prediction": student.prediction,
         "text_length": student.text_length,
     }
