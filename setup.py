@@ -66,7 +66,6 @@ setup(
         "dev": [
             *SERVE,
             "pytest>=8.4",
-            "pytest-rerunfailures>=16",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.8",
             "hypothesis>=6.100",
