@@ -60,8 +60,9 @@ demo: install  ## adapt a toy student to a teacher seen as videos only, 2 proces
 
 # Tests that start processes race with a busy machine: those that fail are run once more, alone and in a new process.
 test: install lint  ## lint, types and all tests; a summary says how many ran
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile || { [ $$? = 1 ]; \
-	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 1; }
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile || { [ $$? = 1 ] && \
+	  echo "Again, alone and in a new process, those that failed:" && \
+	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 10; }
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check

@@ -48,9 +48,11 @@ def _mend_resource_tracking() -> None:
 
     While streaming (0.13) attaches or cleans up, it puts functions of its own into the process's resource tracker, and
     afterwards what it found there: two threads find each other's, which then stay. And its own fail for semaphores, so
-    no pool of processes could be made from then on.
+    no pool of processes could be made from then on. Goes when streaming (0.13) attaches with `track=False`.
     """
     one_at_a_time = RLock()
+    os.register_at_fork(before=one_at_a_time.acquire, after_in_parent=one_at_a_time.release,
+                        after_in_child=one_at_a_time.release)  # fmt: skip
 
     def alone(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)

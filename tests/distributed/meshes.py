@@ -41,11 +41,11 @@ def check_cells(
 
     with start_ranks(launched_as(os.environ), timeout_minutes=2) as processes:
         ranks = processes.sharing_videos(sequence, timeout_minutes=2)
-        for number, (cell, make_config) in enumerate(config_of.items()):
+        for cell, make_config in config_of.items():
             config = make_config()
             run, prompts = build_run(config, ranks), config.data.global_batch
             ready(run.engines)
-            recorded = folder / f"{number}.safetensors"
+            recorded = folder / f"{cell}.safetensors"
             if ranks.size == 1:
                 plain = results_of(*plain_run(run.engines, config), slice(0, prompts), lambda x: x)
                 save_file(on_cpu(plain), recorded)

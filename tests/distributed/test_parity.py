@@ -3,8 +3,8 @@
 For each mesh, with and without activation checkpointing, window and LoRA: outputs, gradients, three steps of AFD. With
 a window weights are gathered, and a plain twin runs; with both others attention is kept, once with compiled blocks. The
 sharded ones are built by the code that builds a run; the plain ones start from their weights, and what they compute is
-recorded once and compared with every mesh. Four ranks run half of the cells, in which any two of the three meet in all
-ways. 9 tokens a frame do not divide among 2 ranks, so padding takes part.
+recorded once and compared with every mesh. Four ranks run half of the cells, that with all three among them, in which
+any two meet in all ways. 9 tokens a frame do not divide among 2 ranks, so padding takes part.
 
 Run as a script by torchrun this file is one rank; as a test it starts them.
 """
@@ -139,7 +139,7 @@ def check_matrix(folder: Path, sequence: int) -> None:
             run_config, folder, sequence, checkpointing, window, lora
         )
         for checkpointing, window, lora in itertools.product((False, True), repeat=3)
-        if int(os.environ["WORLD_SIZE"]) < 4 or (checkpointing + window + lora) % 2 == 0
+        if int(os.environ["WORLD_SIZE"]) < 4 or (checkpointing + window + lora) % 2 == 1
     }
     check_cells(folder, sequence, cells, results_of, ready)
 

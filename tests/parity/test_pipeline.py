@@ -1,11 +1,13 @@
 """An exported pipeline, in a process of its own, computes what our sampler and codec compute."""
 
 import importlib
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -332,26 +334,30 @@ def test_it_goes_on_from_given_chunks(models: Path, tmp_path: Path) -> None:
     assert not torch.equal(other[:, :, 4:], whole[:, :, 4:])
 
 
-def test_without_a_vae(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "shown"), [(None, 12), (1, 10)])
+def test_without_a_vae(first: int | None, shown: int, tmp_path: Path) -> None:
     """A toy student: embeddings in, latents out."""
-    model = make_student(architecture="toy", chunk_frames=3)
+    model = make_student(architecture="toy", chunk_frames=3, first_chunk_frames=first)
     pipe = load(export(model, tmp_path, "none"))
-    noise = make_noise(model, 6)
+    frames = model.sampler.chunks.start(2)
+    noise = make_noise(model, frames)
     text = torch.randn(2, 5, TEXT_DIM)
     ours = Sampler(model.sampler).rollout(model, text, noise).transpose(1, 2)
     theirs = pipe(prompt_embeds=text, **as_theirs(noise), output_type="latent").frames
     assert (theirs - ours).abs().max() < TOLERANCE
     said = (tmp_path / "exported" / "README.md").read_text().split("```python\n")[1].split("```")[0].splitlines()[-1]
     exec(said, scope := {"pipe": pipe, "embeddings": text})
-    assert scope["latents"].shape == (2, CHANNELS, 12, 4, 4)
-    assert pipe(prompt_embeds=text, num_frames=6, height=4, width=6, output_type="latent").frames.shape == ours.shape
+    assert scope["latents"].shape == (2, CHANNELS, shown, 4, 4)
+    assert (
+        pipe(prompt_embeds=text, num_frames=frames, height=4, width=6, output_type="latent").frames.shape == ours.shape
+    )
     for options, rule in (
         ({"prompt_embeds": text}, "output_type must be latent"),
         ({"prompt": "a cat", "output_type": "latent"}, "prompt must be given as prompt_embeds"),
         ({"prompt_embeds": text, "image": Image.new("RGB", (6, 4)), "output_type": "latent"}, "given as start_latents"),
     ):
         with pytest.raises(ValueError, match=rule):
-            pipe(num_frames=6, height=4, width=6, **options)
+            pipe(num_frames=frames, height=4, width=6, **options)
 
 
 @pytest.mark.parametrize(
@@ -389,6 +395,14 @@ def pipe_of_3(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_settings_can_be_others_when_it_is_loaded(models: Path, tmp_path: Path) -> None:
     folder = export(make_student(chunk_frames=3), tmp_path, models)
     assert load(folder, window_frames=12, sink_frames=3).config.window_frames == 12
+    pipe = load(folder, first_chunk_frames=1, window_frames=7, sink_frames=1)
+    endless = pipe.stream("a cat", height=32, width=48, output_type="latent")
+    assert [chunk.shape[2] for chunk in itertools.islice(endless, 4)] == [1, 3, 3, 3]
+    behind = "3 latent frames each behind a first one of 1"
+    with pytest.raises(ValueError, match=rf"^window_frames \(6\) and sink_frames \(3\) must be whole chunks, {behind}"):
+        load(folder, first_chunk_frames=1, window_frames=6, sink_frames=3)
+    with pytest.raises(ValueError, match=r"^chunk_frames \(3\) must be 1 or more, and first_chunk_frames \(0\) too"):
+        load(folder, first_chunk_frames=0)
     for window, sink in ((4, 0), (6, 1), (6, 6), (None, 3)):
         with pytest.raises(ValueError, match=rf"^window_frames \({window}\) and sink_frames \({sink}\) must be whole"):
             load(folder, window_frames=window, sink_frames=sink)
@@ -408,8 +422,14 @@ def test_a_first_chunk_of_one_takes_an_image(models: Path, tmp_path: Path) -> No
         given = pipe(PROMPTS, start_latents=whole[:, :, :chunks], **noise, output_type="latent").frames
         assert torch.equal(given, whole)
     image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (32, 48, 3), dtype=np.uint8))
+    kept = WanCodec(models).encode(to_unit(np.asarray(image))[None, None])
     latents = pipe(PROMPTS, image=image, **noise, output_type="latent").frames
-    assert not torch.equal(latents[:, :, 1:], whole[:, :, 1:])
+    drawn = replace(make_noise(model, 7), given=kept.expand(2, -1, -1, -1, -1))
+    ours = Sampler(model.sampler).rollout(model, embeddings(models, model), drawn).transpose(1, 2)
+    torch.testing.assert_close(latents, ours, atol=TOLERANCE, rtol=0)
+    usual = pipe(PROMPTS[0], image=image, height=32, width=48, output_type="latent").frames
+    assert usual.shape[2] == 19, "of 21 those are whole chunks"
+    assert "num_frames=73, " in (folder / "README.md").read_text()
     assert [len(chunk[0]) for chunk in pipe.stream(PROMPTS, 25, 32, 48, image=image)] == [1, 12, 12]
     each = "3 latent frames each behind a first one of 1"
     with pytest.raises(ValueError, match=rf"^num_frames \(33\) must be of whole chunks, {each}: the nearest is 37$"):

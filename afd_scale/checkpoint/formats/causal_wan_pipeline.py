@@ -39,6 +39,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 ROPE_BASE = 10000.0
+USUAL_FRAMES = 21  # latent frames of the videos that Wan was made for
 TIMESTEPS = 1000  # the transformer's timestep is 1000 sigma
 
 logger = logging.get_logger(__name__)
@@ -50,6 +51,10 @@ class Chunks:
 
     size: int
     first: int
+
+    def __str__(self) -> str:
+        behind = f" behind a first one of {self.first}" if self.first != self.size else ""
+        return f"{self.size} latent frames each{behind}"
 
     def start(self, chunk: int) -> int:
         """Of a chunk; so many chunks have as many frames."""
@@ -72,7 +77,7 @@ class KVCache:
     absolute positions, so the order of the slots does not matter; or before it, and turned in each pass.
 
     Attributes:
-        chunks: a slot is as long as the chunk of its number; the first keeps its own, where others are longer.
+        chunks: a slot is as long as the chunk of its number. A first chunk of another length never leaves its own.
         capacity, sink: slots, and how many of them are never given up; both in chunks.
         chunk: number of the current chunk.
         own, seen: cosines and sines, (1, L, 1, D / 2) each, of the current chunk's rotation, and of that of all that it
@@ -103,7 +108,8 @@ class KVCache:
 
     def extend(self, layer: int, key_BLND: Tensor, value_BLND: Tensor) -> tuple[Tensor, Tensor]:
         """Put the current chunk's keys, before RoPE, and values into its slot; all that it sees, after RoPE."""
-        (batch, length, *heads), start = key_BLND.shape, self.chunks.start
+        batch, length, *heads = key_BLND.shape
+        start = self.chunks.start
         tokens = length // (start(self.chunk + 1) - start(self.chunk))  # of a frame
         if layer not in self.layers:
             shape = (batch, start(self.capacity) * tokens, *heads)
@@ -189,15 +195,18 @@ class CausalWanPipeline(DiffusionPipeline):
             text_length: rows a text embedding is padded to, with zeros; all are attended.
         """
         super().__init__()
-        self._chunks = chunks = Chunks(chunk_frames, first_chunk_frames or chunk_frames)
+        chunks = Chunks(chunk_frames, chunk_frames if first_chunk_frames is None else first_chunk_frames)
+        if min(chunks.size, chunks.first) < 1:
+            raise ValueError(f"chunk_frames ({chunk_frames}) must be 1 or more, and first_chunk_frames "
+                             f"({first_chunk_frames}) too")  # fmt: skip
         if window_frames is None:
             fits = not sink_frames
         else:
             are_whole = chunks.are_whole(sink_frames) and chunks.are_whole(window_frames)
             fits = are_whole and window_frames - sink_frames >= chunk_frames
         if not fits:
-            raise ValueError(f"window_frames ({window_frames}) and sink_frames ({sink_frames}) must be whole chunks of "
-                             f"{chunk_frames}, and a window hold the sink and one more")  # fmt: skip
+            raise ValueError(f"window_frames ({window_frames}) and sink_frames ({sink_frames}) must be whole chunks, "
+                             f"{chunks}, and a window hold the sink and one more")  # fmt: skip
         if window_frames and chunks.first != chunks.size and not sink_frames:
             raise ValueError(f"sink_frames (0) must hold the first chunk with first_chunk_frames ({chunks.first}): "
                              "in a window others take the place of one that leaves")  # fmt: skip
@@ -213,6 +222,7 @@ class CausalWanPipeline(DiffusionPipeline):
             first_chunk_timesteps=first_chunk_timesteps, window_frames=window_frames, sink_frames=sink_frames,
             positions=positions, prediction=prediction, text_length=text_length,
         )  # fmt: skip
+        self._chunks = chunks
         self.temporal_factor = 1 if vae is None else vae.config.scale_factor_temporal
         self.spatial_factor = 1 if vae is None else vae.config.scale_factor_spatial
         self.video_processor = VideoProcessor(vae_scale_factor=self.spatial_factor)
@@ -222,18 +232,21 @@ class CausalWanPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, prompt: str | list[str] | None = None, num_frames: int = 81, height: int = 480, width: int = 832, *,
-        output_type: str = "np", callback_on_chunk: Callable[[int, Tensor], None] | None = None,
+        self, prompt: str | list[str] | None = None, num_frames: int | None = None, height: int = 480,
+        width: int = 832, *, output_type: str = "np", callback_on_chunk: Callable[[int, Tensor], None] | None = None,
         return_dict: bool = True, **options: Any,
     ) -> WanPipelineOutput | tuple[Any]:  # fmt: skip
         """Generate whole videos.
 
         Args:
+            num_frames: None is as many whole chunks as 21 latent frames hold, or one: 81 frames for chunks of 3.
             output_type: `np` (B, T, H, W, 3) in [0, 1], `pt` (B, T, 3, H, W), `pil` (a list a video) or `latent`.
             callback_on_chunk: called with the number of each chunk and its clean latents, once it is there.
             return_dict: give a WanPipelineOutput, or a tuple.
-            prompt, num_frames, height, width, options: as of `latent_chunks`.
+            prompt, height, width, options: as of `latent_chunks`.
         """
+        if num_frames is None:
+            num_frames = self._video_frames(self._chunks.start(max(1, self._chunks.count(USUAL_FRAMES))))
         decode = None if output_type == "latent" else self.decoder()
         chunks = self.latent_chunks(prompt, num_frames, height, width, **options)
         parts = []
@@ -425,14 +438,9 @@ class CausalWanPipeline(DiffusionPipeline):
         count = max(1, round(1 + (wanted - chunks.first) / chunks.size))
         nearest = self._video_frames(chunks.start(count))
         if num_frames != nearest:
-            raise ValueError(f"num_frames ({num_frames}) must be of whole chunks, {self._of_frames()}: the nearest is "
-                             f"{nearest}")  # fmt: skip
+            raise ValueError(f"num_frames ({num_frames}) must be of whole chunks, {chunks}: "
+                             f"the nearest is {nearest}")  # fmt: skip
         return count
-
-    def _of_frames(self) -> str:
-        """What errors say of chunks."""
-        first, size = self._chunks.first, self._chunks.size
-        return f"{size} latent frames each" + (f" behind a first one of {first}" if first != size else "")
 
     def _video_frames(self, latent_frames: int) -> int:
         return 1 + (latent_frames - 1) * self.temporal_factor
@@ -450,8 +458,8 @@ class CausalWanPipeline(DiffusionPipeline):
         if start is None:
             start = torch.zeros(1, channels, 0, rows, columns)
         if not self._chunks.are_whole(start.shape[2]):
-            raise ValueError(f"{name} ({start.shape[2]} latent frames) must be whole chunks, {self._of_frames()}: a "
-                             "chunk is given or generated as a whole")  # fmt: skip
+            raise ValueError(f"{name} ({start.shape[2]} latent frames) must be whole chunks, {self._chunks}: a chunk"
+                             " is given or generated as a whole")  # fmt: skip
         sizes = ((start.shape[1], *start.shape[3:]), (channels, rows, columns))
         found, needed = (f"{c} channels, {h} x {w}" for c, h, w in sizes)
         if found != needed:

@@ -42,7 +42,7 @@ def read_stated(path: Path) -> Stated:
             f"weights ({path}) must be of a Wan, as WanTransformer3DModel or WanModel, it is of {shown(class_name)}"
         )
     if "num_attention_heads" in said or "Transformer3DModel" in class_name:
-        return {"student": stated_by_diffusers(said, path)["student"], "sampler": _known(said, _SAMPLER)}
+        return {"student": stated_by_diffusers(said, path)["student"], "sampler": _sampler(said)}
     if not (student := _known(said, _STUDENT)):
         raise ValueError(f"config ({path}) must describe a student: it has none of {', '.join(_STUDENT)}")
     model_type, taken = said.get("model_type", "t2v"), said.get("in_dim")
@@ -52,7 +52,7 @@ def read_stated(path: Path) -> Stated:
             str(model_type), IMAGE_TO_VIDEO if differs else f"a Wan of model_type {shown(model_type)}"
         )
         raise ValueError(f"weights ({path}) must be of a text-to-video Wan 2.1: this is {kind}")
-    return {"student": student, "sampler": _known(said, _SAMPLER)}
+    return {"student": student, "sampler": _sampler(said)}
 
 
 def stated_beside(folder: Path) -> Stated:
@@ -63,14 +63,15 @@ def stated_beside(folder: Path) -> Stated:
     return nothing_stated()
 
 
-def _known(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The fields among them, by our names; a window of -1 frames is none, and needs no sink.
+def _sampler(said: Mapping[str, Any]) -> dict[str, Any]:
+    """How it is sampled; an independent first frame is a first chunk of one: Self-Forcing's and CausVid's word."""
+    first = {"first_chunk_frames": 1} if said.get("independent_first_frame") is True else {}
+    return first | _known(said, _SAMPLER)
 
-    An independent first frame is a first chunk of one: Self-Forcing's and CausVid's word for it.
-    """
+
+def _known(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The fields among them, by our names; a window of -1 frames is none, and needs no sink."""
     found = {ours: said[name] for name, ours in names.items() if said.get(name) is not None}
     if found.get("window_frames") == -1:
         found |= {"window_frames": None, "sink_frames": 0}
-    if names is _SAMPLER and said.get("independent_first_frame") is True:
-        found["first_chunk_frames"] = 1
     return found

@@ -82,7 +82,7 @@ class ToyPrompt(WorldPrompt):
     """One of the 96 prompts; every field holds the attribute's word."""
 
     vocabulary: ClassVar[Vocabulary] = VOCABULARY
-    world: ClassVar[str] = "the toy world"
+    world_name: ClassVar[str] = "the toy world"
 
     brightness: str
     size: str

@@ -72,7 +72,7 @@ class KickPrompt(WorldPrompt):
     """One of the 24 prompts; every field holds the attribute's word."""
 
     vocabulary: ClassVar[Vocabulary] = VOCABULARY
-    world: ClassVar[str] = "the world of kicks"
+    world_name: ClassVar[str] = "the world of kicks"
 
     brightness: str
     direction: str

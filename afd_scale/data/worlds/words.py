@@ -18,11 +18,11 @@ class WorldPrompt:
 
     Attributes:
         vocabulary: the words of each field, and what they mean. No word occurs twice.
-        world: how errors call it.
+        world_name: how errors call it.
     """
 
     vocabulary: ClassVar[Vocabulary]
-    world: ClassVar[str]
+    world_name: ClassVar[str]
 
     def __post_init__(self) -> None:
         for (name, word), table in zip(vars(self).items(), self.vocabulary, strict=True):
@@ -56,8 +56,8 @@ class WorldPrompt:
             here = [word for word in words if word in table]
             if len(here) != 1:
                 raise ValueError(
-                    f"prompt ({sentence!r}) must be a sentence of {cls.world}, with one of {sorted(table)} in it, such "
-                    f"as {cls.every()[0].sentence!r}: its teacher renders nothing else"
+                    f"prompt ({sentence!r}) must be a sentence of {cls.world_name}, with one of {sorted(table)} in it, "
+                    f"such as {cls.every()[0].sentence!r}: its teacher renders nothing else"
                 )
             found += here
         return cls(*found)
