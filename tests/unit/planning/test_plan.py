@@ -159,7 +159,7 @@ def test_sample_videos_take_memory_beside_the_shards():
 
 
 def test_there_are_the_large_configs():
-    assert len(LARGE) == 15
+    assert len(LARGE) == 16
 
 
 def test_a_plan_takes_seconds():
