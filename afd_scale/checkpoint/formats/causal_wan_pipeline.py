@@ -47,7 +47,10 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Chunks:
-    """Where a video's chunks begin, in latent frames: all are of one size, but perhaps for the first."""
+    """Where a video's chunks begin, in latent frames: all are of one size, but perhaps for the first.
+
+    What our package's own `Chunks` says, which an exported folder is without.
+    """
 
     size: int
     first: int

@@ -82,6 +82,9 @@ class ToyPrompt(WorldPrompt):
     """One of the 96 prompts; every field holds the attribute's word."""
 
     vocabulary: ClassVar[Vocabulary] = VOCABULARY
+    wording: ClassVar[str] = (
+        "a {brightness} {size} ball moves {direction} {speed} under {gravity} gravity over a {bounciness} floor"
+    )
     world_name: ClassVar[str] = "the toy world"
 
     brightness: str
@@ -90,14 +93,6 @@ class ToyPrompt(WorldPrompt):
     speed: str
     gravity: str
     bounciness: str
-
-    @property
-    def sentence(self) -> str:
-        """The prompt as the student reads it."""
-        return (
-            f"a {self.brightness} {self.size} ball moves {self.direction} {self.speed} "
-            f"under {self.gravity} gravity over a {self.bounciness} floor"
-        )
 
 
 @dataclass(frozen=True)

@@ -72,20 +72,15 @@ class KickPrompt(WorldPrompt):
     """One of the 24 prompts; every field holds the attribute's word."""
 
     vocabulary: ClassVar[Vocabulary] = VOCABULARY
+    wording: ClassVar[str] = (
+        "a {brightness} ball is thrown {direction} and kicked once under {gravity} gravity over a {bounciness} floor"
+    )
     world_name: ClassVar[str] = "the world of kicks"
 
     brightness: str
     direction: str
     gravity: str
     bounciness: str
-
-    @property
-    def sentence(self) -> str:
-        """The prompt as the student reads it."""
-        return (
-            f"a {self.brightness} ball is thrown {self.direction} and kicked once "
-            f"under {self.gravity} gravity over a {self.bounciness} floor"
-        )
 
 
 @dataclass(frozen=True)

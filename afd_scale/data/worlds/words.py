@@ -18,10 +18,12 @@ class WorldPrompt:
 
     Attributes:
         vocabulary: the words of each field, and what they mean. No word occurs twice.
+        wording: the sentence, with the names of the fields in braces.
         world_name: how errors call it.
     """
 
     vocabulary: ClassVar[Vocabulary]
+    wording: ClassVar[str]
     world_name: ClassVar[str]
 
     def __post_init__(self) -> None:
@@ -32,7 +34,7 @@ class WorldPrompt:
     @property
     def sentence(self) -> str:
         """The prompt as the student reads it."""
-        raise NotImplementedError
+        return self.wording.format(**vars(self))
 
     @property
     def prompt_id(self) -> str:
